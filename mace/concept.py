@@ -1,0 +1,135 @@
+"""Concepts to erase: a target phrase, what it is mapped to, its type, and other names it goes by."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .lists import mapping_for
+from .templates import TEMPLATES
+
+TYPES = ("object", "celebrity", "style", "explicit")
+
+_ARROW = re.compile(r"->|\u2192")
+_COMMENT = re.compile(r"(^|\s)#.*$")
+
+
+class ConceptError(ValueError):
+    """A list of concepts that cannot be used; the message names the line and what to change."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept to erase (or to preserve, where `mapping` plays no part).
+
+    target: the phrase as it stands in prompts.  mapping: the phrase that takes its place in the mapping
+    prompts (e^g of Eq. 1).  type: one of TYPES; it selects the prompts and the automatic settings.
+    aliases: phrases erased together with the target.  templates: the artist's own prompts (each holds
+    `{}`), used besides those of the type.
+    """
+
+    target: str
+    mapping: str
+    type: str
+    aliases: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The target and its aliases."""
+        return (self.target, *self.aliases)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt templates of the concept: its type's, then the artist's own, each once."""
+        return tuple(dict.fromkeys((*TEMPLATES[self.type], *self.templates)))
+
+
+def normalised(phrase: str) -> str:
+    """A phrase as it is compared: white space collapsed, case folded."""
+    return " ".join(phrase.split()).casefold()
+
+
+def parse_concepts(
+    text: str, type: str, templates: Sequence[str] = (), mapped: bool = True
+) -> list[Concept]:
+    """Read concepts, one a line: `target -> mapping` or `target | alias, alias -> mapping`.
+
+    A line without a mapping takes the type's usual one; text after ` #` is a comment. mapped=False reads
+    concepts to preserve, which have no mapping. Raises ConceptError for a line that cannot be read and for a
+    phrase that stands in two lines. An empty text gives no concepts.
+    """
+    if type not in TYPES:
+        raise ConceptError(f"unknown concept type {type!r}: use one of {', '.join(TYPES)}")
+    found: list[Concept] = []
+    lines: dict[str, int] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = _COMMENT.sub("", raw).strip()
+        if not line:
+            continue
+        try:
+            concept = _parse_line(line, type, tuple(templates), mapped)
+        except ConceptError as error:
+            raise ConceptError(f"line {number}: {error}") from None
+        for phrase in concept.phrases:
+            key = normalised(phrase)
+            if key in lines:
+                raise ConceptError(
+                    f"line {number}: {phrase!r} already stands in line {lines[key]}; remove one of them"
+                )
+            lines[key] = number
+        found.append(concept)
+    return found
+
+
+def _parse_line(line: str, type: str, templates: tuple[str, ...], mapped: bool) -> Concept:
+    if "{" in line or "}" in line:
+        raise ConceptError("braces are kept for prompt templates; write the phrase without them")
+    sides = _ARROW.split(line)
+    if len(sides) > 2:
+        raise ConceptError("more than one '->'; write one concept a line as: target -> mapping")
+    if len(sides) > 1 and not mapped:
+        raise ConceptError("a concept to preserve has no mapping; leave '->' and what follows out")
+    name, *aliases = sides[0].split("|")
+    if len(aliases) > 1:
+        raise ConceptError("more than one '|'; separate several aliases with commas: target | alias, alias")
+    target = " ".join(name.split())
+    if not target:
+        raise ConceptError("there is no target phrase; write: target -> mapping")
+    others = [" ".join(alias.split()) for alias in aliases[0].split(",")] if aliases else []
+    if not all(others):
+        raise ConceptError("an alias is empty; write: target | alias, alias -> mapping")
+    if len(sides) == 2:
+        mapping = " ".join(sides[1].split())
+        if not mapping:
+            raise ConceptError(f"nothing stands after '->'; name what {target!r} is to become, or leave it out")
+    else:
+        mapping = mapping_for(target, type) if mapped else ""
+    phrases = [target, *others]
+    for i, phrase in enumerate(phrases):
+        if mapped and normalised(phrase) == normalised(mapping):
+            raise ConceptError(
+                f"{phrase!r} would be mapped to itself; give another mapping, such as: {phrase} -> a scene"
+            )
+        if normalised(phrase) in map(normalised, phrases[:i]):
+            raise ConceptError(f"{phrase!r} is named twice")
+    return Concept(target, mapping, type, tuple(others), templates)
+
+
+def merge(*lists: Iterable[Concept]) -> tuple[Concept, ...]:
+    """Chain lists of concepts into one mixed list.
+
+    Raises ConceptError when a phrase (target or alias) belongs to two concepts: its moments would count
+    twice, and its strength would be ambiguous.
+    """
+    merged: list[Concept] = []
+    owners: dict[str, Concept] = {}
+    for concept in (concept for part in lists for concept in part):
+        for phrase in concept.phrases:
+            owner = owners.setdefault(normalised(phrase), concept)
+            if owner is not concept:
+                raise ConceptError(
+                    f"{phrase!r} is in the list twice: as {owner.target!r} ({owner.type}) and as "
+                    f"{concept.target!r} ({concept.type}); remove one of them"
+                )
+        merged.append(concept)
+    return tuple(merged)
