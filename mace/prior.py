@@ -1,0 +1,154 @@
+"""The prior: moments of what is to be kept (lambda1 and lambda3 of Eq. 19), and the text encoder they belong to."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .moments import pack, packed_width, unpack
+
+# Table 10's lambda1 weighs the sum over MS-COCO's captions at 77 tokens each. Keeping the mean moment a caption
+# and scaling it to COCO's count makes the published numbers mean the same for any file of captions.
+COCO_CAPTIONS = 616_767
+
+FORMAT = "mace-prior-1"
+
+# Texts whose embeddings tell text encoders apart. A bit-exact hash would refuse the same encoder in another
+# precision or on another device; embeddings within PROBE_TOLERANCE give the same moments for all purposes.
+PROBE_PROMPTS = (
+    "a photo of a dog on the street, next to a red car",
+    "portrait of a woman in a blue dress, oil painting",
+    "the sky over a forest",
+)
+PROBE_TOKENS = 12
+PROBE_TOLERANCE = 0.02
+
+
+class PriorError(ValueError):
+    """A prior that cannot be read or belongs to another text encoder."""
+
+
+def probe(embeddings: Tensor) -> Tensor:
+    """The fingerprint of a text encoder: the first tokens of PROBE_PROMPTS' embeddings [3, N, d], float32."""
+    return embeddings[:, :PROBE_TOKENS].float().cpu().contiguous()
+
+
+def probe_distance(a: Tensor, b: Tensor) -> float:
+    """The relative distance of two fingerprints; infinite when their shapes differ.
+
+    The start-of-text token is left out: its embedding is the same large vector in every prompt and would
+    hide a difference in the words.
+    """
+    if a.shape != b.shape:
+        return float("inf")
+    a, b = a[:, 1:].double(), b[:, 1:].double()
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Moments to keep, in float64.
+
+    mean: sum over a caption's tokens of e e^T, averaged over the captions; packed [d (d + 1) / 2], or None
+    without captions.  captions: how many.  preserve: D, the unscaled sum over all prompts of the concepts to
+    preserve, packed, or None.  preserved: their phrases.  fingerprint: see `probe`.  source: where the
+    captions came from.
+    """
+
+    mean: Tensor | None
+    captions: int
+    preserve: Tensor | None
+    preserved: tuple[str, ...]
+    fingerprint: Tensor
+    source: str
+
+    @property
+    def width(self) -> int:
+        """d of the text embeddings."""
+        return self.fingerprint.shape[-1]
+
+    def general_moment(self) -> Tensor | None:
+        """P of Eq. 19 scaled to COCO's number of captions, [d, d] float64."""
+        return None if self.mean is None else unpack(self.mean) * COCO_CAPTIONS
+
+    def preserve_moment(self) -> Tensor | None:
+        """D of Eq. 19, [d, d] float64."""
+        return None if self.preserve is None else unpack(self.preserve)
+
+    def check(self, fingerprint: Tensor) -> None:
+        """Raise PriorError unless the prior was made with the text encoder of this fingerprint."""
+        distance = probe_distance(self.fingerprint, fingerprint)
+        if not distance <= PROBE_TOLERANCE:  # also when it is not a number
+            widths = f"{self.width} and {fingerprint.shape[-1]} wide"
+            raise PriorError(
+                f"the prior was made with another text encoder or another clip skip ({widths}, distance "
+                f"{distance:.3g}); make it with the CLIP that is connected here"
+            )
+
+
+def make_prior(
+    general: Tensor | None,
+    captions: int,
+    preserve: Tensor | None,
+    preserved: tuple[str, ...],
+    fingerprint: Tensor,
+    source: str,
+) -> Prior:
+    """A Prior from the summed moments [d, d] of all captions and of the concepts to preserve."""
+    return Prior(
+        pack(general / captions).cpu() if general is not None and captions else None,
+        captions,
+        pack(preserve).cpu() if preserve is not None and preserved else None,
+        preserved,
+        fingerprint,
+        source,
+    )
+
+
+def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a prior's safetensors file."""
+    tensors = {"fingerprint": prior.fingerprint}
+    if prior.mean is not None:
+        tensors["general.mean"] = prior.mean
+    if prior.preserve is not None:
+        tensors["preserve.sum"] = prior.preserve
+    metadata = {
+        "format": FORMAT,
+        "captions": str(prior.captions),
+        "preserved": json.dumps(prior.preserved, ensure_ascii=False),
+        "source": prior.source,
+    }
+    return tensors, metadata
+
+
+def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior:
+    """A prior from its file's tensors and metadata. Raises PriorError when they are not those of a prior."""
+    if metadata.get("format") != FORMAT:
+        raise PriorError("this file is not a prior saved by Save Prior (or a later version's)")
+    try:
+        fingerprint, captions = tensors["fingerprint"], int(metadata["captions"])
+        preserved = tuple(json.loads(metadata["preserved"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PriorError(f"the prior file is damaged: {error}") from None
+    if fingerprint.dim() != 3 or not torch.isfinite(fingerprint).all():
+        raise PriorError("the prior file is damaged: its fingerprint is not one of a text encoder")
+    for name in ("general.mean", "preserve.sum"):
+        moment = tensors.get(name)
+        if moment is None:
+            continue
+        try:
+            width = packed_width(moment)
+        except ValueError as error:
+            raise PriorError(f"the prior file is damaged: {name}: {error}") from None
+        if width != fingerprint.shape[-1] or moment.dtype != torch.float64 or not torch.isfinite(moment).all():
+            raise PriorError(f"the prior file is damaged: {name} does not fit its fingerprint")
+    return Prior(
+        tensors.get("general.mean"),
+        captions,
+        tensors.get("preserve.sum"),
+        preserved,
+        fingerprint,
+        metadata.get("source", ""),
+    )
