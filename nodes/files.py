@@ -1,0 +1,141 @@
+"""Files in the host's folders: the artist's inputs, and outputs that appear whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import folder_paths
+from safetensors.torch import save_file
+from torch import Tensor
+
+PRIORS = "mace_priors"
+NONE = "none"
+
+
+def register_folders() -> None:
+    """Make models/mace_priors and output/mace_priors known to the host as places of priors."""
+    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder_paths.add_model_folder_path(PRIORS, os.path.join(root, PRIORS))
+
+
+def input_files(*endings: str) -> list[str]:
+    """The files of the host's input folder with one of these endings, sorted, as paths relative to it."""
+    root = Path(folder_paths.get_input_directory())
+    if not root.is_dir():
+        return []
+    found = (path for path in root.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def input_path(name: str) -> Path:
+    """The path of a file of the input folder. Raises ValueError for one outside it or one that is gone."""
+    path = folder_paths.get_annotated_filepath(name)
+    if not os.path.isfile(path):
+        raise ValueError(f"{name!r} is not in the input folder any more; choose another file")
+    return Path(path)
+
+
+def file_stamp(name: str) -> tuple[str, int, int] | None:
+    """What changes when an input file changes: name, size and time; None for no file."""
+    return None if name in (NONE, "") else path_stamp(folder_paths.get_annotated_filepath(name))
+
+
+def path_stamp(path: str | None) -> tuple[str, int, int] | None:
+    """Path, size and time of a file; size and time are -1 where it is gone."""
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (path, -1, -1)
+    return (path, status.st_size, status.st_mtime_ns)
+
+
+def prefix_error(prefix: str) -> str | None:
+    """Why a file name prefix cannot be used, or None."""
+    if not prefix.strip() or not os.path.basename(os.path.normpath(prefix)).strip(". "):
+        return "the file name is empty; give one such as: checkpoints/erased"
+    root = os.path.abspath(folder_paths.get_output_directory())
+    path = os.path.abspath(os.path.join(root, prefix))
+    if os.path.commonpath((root, path)) != root or path == root:
+        return f"{prefix!r} lies outside the output folder; give a name inside it, such as: checkpoints/erased"
+    return None
+
+
+def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Write output/<prefix>_<counter>_.safetensors and return its path.
+
+    The file is written under a temporary name, flushed to disk and put in place only when it is whole; an
+    existing file is never replaced. Raises ValueError for a prefix outside the output folder and OSError when
+    it cannot be written; then nothing is left behind, neither file nor new folder.
+    """
+    problem = prefix_error(prefix)
+    if problem:
+        raise ValueError(problem)
+    output = folder_paths.get_output_directory()
+    with _folders_of(Path(output, prefix).parent):
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise OSError(f"the disk is full: {folder} has {free >> 20} MB left and the file needs {size >> 20} MB")
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
+        os.close(handle)
+        try:
+            try:
+                save_file(dict(tensors), temporary, metadata=dict(metadata))
+            except Exception as error:
+                # safetensors has its own error class for a failed write; the artist needs the folder's name.
+                raise OSError(f"could not write to {folder}: {error}. Is the disk full?") from error
+            # Temporary files are private; a checkpoint is to be as readable as any other file.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
+            return _put_in_place(Path(temporary), Path(folder), name, counter)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _put_in_place(temporary: Path, folder: Path, name: str, counter: int) -> Path:
+    """Rename to the first free counter without ever replacing a file, even one that appears meanwhile."""
+    while True:
+        path = folder / f"{name}_{counter:05}_.safetensors"
+        try:
+            os.link(temporary, path)
+            return path
+        except FileExistsError:
+            counter += 1
+        except OSError:
+            # Some file systems have no hard links; reserving the name first keeps it exclusive there too.
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                counter += 1
+                continue
+            os.replace(temporary, path)
+            return path
+
+
+@contextlib.contextmanager
+def _folders_of(folder: Path) -> Iterator[None]:
+    """Remove, after an error, the folders up to `folder` that did not exist before."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def saved_result(path: Path) -> dict[str, str]:
+    """A file of the output folder as the host's clients name it."""
+    inside = path.relative_to(os.path.abspath(folder_paths.get_output_directory()))
+    return {"filename": inside.name, "subfolder": inside.parent.as_posix(), "type": "output"}

@@ -1,0 +1,46 @@
+"""Load Prior: saved moments."""
+
+import folder_paths
+from comfy_api.latest import io
+from safetensors import SafetensorError, safe_open
+
+from ..mace.prior import PriorError, prior_from_file
+from . import files
+from .types import CATEGORY, PriorType
+
+
+class LoadPrior(io.ComfyNode):
+    """Reads a prior saved by Save Prior."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_LoadPrior",
+            display_name="Load Prior (MACE)",
+            category=CATEGORY,
+            description="Loads a prior that Save Prior wrote. CFR Refine refuses it for another text encoder.",
+            search_aliases=["mace", "prior"],
+            inputs=[
+                io.Combo.Input(
+                    "prior_name",
+                    options=folder_paths.get_filename_list(files.PRIORS),
+                    tooltip=f"A file of models/{files.PRIORS} or output/{files.PRIORS}.",
+                ),
+            ],
+            outputs=[PriorType.Output("prior", tooltip="The moments, for CFR Refine.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, prior_name=""):
+        return files.path_stamp(folder_paths.get_full_path(files.PRIORS, prior_name))
+
+    @classmethod
+    def execute(cls, prior_name) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise(files.PRIORS, prior_name)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+                prior = prior_from_file(tensors, opened.metadata() or {})
+        except SafetensorError as error:
+            raise PriorError(f"{prior_name} is not a safetensors file or is damaged: {error}") from None
+        return io.NodeOutput(prior)

@@ -1,0 +1,191 @@
+"""CFR Refine: closed-form cross-attention refinement (Section 3.1)."""
+
+import math
+
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+
+from ..mace.concept import Concept
+from ..mace.prior import Prior
+from ..mace.refine import Refinement, RefineWeights, refinement, weight_delta
+from ..mace.settings import auto_weights
+from .text import TextEncoder
+from .types import CATEGORY, ConceptsType, PriorType, RefinementType
+from .unet import PROJECTIONS, cross_attention_keys, patched
+
+AUTO = "auto"
+PAPER, RELEASED = "paper", "as released (squared)"
+MOST_WEIGHT = 1e9
+ATTACHMENT = "mace_refinement"
+
+
+def read_weight(name: str, text: str) -> float | None:
+    """A weight of the objective: None for auto, else a number in 0..MOST_WEIGHT. Raises ValueError."""
+    if text.strip().lower() in (AUTO, ""):
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= MOST_WEIGHT:
+        raise ValueError(f"{name}: {text!r} is neither auto nor a number from 0 to {MOST_WEIGHT:g}, such as 1e-4")
+    return value
+
+
+def choose_weights(
+    concepts: tuple[Concept, ...], lambda1: str, lambda3: str, mu: str, lambda1_form: str
+) -> tuple[RefineWeights, list[str]]:
+    """The weights to solve with, and a line on each for the artist."""
+    auto = auto_weights(concepts)
+    lines, values = [], []
+    for name, text, usual in (("lambda1", lambda1, auto.lambda1), ("lambda3", lambda3, auto.lambda3), ("mu", mu, auto.mu)):
+        given = read_weight(name, text)
+        values.append(usual if given is None else given)
+        lines.append(f"{name} {values[-1]:g}" + (" (Table 10)" if given is None else ""))
+    if lambda1_form == RELEASED:
+        values[0] **= 2
+        lines[0] += f", squared as released: {values[0]:g}"
+    return RefineWeights(*values), lines
+
+
+def check_prior(weights: RefineWeights, prior: Prior | None, lines: list[str]) -> None:
+    """Say where a weight has nothing to weigh; raise ValueError where nothing would be kept at all."""
+    general = prior is not None and prior.mean is not None
+    domain = prior is not None and prior.preserve is not None
+    if weights.lambda1 and not general:
+        lines.append("lambda1 has no effect: no prior with captions is connected")
+    if weights.lambda3 and not domain:
+        lines.append("lambda3 has no effect: no prior with concepts to preserve is connected")
+    if general and not weights.lambda1:
+        lines.append("the prior's captions have no effect: lambda1 is 0 (Table 10 has none for objects)")
+    if domain and not weights.lambda3:
+        lines.append("the concepts to preserve have no effect: lambda3 is 0 (Table 10 has none for these types)")
+    if not (weights.lambda1 and general or weights.lambda3 and domain or weights.mu):
+        raise ValueError(
+            "nothing holds the model's other knowledge: connect a prior (Prior or Load Prior), or set mu above 0"
+        )
+
+
+class CFRRefine(io.ComfyNode):
+    """Refines keys and values so that the words around a concept stop carrying it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        weight = "A number, or auto for Table 10's value by type."
+        return io.Schema(
+            node_id="MACE_CFRRefine",
+            display_name="CFR Refine (MACE)",
+            category=CATEGORY,
+            description="Closed-form cross-attention refinement: the words around a concept (and the end of the "
+            "prompt) stop carrying it; its own words are left to the erasure LoRA. Adds patches, touches no weight.",
+            search_aliases=["mace", "erase", "unlearn", "closed form", "refinement", "uce", "concept erasure"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from. LoRAs and merges before this node count."),
+                io.Clip.Input("clip", tooltip="Its text encoder; a clip skip set before this node counts."),
+                ConceptsType.Input("concepts", tooltip="What to erase, from Concepts."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="How far the refinement goes, for all concepts alike: 1 is the paper's, 0 gives the input "
+                    "model to the bit.",
+                ),
+                io.String.Input(
+                    "lambda1",
+                    default=AUTO,
+                    tooltip=f"Weight of the prior's captions (lambda1 of Eq. 1, without unit). {weight} 1e-4 for "
+                    "people and styles, 7e-7 for explicit content, none for objects. Larger keeps more.",
+                ),
+                io.String.Input(
+                    "lambda3",
+                    default=AUTO,
+                    tooltip=f"Weight of the concepts to preserve (lambda3 of Eq. 19, without unit). {weight} 0.8 to 20 "
+                    "by the number of people, 8 for styles, none for objects. Larger keeps more.",
+                ),
+                io.String.Input(
+                    "mu",
+                    display_name="identity weight mu",
+                    default=AUTO,
+                    tooltip=f"Weight of ||W' - W||^2 (Appendix C.2, without unit). {weight} 0.1 to 1000 for the ten "
+                    "CIFAR classes, 10 for other objects, 0 for people and styles. Larger keeps more.",
+                ),
+                io.Combo.Input(
+                    "projections",
+                    options=list(PROJECTIONS),
+                    default="both",
+                    tooltip="Refine keys (to_k), values (to_v) or both, the paper's choice.",
+                ),
+                io.Combo.Input(
+                    "lambda1_form",
+                    options=[PAPER, RELEASED],
+                    default=PAPER,
+                    advanced=True,
+                    tooltip="The published code applies lambda1 twice, which makes it its square (1e-8 for 1e-4).",
+                ),
+                PriorType.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="What to keep, from Prior or Load Prior. Needed for people, styles and explicit content "
+                    "with automatic settings.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The refined model: the input with patches on to_k and to_v."),
+                RefinementType.Output("refinement", tooltip="Transform and moments, for the later stages."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, lambda1=AUTO, lambda3=AUTO, mu=AUTO):
+        for name, text in (("lambda1", lambda1), ("lambda3", lambda3), ("mu", mu)):
+            try:
+                read_weight(name, text)
+            except ValueError as error:
+                return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model, clip, concepts, strength, lambda1, lambda3, mu, projections, lambda1_form, prior=None
+    ) -> io.NodeOutput:
+        weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form)
+        check_prior(weights, prior, lines)
+        keys = cross_attention_keys(model, projections)
+        encoder = TextEncoder(clip)
+        fingerprint = encoder.fingerprint()
+        width, expected = fingerprint.shape[-1], model.model.state_dict()[keys[0]].shape[-1]
+        if width != expected:
+            raise ValueError(
+                f"this CLIP gives embeddings {width} wide and the model reads {expected}: connect the text encoder of "
+                "the same checkpoint"
+            )
+        if prior is not None:
+            prior.check(fingerprint)
+        prompts = sum(len(concept.prompts) * len(concept.phrases) for concept in concepts)
+        progress = ProgressBar(prompts + len(keys))
+        moments = tuple(encoder.moments(concept, progress.update) for concept in concepts)
+        delta = refinement(
+            moments,
+            weights,
+            prior.general_moment() if prior else None,
+            prior.preserve_moment() if prior else None,
+            device=model.load_device,
+        )
+        if strength == 0:
+            refined = model.clone()
+            progress.update(len(keys))
+        else:
+            refined = patched(model, keys, lambda w: weight_delta(w, delta), strength, progress.update)
+        result = Refinement(
+            concepts, moments, prior, weights, strength, projections, delta.cpu(), fingerprint
+        )
+        refined.set_attachments(ATTACHMENT, result)
+        lines += [
+            f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",
+            f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",
+        ]
+        return io.NodeOutput(refined, result, ui=ui.PreviewText("\n".join(lines)))

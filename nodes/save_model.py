@@ -1,0 +1,199 @@
+"""Save Erased Model: an ordinary checkpoint with a record of what was erased."""
+
+import datetime
+import json
+from collections.abc import Mapping
+
+import comfy.model_base
+import comfy.model_sampling
+import torch
+from comfy import model_management
+from comfy.cli_args import args
+from comfy_api.latest import io
+
+from ..mace import __version__
+from ..mace.refine import Refinement
+from . import files
+from .refine import ATTACHMENT
+from .types import CATEGORY
+from .unet import weights_sha256
+
+AS_LOADED = "as loaded"
+DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+# modelspec.architecture and the family's native resolution.
+_FAMILIES = (
+    (comfy.model_base.SDXLRefiner, "stable-diffusion-xl-v1-refiner", "1024x1024"),
+    (comfy.model_base.SDXL, "stable-diffusion-xl-v1-base", "1024x1024"),
+)
+_BY_WIDTH = {
+    (768, "eps"): ("stable-diffusion-v1", "512x512"),
+    (1024, "eps"): ("stable-diffusion-v2-512", "512x512"),
+    (1024, "v"): ("stable-diffusion-v2-768-v", "768x768"),
+}
+
+
+def sampling_keys(model) -> tuple[str | None, dict[str, torch.Tensor]]:
+    """(modelspec.predict_key, the marker tensors by which loaders recognise how the model predicts)."""
+    sampling = model.get_model_object("model_sampling")
+    extra: dict[str, torch.Tensor] = {}
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and isinstance(
+        sampling, comfy.model_sampling.V_PREDICTION
+    ):
+        extra["edm_vpred.sigma_max"] = torch.tensor(sampling.sigma_max).float()
+        extra["edm_vpred.sigma_min"] = torch.tensor(sampling.sigma_min).float()
+    kind = model.model.model_type
+    if kind == comfy.model_base.ModelType.EPS:
+        return "epsilon", extra
+    if kind == comfy.model_base.ModelType.V_PREDICTION:
+        extra["v_pred"] = torch.tensor([])
+        if getattr(sampling, "zsnr", False):
+            extra["ztsnr"] = torch.tensor([])
+        return "v", extra
+    return None, extra
+
+
+def modelspec(model, title: str, predict_key: str | None) -> dict[str, str]:
+    """The modelspec entries of the file's metadata."""
+    entries = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.implementation": "sgm",
+        "modelspec.title": title,
+        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.description": "Concepts were erased from this model with MACE; see mace.provenance.",
+    }
+    if predict_key:
+        entries["modelspec.predict_key"] = predict_key
+    family = next((rest for kind, *rest in _FAMILIES if isinstance(model.model, kind)), None)
+    if family is None:
+        width = model.model.model_config.unet_config.get("context_dim")
+        family = _BY_WIDTH.get((width, "v" if predict_key == "v" else "eps"))
+    if family is not None:
+        entries["modelspec.architecture"], entries["modelspec.resolution"] = family
+    return entries
+
+
+def provenance(model, clip) -> dict:
+    """What was erased, how, with which version and from which base."""
+    done: Refinement | None = model.get_attachment(ATTACHMENT)
+    record: dict = {
+        "pack": "mace-comfyui",
+        "version": __version__,
+        "base_model_sha256": weights_sha256(model),
+        "clip_layer": clip.layer_idx,
+        "concepts": [],
+        "stages": [],
+    }
+    if done is not None:
+        for concept in done.concepts:
+            record["concepts"].append(
+                {
+                    "target": concept.target,
+                    "mapping": concept.mapping,
+                    "type": concept.type,
+                    "aliases": list(concept.aliases),
+                    "own_prompts": list(concept.templates),
+                }
+            )
+        stage = {
+            "stage": "refinement",
+            "lambda1": done.weights.lambda1,
+            "lambda3": done.weights.lambda3,
+            "mu": done.weights.mu,
+            "strength": done.strength,
+            "projections": done.projections,
+        }
+        if done.prior is not None:
+            stage["prior"] = {
+                "source": done.prior.source,
+                "captions": done.prior.captions,
+                "preserved": list(done.prior.preserved),
+            }
+        record["stages"].append(stage)
+    return record
+
+
+def checkpoint_tensors(
+    model, clip, vae, dtype: torch.dtype | None, extra: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors under standard keys, on the CPU, patches baked in, in `dtype` (None: as loaded).
+
+    Raises ValueError for a weight that is not finite in that dtype.
+    """
+    model_management.load_models_gpu([model, clip.load_model()])
+    state = model.state_dict_for_saving(clip.state_dict_for_saving(), vae.get_sd())
+    state.update(extra)
+    tensors: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name in list(state):
+        model_management.throw_exception_if_processing_interrupted()
+        # Only the move to the CPU bakes the patches of an offloaded weight; a cast before it would lose them.
+        tensor = state.pop(name).detach().to("cpu")
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise ValueError(
+                f"{name} holds values that are not finite in {tensor.dtype}: the model is damaged, or choose bf16 or fp32"
+            )
+        storage = tensor.untyped_storage()
+        # Views and tied weights are saved as tensors of their own, which the file format asks for.
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes or not tensor.is_contiguous():
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    return tensors
+
+
+class SaveErasedModel(io.ComfyNode):
+    """Saves MODEL, CLIP and VAE as one checkpoint."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_SaveErasedModel",
+            display_name="Save Erased Model (MACE)",
+            category=CATEGORY,
+            description="Saves the erased model as an ordinary checkpoint that every workflow loads, with a record of "
+            "what was erased in its metadata.",
+            search_aliases=["mace", "save checkpoint", "export", "safetensors"],
+            inputs=[
+                io.Model.Input("model", tooltip="The erased model; its patches are baked into the file."),
+                io.Clip.Input("clip", tooltip="The text encoder to save with it."),
+                io.Vae.Input("vae", tooltip="The VAE to save with it."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="checkpoints/erased",
+                    tooltip="Path inside the output folder; a counter is added and nothing is overwritten. Files in "
+                    "output/checkpoints appear in Load Checkpoint at once.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default=AS_LOADED,
+                    tooltip="Number format of the file: fp16 and bf16 halve it; as loaded keeps the host's.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=""):
+        return files.prefix_error(filename_prefix) or True
+
+    @classmethod
+    def execute(cls, model, clip, vae, filename_prefix, dtype) -> io.NodeOutput:
+        for name, value in (("clip", clip), ("vae", vae)):
+            if value is None:
+                raise ValueError(f"the {name} input is empty: this checkpoint has none; connect a loader of its own")
+        predict_key, extra = sampling_keys(model)
+        metadata = modelspec(model, filename_prefix.replace("\\", "/").rsplit("/", 1)[-1], predict_key)
+        metadata["mace.provenance"] = json.dumps(provenance(model, clip), ensure_ascii=False)
+        if not args.disable_metadata:
+            metadata["prompt"] = json.dumps(cls.hidden.prompt or {})
+            for name, value in (cls.hidden.extra_pnginfo or {}).items():
+                metadata[name] = json.dumps(value)
+        tensors = checkpoint_tensors(model, clip, vae, DTYPES[dtype], extra)
+        path = files.save_safetensors(filename_prefix, tensors, metadata)
+        saved = files.saved_result(path)
+        return io.NodeOutput(ui={"checkpoints": [saved], "text": (str(path),)})

@@ -1,0 +1,43 @@
+"""A bounded store of concepts' moments, so that another lambda, strength or list is a new solve only."""
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from torch import nn
+
+from ..mace.moments import ConceptMoments
+
+LIMIT_BYTES = 2 << 30
+
+
+class MomentStore:
+    """Moments by text encoder and key; the least recently used go first, an encoder's go with it."""
+
+    def __init__(self, limit: int = LIMIT_BYTES):
+        self._limit = limit
+        self._by_model: weakref.WeakKeyDictionary[nn.Module, OrderedDict] = weakref.WeakKeyDictionary()
+
+    def get(self, model: nn.Module, key: Hashable) -> ConceptMoments | None:
+        """The moments under this key, or None."""
+        entries = self._by_model.get(model)
+        if entries is None or key not in entries:
+            return None
+        entries.move_to_end(key)
+        return entries[key]
+
+    def put(self, model: nn.Module, key: Hashable, moments: ConceptMoments) -> None:
+        """Keep moments; other models' are dropped before this model's own."""
+        entries = self._by_model.setdefault(model, OrderedDict())
+        entries[key] = moments
+        for other in [m for m in self._by_model if m is not model]:
+            if self.bytes <= self._limit:
+                return
+            del self._by_model[other]
+        while self.bytes > self._limit and len(entries) > 1:
+            entries.popitem(last=False)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is kept."""
+        return sum(m.bytes for entries in self._by_model.values() for m in entries.values())

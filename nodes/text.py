@@ -1,0 +1,151 @@
+"""The host's text encoder as the numerics need it: tokens, pairings, batched embeddings, a fingerprint."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+import torch
+from comfy import model_management
+from comfy.sd1_clip import escape_important, token_weights, unescape_important
+
+from ..mace.concept import Concept
+from ..mace.moments import ConceptMoments, Gram, concept_moments
+from ..mace.prior import PROBE_PROMPTS, probe
+from ..mace.tokens import PairingError, fill, pair
+from .store import MomentStore
+
+BATCH = 16
+MAPPING_CACHE = 256
+
+_store = MomentStore()
+
+
+class TextEncoder:
+    """A CLIP input of a node, at the output layer it is set to (clip skip)."""
+
+    def __init__(self, clip):
+        if clip is None:
+            raise ValueError("the CLIP input is empty: this checkpoint has no text encoder; load one with a CLIP loader")
+        self.clip = clip
+        empty = clip.tokenize("")
+        unknown = set(empty) - {"l", "g", "h"}
+        if unknown or not empty:
+            names = ", ".join(sorted(unknown)) or "none"
+            raise ValueError(
+                f"MACE reads CLIP text encoders (SD1.x, SD2.x, SDXL); this CLIP input holds: {names}"
+            )
+        # SDXL tokenises the same text for both encoders; they differ in padding only.
+        self._section = next(iter(empty))
+        first = empty[self._section][0]
+        self.window = len(first)
+        self._start, self._end = first[0][0], first[1][0]
+        self._mappings: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._known: dict[str, tuple[Hashable, ...]] = {}
+
+    def tokenize(self, text: str) -> tuple[Hashable, ...]:
+        """Tokens of a text without weights, without start, end and padding. Textual inversions are hashed."""
+        if text not in self._known:
+            # Weights are off: brackets still here were escaped by the artist and are meant as brackets.
+            sections = self.clip.tokenize(text, disable_weights=True)[self._section]
+            tokens: list[Hashable] = []
+            for section in sections:
+                for token, _ in section[1:]:
+                    if isinstance(token, torch.Tensor):
+                        token = hashlib.sha256(token.float().cpu().numpy().tobytes()).hexdigest()
+                    elif token == self._end:
+                        break
+                    tokens.append(token)
+            self._known[text] = tuple(tokens)
+        return self._known[text]
+
+    @staticmethod
+    def split(prompt: str) -> list[str]:
+        """The texts of a prompt's weighted parts, as the host's prompt language divides it."""
+        return [unescape_important(text) for text, _ in token_weights(escape_important(prompt), 1.0)]
+
+    def pair(self, template: str, target: str, mapping: str):
+        """`mace.tokens.pair` with this encoder's tokens."""
+        return pair(template, target, mapping, self.tokenize, self.split, self.window)
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [B, N, d] of whole prompts, float32, in one forward pass; weights in brackets count.
+
+        Raises PairingError for a prompt that does not fit the encoder's window, and the host's interrupt.
+        """
+        model_management.throw_exception_if_processing_interrupted()
+        batch: dict[str, list] = {}
+        for prompt in prompts:
+            self.check_length(prompt)
+            for name, sections in self.clip.tokenize(prompt).items():
+                batch.setdefault(name, []).extend(sections)
+        embeddings = self.clip.encode_from_tokens(batch)
+        return embeddings.reshape(len(prompts), -1, embeddings.shape[-1])
+
+    def check_length(self, prompt: str) -> None:
+        """Raise PairingError for a prompt that the host would cut into several sections."""
+        count = sum(len(self.tokenize(part)) for part in self.split(prompt))
+        if count > self.window - 2:
+            raise PairingError(
+                f"the prompt {prompt!r} has {count} tokens, the text encoder takes {self.window - 2}; shorten it"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the host computes the encoder."""
+        return self.clip.patcher.load_device
+
+    def fingerprint(self) -> torch.Tensor:
+        """See `mace.prior.probe`."""
+        return probe(self.encode(PROBE_PROMPTS))
+
+    @property
+    def identity(self) -> tuple:
+        """What embeddings depend on besides the encoder's module: patches, clip skip, tokenizer options."""
+        options = tuple(sorted((name, repr(value)) for name, value in self.clip.tokenizer_options.items()))
+        return (self.clip.patcher.patches_uuid, self.clip.layer_idx, options)
+
+    def moments(self, concept: Concept, step: Callable[[int], None]) -> ConceptMoments:
+        """The concept's moments, from the store of the last ones where it is there. step(prompts): progress."""
+        model, key = self.clip.cond_stage_model, (self.identity, concept)
+        found = _store.get(model, key)
+        if found is None:
+            batches = self._batches(concept, step)
+            width = self.fingerprint().shape[-1]
+            found = concept_moments(batches, width, self.device)
+            _store.put(model, key, found)
+        else:
+            step(len(concept.prompts) * len(concept.phrases))
+        return found
+
+    def _batches(self, concept: Concept, step: Callable[[int], None]) -> Iterator[tuple]:
+        work = [(template, phrase) for phrase in concept.phrases for template in concept.prompts]
+        for part in chunks(work):
+            pairings = [self.pair(template, phrase, concept.mapping) for template, phrase in part]
+            targets = self.encode([fill(template, phrase) for template, phrase in part])
+            mappings = self._mapping_embeddings([fill(template, concept.mapping) for template, _ in part])
+            yield targets, mappings, pairings
+            step(len(part))
+
+    def _mapping_embeddings(self, prompts: list[str]) -> torch.Tensor:
+        """Embeddings of mapping prompts, which many concepts share, each encoded once."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._mappings]
+        if missing:
+            self._mappings.update(zip(missing, self.encode(missing), strict=True))
+        embeddings = torch.stack([self._mappings[prompt] for prompt in prompts])
+        while len(self._mappings) > MAPPING_CACHE:
+            self._mappings.popitem(last=False)
+        return embeddings
+
+    def gram(self, prompts: Iterable[str], width: int, step: Callable[[int], None]) -> torch.Tensor:
+        """sum e e^T over all tokens of the prompts, [d, d] float64."""
+        total = Gram(width, self.device)
+        for part in chunks(list(prompts)):
+            total.add(self.encode(part))
+            step(len(part))
+        return total.matrix
+
+
+def chunks(items: Sequence) -> Iterator[list]:
+    """The items in batches of BATCH."""
+    for start in range(0, len(items), BATCH):
+        yield list(items[start : start + BATCH])

@@ -1,0 +1,12 @@
+"""The pack's own socket types."""
+
+from comfy_api.latest import io
+
+# tuple[mace.concept.Concept, ...]
+ConceptsType = io.Custom("MACE_CONCEPTS")
+# mace.prior.Prior
+PriorType = io.Custom("MACE_PRIOR")
+# mace.refine.Refinement
+RefinementType = io.Custom("MACE_REFINEMENT")
+
+CATEGORY = "MACE"

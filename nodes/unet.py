@@ -1,0 +1,90 @@
+"""The host's diffusion model as the numerics need it: its cross-attention projections and patches on them."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+
+import comfy.lora
+import torch
+from comfy import model_management
+
+PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
+
+
+def cross_attention_keys(model, projections: str = "both") -> list[str]:
+    """The weights' names of to_k and to_v of every cross-attention of a MODEL.
+
+    Raises ValueError for a model without such layers (anything but a Stable Diffusion UNet).
+    """
+    pattern = re.compile(rf"^diffusion_model\..*\.attn2\.to_[{PROJECTIONS[projections]}]\.weight$")
+    keys = [key for key in model.model.state_dict() if pattern.match(key)]
+    if not keys:
+        raise ValueError(
+            f"{type(model.model).__name__} has no cross-attention layers to refine: MACE works on Stable "
+            "Diffusion UNets (SD1.x, SD2.x, SDXL and their fine-tunes)"
+        )
+    return keys
+
+
+def effective_weight(patches: list, key: str, device: torch.device) -> torch.Tensor:
+    """A projection as the artist sees it, with all upstream patches in it, as a float32 copy on `device`.
+
+    patches: what `get_key_patches` gives for the key. Raises ValueError for quantised weights, for a weight
+    that is not finite and for anything but a matrix.
+    """
+    weight, convert = patches[0]
+    if weight.dtype not in _FLOATS + _FP8 or type(weight).__name__ == "QuantizedTensor":
+        raise ValueError(
+            f"{key} is quantised ({weight.dtype}); closed-form edits need the full weights: load the fp16, bf16 "
+            "or fp32 model"
+        )
+    copy = model_management.cast_to_device(weight, device, torch.float32, copy=True)
+    copy = convert(copy, inplace=True)
+    copy = comfy.lora.calculate_weight(patches[1:], copy, key, intermediate_dtype=torch.float32)
+    if copy.dim() != 2:
+        raise ValueError(f"{key} is not a matrix but {tuple(copy.shape)}")
+    if not torch.isfinite(copy).all():
+        raise ValueError(f"{key} holds values that are not finite (NaN or infinity): the model is damaged")
+    return copy
+
+
+def patched(model, keys: list[str], delta: Callable, strength: float, step: Callable[[int], None]):
+    """A clone of MODEL whose weights `keys` get `strength` times delta(effective weight) added as patches.
+
+    delta: float32 [d_out, d] -> float32 [d_out, d]. The model's own weights are not touched. The patches lie
+    where the host keeps the model when it is not in use, in the weight's own dtype (float32 for fp8, which
+    is too coarse for a difference). step(1) after each weight.
+    """
+    clone = model.clone()
+    all_patches = clone.get_key_patches("diffusion_model.")
+    changes = {}
+    upcast = False
+    for key in keys:
+        model_management.throw_exception_if_processing_interrupted()
+        stored = all_patches[key][0][0].dtype
+        upcast |= stored in _FP8
+        change = delta(effective_weight(all_patches[key], key, model.load_device))
+        dtype = stored if stored in _FLOATS[1:] else torch.float32
+        changes[key] = ("diff", (change.to(dtype).to(model.offload_device),))
+        step(1)
+    if upcast:
+        logging.info("MACE: fp8 weights were upcast to float32 to compute their refinement")
+    missing = set(keys) - set(clone.add_patches(changes, strength))
+    if missing:
+        raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")
+    return clone
+
+
+def weights_sha256(model) -> str:
+    """SHA-256 over the diffusion model's unpatched weights: names, dtypes and bytes in the names' order."""
+    digest = hashlib.sha256()
+    patches = model.get_key_patches("diffusion_model.")
+    for key in sorted(patches):
+        weight = patches[key][0][0].to("cpu").contiguous()
+        digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
