@@ -1,0 +1,86 @@
+"""Fixtures shared by all tests: the numerics, the real host in process, the real server.
+
+The host is the one `dev.py` prepared: MACE_COMFYUI is its folder, MACE_DEMO_CHECKPOINT the demo model.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def _import_package(name: str) -> None:
+    """Import a package of the repository by its place, without putting the repository on the path: its
+    nodes/ would shadow the host's nodes.py."""
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        name, REPO / name / "__init__.py", submodule_search_locations=[str(REPO / name)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+_import_package("mace")
+_import_package("devtools")
+# tests/ must not be a package (pytest would import the pack's own __init__.py above it), yet its helpers are
+# imported as tests.<name>.
+_tests = ModuleType("tests")
+_tests.__path__ = [str(REPO / "tests")]
+sys.modules.setdefault("tests", _tests)
+
+
+def _from_environment(name: str) -> Path:
+    value = os.environ.get(name)
+    if not value or not Path(value).exists():
+        pytest.fail(f"{name} is not set: run the tests with `python dev.py test`")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    """The expanded demo checkpoint."""
+    return _from_environment("MACE_DEMO_CHECKPOINT")
+
+
+@pytest.fixture(scope="session")
+def comfy_host(tmp_path_factory, demo_checkpoint):
+    """The real host, imported into this process on the CPU, with the pack loaded by the host's own loader."""
+    from tests.host import InProcessHost
+
+    return InProcessHost(_from_environment("MACE_COMFYUI"), REPO, tmp_path_factory.mktemp("host"), demo_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def demo(comfy_host):
+    """(model, clip, vae) of the demo checkpoint. Shared: nothing may change them in place."""
+    return comfy_host.load_checkpoint(comfy_host.demo_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, demo_checkpoint):
+    """The real server with the pack, one process for all tests: a devtools.host.Host with a client."""
+    from devtools import host
+    from devtools.client import Client
+
+    base = tmp_path_factory.mktemp("server")
+    priors = base / "models" / "mace_priors"
+    priors.mkdir(parents=True)
+    (priors / "mace_demo_prior.safetensors").symlink_to(REPO / "assets/demo/mace_demo_prior.safetensors")
+    # The classic cache drops nothing between prompts, so that what runs again can be counted.
+    with host.start(
+        _from_environment("MACE_COMFYUI"),
+        sys.executable,
+        base,
+        cpu=True,
+        extra_args=["--cache-classic"],
+        checkpoint=demo_checkpoint,
+    ) as running:
+        running.client = Client(running.url)
+        yield running
