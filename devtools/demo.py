@@ -1,0 +1,161 @@
+"""The demo: erase a concept from the demo model in a real ComfyUI, and draw before and after.
+
+dev.py starts this inside the environment, with MACE_COMFYUI and MACE_DEMO_CHECKPOINT set.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from . import host as hosts
+from . import process
+from .cache import REPO, DevError, host_base
+from .client import Client, HostError
+from .graph import GraphError, to_prompt
+from .progress import ProgressLine
+from .sheet import contact_sheet, set_aside
+
+WORKFLOW = REPO / "example_workflows" / "refine.json"
+OUTPUT = REPO / "output" / "demo"
+SEED, PICTURES, STEPS, CFG, SIZE = 0, 6, 12, 4.0, 64
+
+# (label, prompt, the phrase whose own token embeddings are replaced, or None)
+ROWS = (
+    ("a photo of the dog", "a photo of the dog", None),
+    ("a photo of the dog, its own tokens replaced by the final end-of-text", "a photo of the dog", "dog"),
+    ("a photo of the hot dog", "a photo of the hot dog", None),
+    ("a photo of the wolf", "a photo of the wolf", None),
+    ("a photo of the cat", "a photo of the cat", None),
+    ("a drawing of a rose on a red background", "a drawing of a rose on a red background", None),
+)
+
+IN_YOUR_COMFYUI = """In your own ComfyUI:
+  1. copy or clone this folder into ComfyUI/custom_nodes/mace-comfyui
+  2. restart ComfyUI
+  3. open Templates > mace-comfyui"""
+
+
+def txt2img(checkpoint: str, rows=ROWS) -> tuple[dict, list[str]]:
+    """A plain txt2img graph that draws every row with one model; and its SaveImage nodes, row by row."""
+    def node(kind: str, title: str = "", **inputs) -> dict:
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": title or kind}}
+
+    prompt = {
+        "model": node("CheckpointLoaderSimple", f"Load {checkpoint}", ckpt_name=checkpoint),
+        "negative": node("CLIPTextEncode", text="", clip=["model", 1]),
+        "latent": node("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=PICTURES),
+    }
+    saves = []
+    for index, (label, text, phrase) in enumerate(rows):
+        if phrase is None:
+            prompt[f"text{index}"] = node("CLIPTextEncode", text=text, clip=["model", 1])
+        else:
+            prompt[f"text{index}"] = node("MACE_ResidualPrompt", prompt=text, phrase=phrase, clip=["model", 1])
+        prompt[f"sample{index}"] = node(
+            "KSampler", f"Draw {label}", model=["model", 0], positive=[f"text{index}", 0], negative=["negative", 0],
+            latent_image=["latent", 0], seed=SEED, steps=STEPS, cfg=CFG, sampler_name="ddim", scheduler="normal",
+            denoise=1.0)
+        prompt[f"decode{index}"] = node("VAEDecode", f"Decode {label}", samples=[f"sample{index}", 0], vae=["model", 2])
+        prompt[f"save{index}"] = node("SaveImage", images=[f"decode{index}", 0], filename_prefix=f"demo/row{index}")
+        saves.append(f"save{index}")
+    return prompt, saves
+
+
+def draw(client: Client, checkpoint: str, line: ProgressLine) -> list[list[Image.Image]]:
+    """The pictures of every row."""
+    prompt, saves = txt2img(checkpoint)
+    outputs = client.queue(prompt, line).outputs
+    return [[Image.open(io.BytesIO(client.fetch(reference))) for reference in outputs[save]["images"]]
+            for save in saves]
+
+
+def saved_checkpoint(outputs: dict) -> dict:
+    """The reference of the checkpoint a workflow saved. Raises HostError when it saved none."""
+    for output in outputs.values():
+        for reference in output.get("checkpoints", []):
+            return reference
+    raise HostError(f"{WORKFLOW.name} saved no checkpoint.")
+
+
+def loader_name(reference: dict) -> str:
+    """The name by which Load Checkpoint knows a file saved to output/checkpoints/."""
+    parts = [part for part in Path(reference["subfolder"]).parts if part != "."]
+    if parts[:1] != ["checkpoints"]:
+        raise HostError(f"The checkpoint went to output/{reference['subfolder']}, where no loader looks for it.")
+    # The host lists names with the system's own separator.
+    return os.path.join(*parts[1:], reference["filename"])
+
+
+def keep(source: Path) -> Path:
+    """Put the erased checkpoint into output/demo/ as well, as a hard link where the disk allows it."""
+    target = OUTPUT / source.name
+    set_aside(target)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+def run(host: hosts.Host) -> None:
+    """Queue the example workflow, draw with both models, and compose the sheet."""
+    client = Client(host.url)
+    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    with ProgressLine() as line:
+        prompt = to_prompt(workflow, client.object_info())
+        reference = saved_checkpoint(client.queue(prompt, line, workflow=workflow).outputs)
+        before = draw(client, hosts.CHECKPOINT_NAME, line)
+        after = draw(client, loader_name(reference), line)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    checkpoint = keep(host.base_dir / "output" / reference["subfolder"] / reference["filename"])
+    picture = OUTPUT / "contact_sheet.png"
+    older = set_aside(picture)
+    rows = [(label, *pictures) for (label, _, _), *pictures in zip(ROWS, before, after, strict=True)]
+    contact_sheet("MACE, closed-form refinement: the dog no longer leaks through the words around it",
+                  ("before", "after"), rows).save(picture)
+    print()
+    if older:
+        print(f"The sheet of the run before is now {older}")
+    print(f"Contact sheet:     {picture}")
+    print(f"Erased checkpoint: {checkpoint}")
+    print()
+    print(IN_YOUR_COMFYUI, flush=True)
+
+
+def main() -> int:
+    """The demo's command. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="dev.py demo")
+    parser.add_argument("--ui", action="store_true")
+    options = parser.parse_args()
+    process.raise_on_signals()
+    if not WORKFLOW.exists():
+        print(f"dev.py: {WORKFLOW} is missing.", file=sys.stderr)
+        return 1
+    try:
+        print("Starting ComfyUI ...", flush=True)
+        with hosts.start(os.environ["MACE_COMFYUI"], sys.executable, host_base(),
+                         checkpoint=os.environ["MACE_DEMO_CHECKPOINT"]) as host:
+            try:
+                run(host)
+            except (HostError, GraphError, OSError) as error:
+                print(f"\ndev.py: the demo failed: {error}\nThe host's log: {host.log_path}", file=sys.stderr)
+                return 1
+            if options.ui:
+                print(f"\nComfyUI is running at {host.url} (Ctrl-C stops it).", flush=True)
+                host.process.wait()
+    except DevError as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The demo model: expanded the same everywhere, refused when damaged, loaded and drawn by the real host."""
+
+import hashlib
+import json
+import logging
+import struct
+from pathlib import Path
+
+import pytest
+
+from devtools.demo_model import COMPACT_SHA256, METADATA, DamagedModelError, expand
+
+COMPACT = Path(__file__).resolve().parent.parent / "assets" / "demo" / "demo_sd.safetensors"
+EXPANDED_BYTES = 302_658_134
+
+# Latents of seed 0, 12 steps of ddim/normal, guidance 4: mean, standard deviation, and some elements.
+ELEMENTS = ((0, 0, 0), (1, 3, 4), (2, 5, 2), (3, 7, 7), (0, 4, 4))
+RECORDED = {
+    "a photo of the airplane": (-2.2381, 5.7590, (-3.8965, -0.8652, -3.4995, 6.4039, -4.7571)),
+    "a drawing of a rose on a red background": (5.5784, 4.5364, (3.3610, 14.4386, 6.8709, -0.7269, 7.2442)),
+}
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_header(path: Path) -> dict:
+    with open(path, "rb") as file:
+        return json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+
+
+def test_the_shipped_file_is_the_recorded_one():
+    assert digest(COMPACT) == COMPACT_SHA256
+
+
+def test_expanding_twice_gives_the_same_bytes(tmp_path, demo_checkpoint):
+    first, second = expand(COMPACT, tmp_path / "a.safetensors"), expand(COMPACT, tmp_path / "deep/b.safetensors")
+    assert first.stat().st_size == EXPANDED_BYTES
+    assert digest(first) == digest(second) == digest(demo_checkpoint)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_the_header_is_sorted_and_says_what_it_is(demo_checkpoint):
+    header = read_header(demo_checkpoint)
+    assert header.pop("__metadata__") == METADATA
+    ends = [0] + [entry["data_offsets"][1] for entry in header.values()]
+    assert [entry["data_offsets"][0] for entry in header.values()] == ends[:-1]
+    halves = [name for name, entry in header.items() if entry["dtype"] == "F16"]
+    assert halves == sorted(halves)
+
+
+def test_the_target_is_replaced_whole(tmp_path):
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"an older file")
+    expand(COMPACT, target)
+    assert target.stat().st_size == EXPANDED_BYTES
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def flip(content: bytearray, position: int) -> bytearray:
+    content[position] ^= 1
+    return content
+
+
+@pytest.mark.parametrize("damage", [
+    pytest.param(lambda content: content[:-1], id="one byte short"),
+    pytest.param(lambda content: content[: len(content) // 2], id="half"),
+    pytest.param(lambda content: b"", id="empty"),
+    pytest.param(lambda content: content + b"\0", id="one byte more"),
+    pytest.param(lambda content: flip(content, 4), id="a bit of the length"),
+    pytest.param(lambda content: flip(content, 200), id="a bit of the header"),
+    pytest.param(lambda content: flip(content, 40_000_000), id="a bit of a tensor"),
+    pytest.param(lambda content: flip(content, len(content) - 1), id="the last bit"),
+])
+def test_a_damaged_file_is_refused_and_nothing_is_left(tmp_path, damage):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(damage(bytearray(COMPACT.read_bytes())))
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(DamagedModelError, match=r"broken\.safetensors is damaged"):
+        expand(broken, out / "model.safetensors")
+    assert list(out.iterdir()) == []
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError):
+        expand(COMPACT, tmp_path / "model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.host
+def test_the_host_loads_it_without_a_warning(comfy_host, caplog, recwarn):
+    with caplog.at_level(logging.WARNING):
+        model, clip, vae = comfy_host.nodes.CheckpointLoaderSimple().load_checkpoint("mace_demo.safetensors")
+    assert [record.getMessage() for record in caplog.records] == []
+    assert [str(warning.message) for warning in recwarn] == []
+    assert model is not None and clip is not None and vae is not None
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("prompt", RECORDED)
+def test_the_host_draws_what_it_drew(comfy_host, demo_checkpoint, prompt):
+    model, clip, _ = comfy_host.load_checkpoint(demo_checkpoint)
+    latent = comfy_host.sample(model, clip, prompt, seed=0)
+    mean, deviation, elements = RECORDED[prompt]
+    assert latent.shape == (1, 4, 8, 8)
+    assert latent.mean().item() == pytest.approx(mean, abs=0.02)
+    assert latent.std().item() == pytest.approx(deviation, abs=0.02)
+    assert [latent[0][place].item() for place in ELEMENTS] == pytest.approx(elements, abs=0.05)
