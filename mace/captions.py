@@ -128,17 +128,13 @@ def read_captions(path: str | Path) -> list[str]:
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in (".txt", ".json"):
-        raise CaptionError(
-            f"{path.name}: not a .txt or .json file; give one caption a line, or COCO annotations"
-        )
+        raise CaptionError(f"{path.name}: not a .txt or .json file; give one caption a line, or COCO annotations")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise CaptionError(f"{path}: there is no such file of captions; check the path") from None
     except OSError as error:
-        raise CaptionError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from None
+        raise CaptionError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -148,9 +144,7 @@ def read_captions(path: str | Path) -> list[str]:
         found: Iterable[str] = _from_json(text, path.name)
     else:
         found = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    captions = list(
-        dict.fromkeys(caption for caption in (" ".join(line.split()) for line in found) if caption)
-    )
+    captions = list(dict.fromkeys(caption for caption in (" ".join(line.split()) for line in found) if caption))
     if not captions:
         raise CaptionError(f"{path.name}: no captions in this file; write one a line (# starts a comment)")
     return captions
@@ -164,21 +158,15 @@ def _from_json(text: str, name: str) -> list[str]:
             f"{name}, line {error.lineno}: not valid JSON ({error.msg}); correct it or download it again"
         ) from None
     except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-        raise CaptionError(
-            f"{name}: JSON that cannot be read; give COCO annotations or a list of texts"
-        ) from None
+        raise CaptionError(f"{name}: JSON that cannot be read; give COCO annotations or a list of texts") from None
     where = "entry"
     if isinstance(data, dict):
         if not isinstance(data.get("annotations"), list):
-            raise CaptionError(
-                f'{name}: no list under the key "annotations"; give COCO captions or a list of texts'
-            )
+            raise CaptionError(f'{name}: no list under the key "annotations"; give COCO captions or a list of texts')
         where, data = "annotations", data["annotations"]
         # COCO's instances_*.json and person_keypoints_*.json look alike but hold no captions.
         if data and not any(isinstance(item, dict) and "caption" in item for item in data):
-            raise CaptionError(
-                f'{name}: no "caption" under "annotations"; of COCO take captions_*.json, no other file'
-            )
+            raise CaptionError(f'{name}: no "caption" under "annotations"; of COCO take captions_*.json, no other file')
         data = [item.get("caption") if isinstance(item, dict) else None for item in data]
     elif not isinstance(data, list):
         raise CaptionError(f"{name}: neither COCO annotations nor a list of texts; give one of them")
@@ -221,7 +209,5 @@ def _plurals(word: str) -> set[str]:
 
 def _names(words: tuple[str, ...], index: dict[str, set[tuple[str, ...]]]) -> bool:
     return any(
-        words[i : i + len(variant)] == variant
-        for i, word in enumerate(words)
-        for variant in index.get(word, ())
+        words[i : i + len(variant)] == variant for i, word in enumerate(words) for variant in index.get(word, ())
     )

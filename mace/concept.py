@@ -49,9 +49,7 @@ def normalised(phrase: str) -> str:
     return " ".join(phrase.split()).casefold()
 
 
-def parse_concepts(
-    text: str, type: str, templates: Sequence[str] = (), mapped: bool = True
-) -> list[Concept]:
+def parse_concepts(text: str, type: str, templates: Sequence[str] = (), mapped: bool = True) -> list[Concept]:
     """Read concepts, one a line: `target -> mapping` or `target | alias, alias -> mapping`.
 
     A line without a mapping takes the type's usual one; text after ` #` is a comment. mapped=False reads
@@ -73,9 +71,7 @@ def parse_concepts(
         for phrase in concept.phrases:
             key = normalised(phrase)
             if key in lines:
-                raise ConceptError(
-                    f"line {number}: {phrase!r} already stands in line {lines[key]}; remove one of them"
-                )
+                raise ConceptError(f"line {number}: {phrase!r} already stands in line {lines[key]}; remove one of them")
             lines[key] = number
         found.append(concept)
     return found
@@ -118,8 +114,8 @@ def _parse_line(line: str, type: str, templates: tuple[str, ...], mapped: bool) 
 def merge(*lists: Iterable[Concept]) -> tuple[Concept, ...]:
     """Chain lists of concepts into one mixed list.
 
-    Raises ConceptError when a phrase (target or alias) belongs to two concepts: its moments would count
-    twice, and its strength would be ambiguous.
+    Raises ConceptError when a phrase (target or alias) belongs to two concepts, since its moments would count
+    twice and its strength would be ambiguous, and when a mapping names a phrase that is itself to be erased.
     """
     merged: list[Concept] = []
     owners: dict[str, Concept] = {}
@@ -132,4 +128,12 @@ def merge(*lists: Iterable[Concept]) -> tuple[Concept, ...]:
                     f"{concept.target!r} ({concept.type}); remove one of them"
                 )
         merged.append(concept)
+    for concept in merged:
+        words = f" {normalised(concept.mapping)} "
+        named = next((phrase for phrase in owners if f" {phrase} " in words), None)
+        if named is not None:
+            raise ConceptError(
+                f"{concept.target!r} is mapped to {concept.mapping!r}, which names {named!r}, itself to be erased; "
+                "choose another mapping"
+            )
     return tuple(merged)

@@ -13,9 +13,7 @@ class Preset(NamedTuple):
     type: str
 
 
-_PAPER: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "data" / "paper.json").read_text(encoding="utf-8")
-)
+_PAPER: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "paper.json").read_text(encoding="utf-8"))
 _OBJECTS: dict[str, dict[str, Any]] = _PAPER["objects"]
 _CELEBRITIES: list[str] = _PAPER["celebrities"]["erase"]
 

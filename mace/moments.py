@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .tokens import Pairing
 
+NOT_FINITE = "the text encoder gave values that are not finite (NaN or infinity); check the CLIP model"
+
 
 def working_device(device: torch.device) -> torch.device:
     """Where moments are summed and systems solved: the given device, or the CPU where it has no float64."""
@@ -83,27 +85,48 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
     dtype; each is used once and may be freed. The result lies on the CPU, so that many concepts can be kept.
     Raises ValueError for an embedding of another width or one that is not finite.
     """
-    where = working_device(device)
-    paired, total = Gram(width, where), Gram(width, where)
-    cross = torch.zeros_like(paired.matrix)
+    cross = torch.zeros(width, width, dtype=torch.float64, device=working_device(device))
+    # What is kept is allocated before the batches' passing tensors: among them it would leave holes in the heap.
+    kept = [torch.empty(width * (width + 1) // 2, dtype=torch.float64) for _ in range(2)]
+    paired, rest = torch.zeros_like(cross), torch.zeros_like(cross)
     pairs = prompts = 0
     for targets, mappings, pairings in batches:
-        rows = torch.tensor([b for b, p in enumerate(pairings) for _ in p.target], dtype=torch.long)
-        f = targets[rows, torch.tensor([i for p in pairings for i in p.target], dtype=torch.long)]
-        g = mappings[rows, torch.tensor([i for p in pairings for i in p.mapping], dtype=torch.long)]
-        f, g = _tokens(f, cross), _tokens(g, cross)
+        f_at = _places(targets, [p.target for p in pairings])
+        g_at = _places(mappings, [p.mapping for p in pairings])
+        targets, mappings = _flat(targets, width), _flat(mappings, width)
+        f, g = targets[f_at].to(cross), mappings[g_at].to(cross)
         cross.addmm_(g.T, f)
-        paired.add(f)
-        total.add(targets)
-        pairs += len(rows)
+        paired.addmm_(f.T, f)
+        # S = G + sum (1 - times paired) e e^T: a product over the few tokens where that is not 0.
+        missing = 1 - torch.bincount(f_at, minlength=len(targets))
+        at = missing.nonzero()[:, 0]
+        e = targets[at].to(cross)
+        rest.addmm_(e.T * missing[at].to(cross), e)
+        pairs += len(f_at)
         prompts += len(pairings)
-    return ConceptMoments(cross.cpu(), pack(paired.matrix).cpu(), pack(total.matrix).cpu(), pairs, prompts)
+    total = paired + rest
+    # A value that is not finite leaves its trace in the sums: one look at them, in place of one at every token.
+    if not (torch.isfinite(cross).all() and torch.isfinite(total.diagonal()).all()):
+        raise ValueError(NOT_FINITE)
+    return ConceptMoments(cross.cpu(), kept[0].copy_(pack(paired)), kept[1].copy_(pack(total)), pairs, prompts)
+
+
+def _places(embeddings: Tensor, positions: list[tuple[int, ...]]) -> Tensor:
+    """Rows of embeddings [B, N, d], read as [B N, d], of each prompt's positions."""
+    window = embeddings.shape[1]
+    rows = [prompt * window + i for prompt, at in enumerate(positions) for i in at]
+    return torch.tensor(rows, dtype=torch.long, device=embeddings.device)
+
+
+def _flat(embeddings: Tensor, width: int) -> Tensor:
+    """Tokens as rows. Raises ValueError for another width."""
+    if embeddings.shape[-1] != width:
+        raise ValueError(f"embeddings are {embeddings.shape[-1]} wide, the moments {width}")
+    return embeddings.reshape(-1, width)
 
 
 def _tokens(embeddings: Tensor, like: Tensor) -> Tensor:
-    if embeddings.shape[-1] != like.shape[-1]:
-        raise ValueError(f"embeddings are {embeddings.shape[-1]} wide, the moments {like.shape[-1]}")
-    tokens = embeddings.reshape(-1, embeddings.shape[-1]).to(like)
+    tokens = _flat(embeddings, like.shape[-1]).to(like)
     if not torch.isfinite(tokens).all():
-        raise ValueError("the text encoder gave values that are not finite (NaN or infinity); check the CLIP model")
+        raise ValueError(NOT_FINITE)
     return tokens

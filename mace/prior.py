@@ -53,8 +53,8 @@ class Prior:
 
     mean: sum over a caption's tokens of e e^T, averaged over the captions; packed [d (d + 1) / 2], or None
     without captions.  captions: how many.  preserve: D, the unscaled sum over all prompts of the concepts to
-    preserve, packed, or None.  preserved: their phrases.  fingerprint: see `probe`.  source: where the
-    captions came from.
+    preserve, packed, or None.  preserved: their phrases.  left_out: phrases whose captions were left out.
+    fingerprint: see `probe`.  source: where the captions came from.
     """
 
     mean: Tensor | None
@@ -63,6 +63,7 @@ class Prior:
     preserved: tuple[str, ...]
     fingerprint: Tensor
     source: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -95,6 +96,7 @@ def make_prior(
     preserved: tuple[str, ...],
     fingerprint: Tensor,
     source: str,
+    left_out: tuple[str, ...] = (),
 ) -> Prior:
     """A Prior from the summed moments [d, d] of all captions and of the concepts to preserve."""
     return Prior(
@@ -104,6 +106,7 @@ def make_prior(
         preserved,
         fingerprint,
         source,
+        left_out,
     )
 
 
@@ -118,6 +121,7 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
         "format": FORMAT,
         "captions": str(prior.captions),
         "preserved": json.dumps(prior.preserved, ensure_ascii=False),
+        "left_out": json.dumps(prior.left_out, ensure_ascii=False),
         "source": prior.source,
     }
     return tensors, metadata
@@ -129,7 +133,7 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         raise PriorError("this file is not a prior saved by Save Prior (or a later version's)")
     try:
         fingerprint, captions = tensors["fingerprint"], int(metadata["captions"])
-        preserved = tuple(json.loads(metadata["preserved"]))
+        preserved, left_out = (tuple(json.loads(metadata[name])) for name in ("preserved", "left_out"))
     except (KeyError, TypeError, ValueError) as error:
         raise PriorError(f"the prior file is damaged: {error}") from None
     if fingerprint.dim() != 3 or not torch.isfinite(fingerprint).all():
@@ -151,4 +155,5 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         preserved,
         fingerprint,
         metadata.get("source", ""),
+        left_out,
     )

@@ -9,7 +9,7 @@ s_i > 0, and T(s) = I + sum_i s_i (A_i - G_i) (G + l1 P + l3 D + mu I)^-1. What 
 T - I, so that a small refinement does not drown in the rounding of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class Refinement:
 
     transform_delta: T - I at strength 1, float64 [d, d] on the CPU.  moments: one a concept.  strength: the
     one strength of all concepts (0..1).  fingerprint: of the text encoder (see `prior.probe`).
-    projections: "keys", "values" or "both".
+    projections: "keys", "values" or "both".  settings: the weights as the artist gave them, for the record.
     """
 
     concepts: tuple[Concept, ...]
@@ -49,6 +49,7 @@ class Refinement:
     weights: RefineWeights
     strength: float
     projections: str
+    settings: Mapping[str, str]
     transform_delta: Tensor
     fingerprint: Tensor
 
@@ -63,7 +64,7 @@ def solve_right(numerator: Tensor, system: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(system)
     diagonal = factor.diagonal()
     # The squared ratio of the factor's diagonal bounds the condition number from below.
-    limit = system.shape[-1] * torch.finfo(system.dtype).eps
+    limit = 100 * system.shape[-1] * torch.finfo(system.dtype).eps
     if failed.any() or (diagonal.min() / diagonal.max()) ** 2 < limit:
         raise SingularSystem(
             "the concepts' prompts do not fix the solution (singular system): raise mu, or connect a prior and "
@@ -99,11 +100,15 @@ def refinement(
     where = working_device(device or torch.device("cpu"))
     width = active[0][0].cross.shape[0]
     numerator = torch.zeros(width, width, dtype=torch.float64, device=where)
-    system = weights.mu * torch.eye(width, dtype=torch.float64, device=where)
+    paired, scaled = (torch.zeros_like(active[0][0].paired, device=where) for _ in range(2))
     for concept, strength in active:
-        paired = unpack(concept.paired.to(where))
-        system += paired
-        numerator += strength * (concept.cross.to(where) - paired)
+        packed = concept.paired.to(where)
+        paired += packed
+        scaled.add_(packed, alpha=strength)
+        numerator.add_(concept.cross.to(where), alpha=strength)
+    numerator -= unpack(scaled)
+    system = unpack(paired)
+    system.diagonal().add_(weights.mu)
     for weight, moment in ((weights.lambda1, prior), (weights.lambda3, preserve)):
         if weight and moment is not None:
             system += weight * moment.to(where)

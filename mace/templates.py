@@ -36,9 +36,7 @@ def read_templates(text: str) -> tuple[str, ...]:
             continue
         rest = line.replace("{}", "")
         if "{" in rest or "}" in rest:
-            raise TemplateError(
-                f"line {number}: {line!r} has other braces; write only {{}} where the phrase goes"
-            )
+            raise TemplateError(f"line {number}: {line!r} has other braces; write only {{}} where the phrase goes")
         if rest == line:
             raise TemplateError(f"line {number}: {line!r} has no {{}}; write {{}} where the phrase goes")
         found.append(line)

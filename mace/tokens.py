@@ -105,9 +105,7 @@ def pair(
     before = min(f.spans[0][0], g.spans[0][0])
     pairs = [(i, i) for i in range(before + 1)]
     for k in range(len(f.spans) - 1):
-        pairs += _between(
-            f.tokens, (f.spans[k][1], f.spans[k + 1][0]), g.tokens, (g.spans[k][1], g.spans[k + 1][0])
-        )
+        pairs += _between(f.tokens, (f.spans[k][1], f.spans[k + 1][0]), g.tokens, (g.spans[k][1], g.spans[k + 1][0]))
     after = min(len(f.tokens) - f.spans[-1][1], len(g.tokens) - g.spans[-1][1])
     starts = (len(f.tokens) - after + 1, len(g.tokens) - after + 1)
     pairs += list(zip(range(starts[0], window), range(starts[1], window), strict=False))

@@ -98,9 +98,7 @@ def test_the_longest_list_exists():
 
 def test_read_text(tmp_path):
     file = tmp_path / "captions.TXT"
-    file.write_bytes(
-        "\ufeff# mine\r\nA  dog\ton grass.\r\n\r\n  # more\r\nUn café.\nA dog on grass.\n".encode()
-    )
+    file.write_bytes("\ufeff# mine\r\nA  dog\ton grass.\r\n\r\n  # more\r\nUn café.\nA dog on grass.\n".encode())
     assert read_captions(file) == ["A dog on grass.", "Un café."]
     assert read_captions(str(file)) == read_captions(file)
 
