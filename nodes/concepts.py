@@ -8,6 +8,8 @@ from ..mace.templates import TemplateError, read_templates
 from . import files
 from .types import CATEGORY, ConceptsType
 
+EMPTY = "the list of concepts is empty: write one concept a line, or choose a preset"
+
 
 def read_prompt_file(name: str) -> tuple[str, ...]:
     """The artist's own prompt templates from a text file of the input folder; none for NONE."""
@@ -22,7 +24,10 @@ def read_prompt_file(name: str) -> tuple[str, ...]:
 def listed(text: str, type: str, preset: str, prompt_file: str) -> tuple[Concept, ...]:
     """The concepts of a node: the preset's, then the lines'. Raises ConceptError or ValueError."""
     templates = read_prompt_file(prompt_file)
-    chosen = [Concept(target, mapping, kind, (), templates) for target, mapping, kind in PRESETS.get(preset, ())]
+    chosen = [
+        Concept(target, mapping, kind, (), templates if kind == type else ())
+        for target, mapping, kind in PRESETS.get(preset, ())
+    ]
     return merge(chosen, parse_concepts(text, type, templates))
 
 
@@ -42,13 +47,15 @@ class Concepts(io.ComfyNode):
                     "concepts",
                     multiline=True,
                     dynamic_prompts=False,
-                    default="airplane -> sky",
+                    default="",
+                    placeholder="airplane -> ground\ncat | kitty, feline -> forest",
                     tooltip="One concept a line:\n"
                     "  target -> mapping\n"
                     "  target | alias, alias -> mapping\n"
                     "The mapping is what prompts with the target are steered to: a broader or neutral phrase. Without "
-                    "one, the type's usual mapping is taken (object: sky; celebrity: a person; style: art; explicit: a "
-                    "person wearing clothes). Aliases are erased with the target. Text after # is a comment.",
+                    "one, the type's usual mapping is taken (object: sky, or Table 6's for the ten CIFAR classes; "
+                    "celebrity: a person; style: art; explicit: a person wearing clothes). Aliases are erased with the "
+                    "target. Text after # is a comment.",
                 ),
                 io.Combo.Input(
                     "type",
@@ -61,7 +68,7 @@ class Concepts(io.ComfyNode):
                     "preset",
                     options=[files.NONE, *PRESETS],
                     default=files.NONE,
-                    tooltip="A list of the paper (Tables 6, 7 and 9), with its mappings and type, added before the lines.",
+                    tooltip="A list of the paper (Tables 6, 7, 9) with its mappings and type, added before the lines",
                 ),
                 io.Combo.Input(
                     "prompt_file",
@@ -69,7 +76,7 @@ class Concepts(io.ComfyNode):
                     default=files.NONE,
                     advanced=True,
                     tooltip="A text file of the input folder with prompts of your own, one a line, {} where the phrase "
-                    "goes. They are used besides the built-in prompts of the type.",
+                    "goes. They are used besides the built-in prompts, for concepts of the type chosen here.",
                 ),
                 ConceptsType.Input(
                     "more", optional=True, tooltip="Concepts of another node; they come before this node's."
@@ -79,15 +86,21 @@ class Concepts(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concepts="", type="object", preset=files.NONE, prompt_file=files.NONE):
+    def validate_inputs(cls, concepts="", type="object", preset=files.NONE, prompt_file=files.NONE, input_types=None):
         if type not in TYPES:
             return f"type: {type!r} is not one of {', '.join(TYPES)}"
         if preset != files.NONE and preset not in PRESETS:
             return f"preset: {preset!r} is not one of the paper's lists"
+        # Asking for input_types hands the check of the links' types over to this node.
+        links = input_types or {}
+        if links.get("more", ConceptsType.io_type) != ConceptsType.io_type:
+            return f"more: takes the output of another Concepts node, not {links['more']}"
         try:
-            listed(concepts, type, preset, prompt_file)
+            found = listed(concepts, type, preset, prompt_file)
         except ValueError as error:
             return str(error)
+        if not found and not links:
+            return EMPTY
         return True
 
     @classmethod
@@ -98,5 +111,5 @@ class Concepts(io.ComfyNode):
     def execute(cls, concepts, type, preset, prompt_file, more=None) -> io.NodeOutput:
         chain = merge(more or (), listed(concepts, type, preset, prompt_file))
         if not chain:
-            raise ConceptError("the list of concepts is empty: write one concept a line, or choose a preset")
+            raise ConceptError(EMPTY)
         return io.NodeOutput(chain)

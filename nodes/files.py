@@ -19,6 +19,7 @@ def register_folders() -> None:
     """Make models/mace_priors and output/mace_priors known to the host as places of priors."""
     for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
         folder_paths.add_model_folder_path(PRIORS, os.path.join(root, PRIORS))
+    folder_paths.folder_names_and_paths[PRIORS][1].add(".safetensors")
 
 
 def input_files(*endings: str) -> list[str]:
@@ -60,9 +61,21 @@ def prefix_error(prefix: str) -> str | None:
         return "the file name is empty; give one such as: checkpoints/erased"
     root = os.path.abspath(folder_paths.get_output_directory())
     path = os.path.abspath(os.path.join(root, prefix))
-    if os.path.commonpath((root, path)) != root or path == root:
+    # On Windows a path on another drive has no common path with the folder at all.
+    if os.path.splitdrive(path)[0] != os.path.splitdrive(root)[0] or os.path.commonpath((root, path)) != root:
         return f"{prefix!r} lies outside the output folder; give a name inside it, such as: checkpoints/erased"
     return None
+
+
+def expanded(prefix: str) -> str:
+    """The prefix with the host's variables, such as %year%, filled in. Raises ValueError for one outside output/."""
+    problem = prefix_error(prefix)
+    if problem:
+        raise ValueError(problem)
+    # Asked of the host for a folder that is not the real one, since asking also creates the folder.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        _, name, _, subfolder, _ = folder_paths.get_save_image_path(prefix, elsewhere)
+    return os.path.join(subfolder, name)
 
 
 def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -72,10 +85,7 @@ def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mappi
     existing file is never replaced. Raises ValueError for a prefix outside the output folder and OSError when
     it cannot be written; then nothing is left behind, neither file nor new folder.
     """
-    problem = prefix_error(prefix)
-    if problem:
-        raise ValueError(problem)
-    output = folder_paths.get_output_directory()
+    output, prefix = folder_paths.get_output_directory(), expanded(prefix)
     with _folders_of(Path(output, prefix).parent):
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,6 +1,8 @@
 """Prior: the moments of what is to be kept."""
 
 import random
+import weakref
+from collections.abc import Sequence
 
 import torch
 from comfy.utils import ProgressBar
@@ -17,36 +19,64 @@ from .types import CATEGORY, ConceptsType, PriorType
 
 BUILT_IN = "built-in"
 MOST_CAPTIONS = 1_000_000
-MOST_BUILT_IN = caption_sources.MAX_CAPTIONS
 SHOWN = 8
 
+# The last captions' moment by text encoder: another list of concepts leaves out other captions, and taking their
+# part off the whole spares encoding thousands of captions again.
+_last_general: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
-def choose_captions(source: str, count: int, seed: int, phrases: list[str]) -> tuple[list[str], list[str]]:
-    """(captions, left out): at most `count` captions that name none of the phrases, drawn by seed."""
+
+def draw_captions(source: str, count: int, seed: int) -> list[str]:
+    """`count` captions of the built-in grammar, or as many of a file, drawn by seed where it holds more."""
     if count == 0:
-        return [], []
+        return []
     if source == BUILT_IN:
-        found = caption_sources.builtin_captions(min(count, MOST_BUILT_IN), seed)
-        return caption_sources.leave_out(found, phrases)
-    kept, left_out = caption_sources.leave_out(caption_sources.read_captions(files.input_path(source)), phrases)
-    if len(kept) > count:
-        kept = random.Random(seed).sample(kept, count)
-    return kept, left_out
+        return caption_sources.builtin_captions(count, seed)
+    found = caption_sources.read_captions(files.input_path(source))
+    return random.Random(seed).sample(found, count) if len(found) > count else found
 
 
 def keepers(preserve: str, preserve_type: str, retention: str) -> list[Concept]:
-    """The concepts to preserve: the paper's list, then the lines. Raises ConceptError for a bad line."""
+    """The concepts to preserve, each phrase once: the paper's list, then the lines and their aliases.
+
+    Raises ConceptError for a bad line.
+    """
     kind, names = RETENTION.get(retention, (preserve_type, ()))
-    chosen = [Concept(name, "", kind) for name in names]
-    known = {normalised(concept.target) for concept in chosen}
-    lines = parse_concepts(preserve, preserve_type, mapped=False)
-    return chosen + [concept for concept in lines if normalised(concept.target) not in known]
+    phrases = {normalised(name): Concept(name, "", kind) for name in names}
+    for line in parse_concepts(preserve, preserve_type, mapped=False):
+        for phrase in line.phrases:
+            phrases.setdefault(normalised(phrase), Concept(phrase, "", line.type))
+    return list(phrases.values())
 
 
-def report(prior: Prior, captions: list[str], left_out: list[str]) -> str:
+def literal(caption: str) -> str:
+    """A caption as a prompt: its brackets are brackets and not weights."""
+    return caption.replace("(", r"\(").replace(")", r"\)")
+
+
+def general_moment(
+    encoder: TextEncoder, drawn: Sequence[str], left_out: Sequence[str], origin: tuple, progress: ProgressBar
+) -> torch.Tensor:
+    """sum e e^T over the tokens of the captions drawn and not left out, [d, d] float64.
+
+    origin: what the captions drawn depend on. They are summed once for it, and the left out taken off.
+    """
+    model, key = encoder.clip.cond_stage_model, (encoder.identity, origin)
+    known_key, total = _last_general.get(model, (None, None))
+    if known_key == key:
+        progress.update(len(drawn))
+    else:
+        total = encoder.gram([literal(caption) for caption in drawn], progress.update)
+        _last_general[model] = (key, total)
+    return total - encoder.gram([literal(caption) for caption in left_out], progress.update)
+
+
+def report(prior: Prior, kept: Sequence[str], left_out: Sequence[str], too_long: int) -> str:
     """What went into the prior, for the node's preview."""
     lines = [f"{prior.captions} captions ({prior.source}), {len(left_out)} left out because they name a target"]
-    lines += [f"  {caption}" for caption in captions[:SHOWN]]
+    if too_long:
+        lines.append(f"{too_long} captions were too long for the text encoder and left out")
+    lines += [f"  {caption}" for caption in kept[:SHOWN]]
     lines += [f"  left out: {caption}" for caption in left_out[:SHOWN]]
     lines.append(f"{len(prior.preserved)} concepts to preserve")
     if prior.preserved:
@@ -80,9 +110,9 @@ class BuildPrior(io.ComfyNode):
                     default=4000,
                     min=0,
                     max=MOST_CAPTIONS,
-                    tooltip="How many captions at most; 0 for none. Their mean moment is scaled to COCO's 616,767 "
-                    f"captions, so lambda1 means the same for any count. The built-in grammar gives up to "
-                    f"{MOST_BUILT_IN:,}.",
+                    tooltip="How many captions to draw; 0 for none. Their mean moment is scaled to COCO's 616,767 "
+                    "captions, so lambda1 means the same for any count. The built-in grammar gives up to "
+                    f"{caption_sources.MAX_CAPTIONS:,}.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -124,15 +154,18 @@ class BuildPrior(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, captions=BUILT_IN, preserve="", preserve_type="object", retention=files.NONE):
+    def validate_inputs(cls, captions=BUILT_IN, count=0, preserve="", preserve_type="object", retention=files.NONE):
         if preserve_type not in TYPES:
             return f"preserve_type: {preserve_type!r} is not one of {', '.join(TYPES)}"
         if retention != files.NONE and retention not in RETENTION:
             return f"retention: {retention!r} is not one of the paper's lists"
+        most = caption_sources.MAX_CAPTIONS if captions == BUILT_IN else MOST_CAPTIONS
+        if not 0 <= count <= most:
+            return f"count: {count} is not within 0 and {most}"
         try:
             keepers(preserve, preserve_type, retention)
             if captions != BUILT_IN:
-                caption_sources.read_captions(files.input_path(captions))
+                files.input_path(captions)
         except ValueError as error:
             return str(error)
         return True
@@ -142,25 +175,30 @@ class BuildPrior(io.ComfyNode):
         return None if captions == BUILT_IN else files.file_stamp(captions)
 
     @classmethod
-    def execute(
-        cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=()
-    ) -> io.NodeOutput:
+    def execute(cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=()) -> io.NodeOutput:
         erased = {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
-        kept = keepers(preserve, preserve_type, retention)
-        for phrase in (phrase for concept in kept for phrase in concept.phrases):
-            if normalised(phrase) in erased:
-                raise ValueError(f"{phrase!r} is both to be erased and to be preserved; take it out of one list")
-        chosen, left_out = choose_captions(captions, count, seed, list(erased.values()))
-        if not chosen and not kept:
-            raise ValueError("there is nothing to keep: no caption is left and no concept to preserve is named")
-        prompts = [fill(t, phrase) for c in kept for phrase in c.phrases for t in c.prompts]
+        keep = keepers(preserve, preserve_type, retention)
+        for concept in keep:
+            if normalised(concept.target) in erased:
+                raise ValueError(
+                    f"{concept.target!r} is both to be erased and to be preserved; take it out of one list"
+                )
         encoder = TextEncoder(clip)
-        fingerprint = encoder.fingerprint()
-        progress = ProgressBar(len(chosen) + len(prompts))
-        width = fingerprint.shape[-1]
-        general: torch.Tensor | None = encoder.gram(chosen, width, progress.update) if chosen else None
-        domain = encoder.gram(prompts, width, progress.update) if prompts else None
-        names = tuple(phrase for concept in kept for phrase in concept.phrases)
-        source = f"built-in, seed {seed}" if captions == BUILT_IN else captions
-        prior = make_prior(general, len(chosen), domain, names, fingerprint, source)
-        return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, chosen, left_out)))
+        found = draw_captions(captions, count, seed)
+        drawn = [caption for caption in found if encoder.length(literal(caption)) <= encoder.window - 2]
+        kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))
+        if not kept and not keep:
+            raise ValueError("there is nothing to keep: no caption is left and no concept to preserve is named")
+        prompts = [fill(template, concept.target) for concept in keep for template in concept.prompts]
+        progress = ProgressBar(len(drawn) + len(left_out) + len(prompts))
+        origin = (captions, files.file_stamp("" if captions == BUILT_IN else captions), count, seed)
+        prior = make_prior(
+            general_moment(encoder, drawn, left_out, origin, progress) if kept else None,
+            len(kept),
+            encoder.gram(prompts, progress.update) if prompts else None,
+            tuple(concept.target for concept in keep),
+            encoder.fingerprint,
+            f"built-in, seed {seed}" if captions == BUILT_IN else captions,
+            tuple(erased.values()),
+        )
+        return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, kept, left_out, len(found) - len(drawn))))

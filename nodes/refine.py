@@ -5,18 +5,17 @@ import math
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
-from ..mace.concept import Concept
+from ..mace.concept import Concept, normalised
 from ..mace.prior import Prior
 from ..mace.refine import Refinement, RefineWeights, refinement, weight_delta
 from ..mace.settings import auto_weights
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, PriorType, RefinementType
-from .unet import PROJECTIONS, cross_attention_keys, patched
+from .unet import ATTACHMENT, PROJECTIONS, cross_attention_keys, patched
 
 AUTO = "auto"
 PAPER, RELEASED = "paper", "as released (squared)"
 MOST_WEIGHT = 1e9
-ATTACHMENT = "mace_refinement"
 
 
 def read_weight(name: str, text: str) -> float | None:
@@ -38,18 +37,22 @@ def choose_weights(
     """The weights to solve with, and a line on each for the artist."""
     auto = auto_weights(concepts)
     lines, values = [], []
-    for name, text, usual in (("lambda1", lambda1, auto.lambda1), ("lambda3", lambda3, auto.lambda3), ("mu", mu, auto.mu)):
+    for name, text, usual in (
+        ("lambda1", lambda1, auto.lambda1),
+        ("lambda3", lambda3, auto.lambda3),
+        ("mu", mu, auto.mu),
+    ):
         given = read_weight(name, text)
         values.append(usual if given is None else given)
-        lines.append(f"{name} {values[-1]:g}" + (" (Table 10)" if given is None else ""))
+        lines.append(f"{name} {values[-1]:g}" + (" (auto)" if given is None else ""))
     if lambda1_form == RELEASED:
         values[0] **= 2
         lines[0] += f", squared as released: {values[0]:g}"
     return RefineWeights(*values), lines
 
 
-def check_prior(weights: RefineWeights, prior: Prior | None, lines: list[str]) -> None:
-    """Say where a weight has nothing to weigh; raise ValueError where nothing would be kept at all."""
+def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Prior | None, lines: list[str]) -> None:
+    """Say where prior, weights and concepts do not go together; raise ValueError where they contradict."""
     general = prior is not None and prior.mean is not None
     domain = prior is not None and prior.preserve is not None
     if weights.lambda1 and not general:
@@ -57,13 +60,52 @@ def check_prior(weights: RefineWeights, prior: Prior | None, lines: list[str]) -
     if weights.lambda3 and not domain:
         lines.append("lambda3 has no effect: no prior with concepts to preserve is connected")
     if general and not weights.lambda1:
-        lines.append("the prior's captions have no effect: lambda1 is 0 (Table 10 has none for objects)")
+        lines.append("the prior's captions have no effect: lambda1 is 0; auto has none for objects")
     if domain and not weights.lambda3:
-        lines.append("the concepts to preserve have no effect: lambda3 is 0 (Table 10 has none for these types)")
+        lines.append("the concepts to preserve have no effect: lambda3 is 0; auto has it for people and styles")
+    if prior is not None:
+        targets = {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
+        for phrase in prior.preserved:
+            if normalised(phrase) in targets:
+                raise ValueError(f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list")
+        unseen = set(targets) - set(map(normalised, prior.left_out))
+        if general and weights.lambda1 and unseen:
+            names = ", ".join(sorted(targets[key] for key in unseen)[:5])
+            lines.append(f"the prior was made without leaving out captions that name: {names}")
     if not (weights.lambda1 and general or weights.lambda3 and domain or weights.mu):
         raise ValueError(
             "nothing holds the model's other knowledge: connect a prior (Prior or Load Prior), or set mu above 0"
         )
+
+
+def stage_record(done: Refinement) -> dict:
+    """One refinement as it stands in a saved checkpoint's provenance."""
+    return {
+        "stage": "refinement",
+        "concepts": [
+            {
+                "target": concept.target,
+                "mapping": concept.mapping,
+                "type": concept.type,
+                "aliases": list(concept.aliases),
+                "own_prompts": list(concept.templates),
+            }
+            for concept in done.concepts
+        ],
+        "settings": dict(done.settings),
+        "lambda1": done.weights.lambda1,
+        "lambda3": done.weights.lambda3,
+        "mu": done.weights.mu,
+        "strength": done.strength,
+        "projections": done.projections,
+        "prior": None
+        if done.prior is None
+        else {
+            "source": done.prior.source,
+            "captions": done.prior.captions,
+            "preserved": list(done.prior.preserved),
+        },
+    }
 
 
 class CFRRefine(io.ComfyNode):
@@ -110,7 +152,8 @@ class CFRRefine(io.ComfyNode):
                     display_name="identity weight mu",
                     default=AUTO,
                     tooltip=f"Weight of ||W' - W||^2 (Appendix C.2, without unit). {weight} 0.1 to 1000 for the ten "
-                    "CIFAR classes, 10 for other objects, 0 for people and styles. Larger keeps more.",
+                    "CIFAR classes, 10 for other objects, 0.1 for explicit content, 0 for people and styles. Larger "
+                    "keeps more.",
                 ),
                 io.Combo.Input(
                     "projections",
@@ -128,8 +171,8 @@ class CFRRefine(io.ComfyNode):
                 PriorType.Input(
                     "prior",
                     optional=True,
-                    tooltip="What to keep, from Prior or Load Prior. Needed for people, styles and explicit content "
-                    "with automatic settings.",
+                    tooltip="What to keep, from Prior or Load Prior. Needed for people and styles with automatic "
+                    "settings, and wise for explicit content.",
                 ),
             ],
             outputs=[
@@ -153,18 +196,17 @@ class CFRRefine(io.ComfyNode):
         cls, model, clip, concepts, strength, lambda1, lambda3, mu, projections, lambda1_form, prior=None
     ) -> io.NodeOutput:
         weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form)
-        check_prior(weights, prior, lines)
+        check_prior(concepts, weights, prior, lines)
         keys = cross_attention_keys(model, projections)
         encoder = TextEncoder(clip)
-        fingerprint = encoder.fingerprint()
-        width, expected = fingerprint.shape[-1], model.model.state_dict()[keys[0]].shape[-1]
-        if width != expected:
+        expected = model.model.state_dict()[keys[0]].shape[-1]
+        if encoder.width != expected:
             raise ValueError(
-                f"this CLIP gives embeddings {width} wide and the model reads {expected}: connect the text encoder of "
-                "the same checkpoint"
+                f"this CLIP gives embeddings {encoder.width} wide and the model reads {expected}: connect the text "
+                "encoder of the same checkpoint"
             )
         if prior is not None:
-            prior.check(fingerprint)
+            prior.check(encoder.fingerprint)
         prompts = sum(len(concept.prompts) * len(concept.phrases) for concept in concepts)
         progress = ProgressBar(prompts + len(keys))
         moments = tuple(encoder.moments(concept, progress.update) for concept in concepts)
@@ -180,10 +222,11 @@ class CFRRefine(io.ComfyNode):
             progress.update(len(keys))
         else:
             refined = patched(model, keys, lambda w: weight_delta(w, delta), strength, progress.update)
+        settings = {"lambda1": lambda1, "lambda3": lambda3, "mu": mu, "lambda1_form": lambda1_form}
         result = Refinement(
-            concepts, moments, prior, weights, strength, projections, delta.cpu(), fingerprint
+            concepts, moments, prior, weights, strength, projections, settings, delta.cpu(), encoder.fingerprint
         )
-        refined.set_attachments(ATTACHMENT, result)
+        refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), stage_record(result)))
         lines += [
             f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",
             f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",

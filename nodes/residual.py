@@ -15,6 +15,8 @@ def as_template(prompt: str, phrase: str) -> str:
     Raises ValueError when the phrase does not stand in the prompt.
     """
     words = phrase.split()
+    if "{" in prompt or "}" in prompt:
+        raise ValueError("the prompt holds braces; write it without them")
     if not words:
         raise ValueError("the phrase is empty: name the concept whose tokens are to be replaced")
     pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)"
@@ -40,7 +42,10 @@ class ResidualPrompt(io.ComfyNode):
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),
                 io.String.Input(
-                    "prompt", default="a photo of the airplane", multiline=True, tooltip="A prompt that names the concept."
+                    "prompt",
+                    default="a photo of the airplane",
+                    multiline=True,
+                    tooltip="A prompt that names the concept.",
                 ),
                 io.String.Input(
                     "phrase", default="airplane", tooltip="The concept's words as they stand in the prompt."
@@ -63,11 +68,15 @@ class ResidualPrompt(io.ComfyNode):
         encoder = TextEncoder(clip)
         located = locate(as_template(prompt, phrase), phrase, encoder.tokenize, encoder.split)
         encoder.check_length(prompt)
+        # Where padding is no end-of-text (SD2.x, SDXL), the only one stands right behind the words.
+        final = -1 if encoder.pads_with_end else len(located.tokens) + 1
+        # SDXL also reads a pooled embedding, which would carry the concept past its words.
+        neutral = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)[1]
         conditioning = []
         for embeddings, extra in clip.encode_from_tokens_scheduled(clip.tokenize(prompt)):
             embeddings = embeddings.clone()
             for begin, end in located.spans:
                 # One further than the token's index: start-of-text stands at position 0.
-                embeddings[:, begin + 1 : end + 1] = embeddings[:, -1:]
-            conditioning.append([embeddings, extra])
+                embeddings[:, begin + 1 : end + 1] = embeddings[:, final].unsqueeze(1)
+            conditioning.append([embeddings, {**extra, "pooled_output": neutral}])
         return io.NodeOutput(conditioning)

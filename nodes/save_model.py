@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from collections.abc import Mapping
 
 import comfy.model_base
@@ -12,11 +13,9 @@ from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..mace import __version__
-from ..mace.refine import Refinement
 from . import files
-from .refine import ATTACHMENT
 from .types import CATEGORY
-from .unet import weights_sha256
+from .unet import ATTACHMENT, FP8, effective_weight, weights_sha256
 
 AS_LOADED = "as loaded"
 DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -60,7 +59,7 @@ def modelspec(model, title: str, predict_key: str | None) -> dict[str, str]:
         "modelspec.implementation": "sgm",
         "modelspec.title": title,
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.description": "Concepts were erased from this model with MACE; see mace.provenance.",
+        "modelspec.description": "Saved by MACE for ComfyUI; mace.provenance says what was erased.",
     }
     if predict_key:
         entries["modelspec.predict_key"] = predict_key
@@ -74,43 +73,33 @@ def modelspec(model, title: str, predict_key: str | None) -> dict[str, str]:
 
 
 def provenance(model, clip) -> dict:
-    """What was erased, how, with which version and from which base."""
-    done: Refinement | None = model.get_attachment(ATTACHMENT)
-    record: dict = {
+    """What was erased, how, with which version and from which base.
+
+    base_model_sha256 covers the diffusion model's weights before any patch; patched_weights counts those that
+    were changed, by LoRAs before the erasure too.
+    """
+    return {
         "pack": "mace-comfyui",
         "version": __version__,
         "base_model_sha256": weights_sha256(model),
+        "patched_weights": len(model.patches),
         "clip_layer": clip.layer_idx,
-        "concepts": [],
-        "stages": [],
+        "stages": list(model.get_attachment(ATTACHMENT) or ()),
     }
-    if done is not None:
-        for concept in done.concepts:
-            record["concepts"].append(
-                {
-                    "target": concept.target,
-                    "mapping": concept.mapping,
-                    "type": concept.type,
-                    "aliases": list(concept.aliases),
-                    "own_prompts": list(concept.templates),
-                }
-            )
-        stage = {
-            "stage": "refinement",
-            "lambda1": done.weights.lambda1,
-            "lambda3": done.weights.lambda3,
-            "mu": done.weights.mu,
-            "strength": done.strength,
-            "projections": done.projections,
-        }
-        if done.prior is not None:
-            stage["prior"] = {
-                "source": done.prior.source,
-                "captions": done.prior.captions,
-                "preserved": list(done.prior.preserved),
-            }
-        record["stages"].append(stage)
-    return record
+
+
+def upcast_fp8(model) -> dict[str, torch.Tensor]:
+    """The patched fp8 weights as float32 under their names in a checkpoint.
+
+    The host rounds a patched weight back to fp8, which is too coarse to hold an edit; a file in another
+    format need not lose it.
+    """
+    patches = model.get_key_patches("diffusion_model.")
+    return {
+        f"model.{key}": effective_weight(patches[key], key, model.load_device)
+        for key in model.patches
+        if key in patches and patches[key][0][0].dtype in FP8
+    }
 
 
 def checkpoint_tensors(
@@ -123,6 +112,8 @@ def checkpoint_tensors(
     model_management.load_models_gpu([model, clip.load_model()])
     state = model.state_dict_for_saving(clip.state_dict_for_saving(), vae.get_sd())
     state.update(extra)
+    if dtype is not None:
+        state.update(upcast_fp8(model))
     tensors: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name in list(state):
@@ -133,7 +124,8 @@ def checkpoint_tensors(
             tensor = tensor.to(dtype)
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise ValueError(
-                f"{name} holds values that are not finite in {tensor.dtype}: the model is damaged, or choose bf16 or fp32"
+                f"{name} holds values that are not finite in {tensor.dtype}: the model is damaged, or it needs "
+                "bf16 or fp32"
             )
         storage = tensor.untyped_storage()
         # Views and tied weights are saved as tensors of their own, which the file format asks for.
@@ -187,7 +179,7 @@ class SaveErasedModel(io.ComfyNode):
             if value is None:
                 raise ValueError(f"the {name} input is empty: this checkpoint has none; connect a loader of its own")
         predict_key, extra = sampling_keys(model)
-        metadata = modelspec(model, filename_prefix.replace("\\", "/").rsplit("/", 1)[-1], predict_key)
+        metadata = modelspec(model, os.path.basename(files.expanded(filename_prefix)), predict_key)
         metadata["mace.provenance"] = json.dumps(provenance(model, clip), ensure_ascii=False)
         if not args.disable_metadata:
             metadata["prompt"] = json.dumps(cls.hidden.prompt or {})
@@ -195,5 +187,7 @@ class SaveErasedModel(io.ComfyNode):
                 metadata[name] = json.dumps(value)
         tensors = checkpoint_tensors(model, clip, vae, DTYPES[dtype], extra)
         path = files.save_safetensors(filename_prefix, tensors, metadata)
-        saved = files.saved_result(path)
-        return io.NodeOutput(ui={"checkpoints": [saved], "text": (str(path),)})
+        text = str(path)
+        if clip.layer_idx is not None:
+            text += f"\nA checkpoint does not carry clip skip: set CLIP layer {clip.layer_idx} again where it is used."
+        return io.NodeOutput(ui={"checkpoints": [files.saved_result(path)], "text": (text,)})

@@ -8,13 +8,14 @@ from torch import nn
 
 from ..mace.moments import ConceptMoments
 
-LIMIT_BYTES = 2 << 30
+# A concept of SD1.x takes 9 MB, of SDXL 67 MB; the host's own outputs hold them too while a graph is in use.
+SHARE_OF_MEMORY = 0.25
 
 
 class MomentStore:
     """Moments by text encoder and key; the least recently used go first, an encoder's go with it."""
 
-    def __init__(self, limit: int = LIMIT_BYTES):
+    def __init__(self, limit: int):
         self._limit = limit
         self._by_model: weakref.WeakKeyDictionary[nn.Module, OrderedDict] = weakref.WeakKeyDictionary()
 

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from comfy import model_management
@@ -12,12 +13,13 @@ from ..mace.concept import Concept
 from ..mace.moments import ConceptMoments, Gram, concept_moments
 from ..mace.prior import PROBE_PROMPTS, probe
 from ..mace.tokens import PairingError, fill, pair
-from .store import MomentStore
+from .store import SHARE_OF_MEMORY, MomentStore
 
 BATCH = 16
 MAPPING_CACHE = 256
 
-_store = MomentStore()
+_memory = model_management.get_total_memory(torch.device("cpu"))
+_store = MomentStore(int(_memory * SHARE_OF_MEMORY))
 
 
 class TextEncoder:
@@ -25,20 +27,21 @@ class TextEncoder:
 
     def __init__(self, clip):
         if clip is None:
-            raise ValueError("the CLIP input is empty: this checkpoint has no text encoder; load one with a CLIP loader")
+            raise ValueError(
+                "the CLIP input is empty: this checkpoint has no text encoder; load one with a CLIP loader"
+            )
         self.clip = clip
         empty = clip.tokenize("")
         unknown = set(empty) - {"l", "g", "h"}
         if unknown or not empty:
             names = ", ".join(sorted(unknown)) or "none"
-            raise ValueError(
-                f"MACE reads CLIP text encoders (SD1.x, SD2.x, SDXL); this CLIP input holds: {names}"
-            )
+            raise ValueError(f"MACE reads CLIP text encoders (SD1.x, SD2.x, SDXL); this CLIP input holds: {names}")
         # SDXL tokenises the same text for both encoders; they differ in padding only.
         self._section = next(iter(empty))
         first = empty[self._section][0]
         self.window = len(first)
-        self._start, self._end = first[0][0], first[1][0]
+        self._end = first[1][0]
+        self.pads_with_end = all(section[0][-1][0] == self._end for section in empty.values())
         self._mappings: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._known: dict[str, tuple[Hashable, ...]] = {}
 
@@ -81,9 +84,13 @@ class TextEncoder:
         embeddings = self.clip.encode_from_tokens(batch)
         return embeddings.reshape(len(prompts), -1, embeddings.shape[-1])
 
+    def length(self, prompt: str) -> int:
+        """The number of the prompt's tokens, start and end not counted; window - 2 fit."""
+        return sum(len(self.tokenize(part)) for part in self.split(prompt))
+
     def check_length(self, prompt: str) -> None:
         """Raise PairingError for a prompt that the host would cut into several sections."""
-        count = sum(len(self.tokenize(part)) for part in self.split(prompt))
+        count = self.length(prompt)
         if count > self.window - 2:
             raise PairingError(
                 f"the prompt {prompt!r} has {count} tokens, the text encoder takes {self.window - 2}; shorten it"
@@ -94,9 +101,15 @@ class TextEncoder:
         """Where the host computes the encoder."""
         return self.clip.patcher.load_device
 
+    @cached_property
     def fingerprint(self) -> torch.Tensor:
         """See `mace.prior.probe`."""
         return probe(self.encode(PROBE_PROMPTS))
+
+    @property
+    def width(self) -> int:
+        """d, the length of an embedding."""
+        return self.fingerprint.shape[-1]
 
     @property
     def identity(self) -> tuple:
@@ -109,9 +122,7 @@ class TextEncoder:
         model, key = self.clip.cond_stage_model, (self.identity, concept)
         found = _store.get(model, key)
         if found is None:
-            batches = self._batches(concept, step)
-            width = self.fingerprint().shape[-1]
-            found = concept_moments(batches, width, self.device)
+            found = concept_moments(self._batches(concept, step), self.width, self.device)
             _store.put(model, key, found)
         else:
             step(len(concept.prompts) * len(concept.phrases))
@@ -136,10 +147,10 @@ class TextEncoder:
             self._mappings.popitem(last=False)
         return embeddings
 
-    def gram(self, prompts: Iterable[str], width: int, step: Callable[[int], None]) -> torch.Tensor:
+    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> torch.Tensor:
         """sum e e^T over all tokens of the prompts, [d, d] float64."""
-        total = Gram(width, self.device)
-        for part in chunks(list(prompts)):
+        total = Gram(self.width, self.device)
+        for part in chunks(prompts):
             total.add(self.encode(part))
             step(len(part))
         return total.matrix

@@ -11,8 +11,11 @@ from comfy import model_management
 
 PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
 
+# What was done to a MODEL travels with it: a tuple of records for the provenance, oldest first.
+ATTACHMENT = "mace_stages"
+
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
+FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
 
 
 def cross_attention_keys(model, projections: str = "both") -> list[str]:
@@ -37,7 +40,7 @@ def effective_weight(patches: list, key: str, device: torch.device) -> torch.Ten
     that is not finite and for anything but a matrix.
     """
     weight, convert = patches[0]
-    if weight.dtype not in _FLOATS + _FP8 or type(weight).__name__ == "QuantizedTensor":
+    if weight.dtype not in _FLOATS + FP8 or type(weight).__name__ == "QuantizedTensor":
         raise ValueError(
             f"{key} is quantised ({weight.dtype}); closed-form edits need the full weights: load the fp16, bf16 "
             "or fp32 model"
@@ -66,7 +69,7 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
     for key in keys:
         model_management.throw_exception_if_processing_interrupted()
         stored = all_patches[key][0][0].dtype
-        upcast |= stored in _FP8
+        upcast |= stored in FP8
         change = delta(effective_weight(all_patches[key], key, model.load_device))
         dtype = stored if stored in _FLOATS[1:] else torch.float32
         changes[key] = ("diff", (change.to(dtype).to(model.offload_device),))
