@@ -70,9 +70,6 @@ def server(tmp_path_factory, demo_checkpoint):
     from devtools.client import Client
 
     base = tmp_path_factory.mktemp("server")
-    priors = base / "models" / "mace_priors"
-    priors.mkdir(parents=True)
-    (priors / "mace_demo_prior.safetensors").symlink_to(REPO / "assets/demo/mace_demo_prior.safetensors")
     # The classic cache drops nothing between prompts, so that what runs again can be counted.
     with host.start(
         _from_environment("MACE_COMFYUI"),

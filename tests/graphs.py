@@ -37,8 +37,17 @@ def sample(graph: dict, first: int, model: tuple, loader: str = "1", prompt: str
         b: node("CLIPTextEncode", clip=(loader, 1), text=""),
         c: node("EmptyLatentImage", width=64, height=64, batch_size=2),
         d: node(
-            "KSampler", model=model, positive=(a, 0), negative=(b, 0), latent_image=(c, 0),
-            seed=3, steps=6, cfg=4.0, sampler_name="ddim", scheduler="normal", denoise=1.0,
+            "KSampler",
+            model=model,
+            positive=(a, 0),
+            negative=(b, 0),
+            latent_image=(c, 0),
+            seed=3,
+            steps=6,
+            cfg=4.0,
+            sampler_name="ddim",
+            scheduler="normal",
+            denoise=1.0,
         ),
         e: node("SaveLatent", samples=(d, 0), filename_prefix="latents/test"),
     }
@@ -46,6 +55,4 @@ def sample(graph: dict, first: int, model: tuple, loader: str = "1", prompt: str
 
 def save(model: tuple = ("3", 0), prefix: str = "checkpoints/test", dtype: str = "as loaded") -> dict:
     """A Save Erased Model node."""
-    return node(
-        "MACE_SaveErasedModel", model=model, clip=("1", 1), vae=("1", 2), filename_prefix=prefix, dtype=dtype
-    )
+    return node("MACE_SaveErasedModel", model=model, clip=("1", 1), vae=("1", 2), filename_prefix=prefix, dtype=dtype)

@@ -34,6 +34,7 @@ class InProcessHost:
         os.chdir(here)
         import comfy.sd
         import folder_paths
+
         import nodes
 
         folder_paths.add_model_folder_path("checkpoints", str(base / "output/checkpoints"))
@@ -42,9 +43,7 @@ class InProcessHost:
         before = set(nodes.NODE_CLASS_MAPPINGS)
         if not asyncio.run(nodes.load_custom_node(str(pack), before, "custom_nodes")):
             raise RuntimeError("the host could not load the pack; its log says why")
-        self.node_classes = {
-            name: cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name not in before
-        }
+        self.node_classes = {name: cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name not in before}
         self._root = str(pack).replace(".", "_x_")
 
     def module(self, name: str) -> ModuleType:

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.test_refine_node import concepts, refine
+from tests.test_refine_node import concepts, effective, refine
 
 pytestmark = pytest.mark.host
 
@@ -20,9 +20,7 @@ def refined(comfy_host, demo):
 
 
 def save(host, demo, model, prefix, dtype="as loaded"):
-    out = host.run(
-        "MACE_SaveErasedModel", model=model, clip=demo[1], vae=demo[2], filename_prefix=prefix, dtype=dtype
-    )
+    out = host.run("MACE_SaveErasedModel", model=model, clip=demo[1], vae=demo[2], filename_prefix=prefix, dtype=dtype)
     (saved,) = out.ui["checkpoints"]
     return host.base / "output" / saved["subfolder"] / saved["filename"]
 
@@ -34,7 +32,9 @@ def test_only_the_refined_matrices_differ(comfy_host, demo, refined, demo_checkp
     extra = set(saved) - set(base)
     assert not set(base) - set(saved)
     assert not [name for name in extra if name.startswith("model.diffusion_model.")]
-    changed = {name for name in base if not torch.allclose(saved[name].float(), base[name].float(), atol=2e-2, rtol=2e-2)}
+    changed = {
+        name for name in base if not torch.allclose(saved[name].float(), base[name].float(), atol=2e-2, rtol=2e-2)
+    }
     expected = {"model." + name for name in refined.patches}
     assert changed <= expected and changed
     wanted = {"fp16": {torch.float16}, "bf16": {torch.bfloat16}, "fp32": {torch.float32}}.get(dtype)
@@ -43,8 +43,6 @@ def test_only_the_refined_matrices_differ(comfy_host, demo, refined, demo_checkp
 
 
 def test_the_saved_weights_are_the_patched_ones(comfy_host, demo, refined):
-    from tests.test_refine_node import effective
-
     saved = load_file(save(comfy_host, demo, refined, "checkpoints/patched", "fp32"))
     for name in refined.patches:
         torch.testing.assert_close(saved["model." + name], effective(refined, name), rtol=1e-6, atol=1e-7)
@@ -59,19 +57,17 @@ def test_the_reloaded_file_samples_alike(comfy_host, demo, refined):
 
 
 def test_the_cores_own_nodes_take_the_model(comfy_host, demo, refined):
-    """CheckpointSave, and a merge with the base at one half."""
-    import nodes as host_nodes
+    """A merge with the base at one half, and CheckpointSave."""
+    from comfy_extras.nodes_model_merging import CheckpointSave, ModelMergeSimple
 
-    from tests.test_refine_node import effective
-
-    merge = host_nodes.NODE_CLASS_MAPPINGS.get("ModelMergeSimple")
-    if merge is None:
-        from comfy_extras.nodes_model_merging import ModelMergeSimple as merge
     with torch.inference_mode():
-        merged = merge().merge(demo[0], refined, 0.5)[0]
+        merged = ModelMergeSimple().merge(demo[0], refined, 0.5)[0]
+        CheckpointSave().save(refined, demo[1], demo[2], "checkpoints/by_core")
+    (path,) = (comfy_host.base / "output/checkpoints").glob("by_core*")
+    saved = load_file(path)
     key = next(iter(refined.patches))
-    base = demo[0].model.state_dict()[key].float()
-    half = (base + effective(refined, key)) / 2
+    half = (effective(demo[0], key) + effective(refined, key)) / 2
+    torch.testing.assert_close(saved["model." + key], effective(refined, key), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(effective(merged, key), half, rtol=1e-4, atol=1e-6)
 
 
@@ -110,7 +106,11 @@ def test_a_damaged_model_is_not_saved(comfy_host, demo):
 def test_missing_parts_are_named(comfy_host, demo, refined):
     with pytest.raises(ValueError, match="vae input is empty"):
         comfy_host.run(
-            "MACE_SaveErasedModel", model=refined, clip=demo[1], vae=None, filename_prefix="checkpoints/x",
+            "MACE_SaveErasedModel",
+            model=refined,
+            clip=demo[1],
+            vae=None,
+            filename_prefix="checkpoints/x",
             dtype="fp16",
         )
 

@@ -102,19 +102,21 @@ def test_example_workflow_requeue_and_reload(server):
 
 def test_saved_metadata_and_keys(server, demo_checkpoint):
     result = server.client.queue({**graphs.refine(), "4": graphs.save(dtype="fp16")}, workflow={"marker": 1})
-    with safe_open(saved_file(server, result, "4"), framework="pt") as saved, safe_open(
-        demo_checkpoint, framework="pt"
-    ) as base:
+    with (
+        safe_open(saved_file(server, result, "4"), framework="pt") as saved,
+        safe_open(demo_checkpoint, framework="pt") as base,
+    ):
         assert set(base.keys()) <= set(saved.keys())
         assert {saved.get_tensor(k).dtype for k in saved.keys() if saved.get_tensor(k).is_floating_point()} == {
             torch.float16
         }
         metadata = saved.metadata()
     record = json.loads(metadata["mace.provenance"])
-    assert record["concepts"] == [
+    (stage,) = record["stages"]
+    assert stage["concepts"] == [
         {"target": "airplane", "mapping": "ground", "type": "object", "aliases": [], "own_prompts": []}
     ]
-    assert record["stages"][0]["stage"] == "refinement" and record["stages"][0]["mu"] == 10
+    assert stage["stage"] == "refinement" and stage["mu"] == 10 and stage["settings"]["lambda1"] == "auto"
     assert record["version"] and len(record["base_model_sha256"]) == 64
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1"
     assert metadata["modelspec.predict_key"] == "epsilon"
@@ -153,7 +155,7 @@ def test_a_path_outside_the_output_folder(server, prefix):
 
 
 def test_a_failing_node_says_what_to_do(server):
-    graph = graphs.refine(concepts="Claude Monet")
+    graph = graphs.refine(mu="auto", concepts="Claude Monet")
     graph["2"]["inputs"]["type"] = "style"
     with pytest.raises(ExecutionError, match="CFRRefine.*connect a prior"):
         server.client.queue({**graph, "4": graphs.save()})
@@ -161,7 +163,10 @@ def test_a_failing_node_says_what_to_do(server):
 
 def test_interrupt_leaves_the_host_usable(server):
     """An interrupt in the middle of the encoding ends the run; the next one is whole."""
-    graph = {**graphs.refine(concepts="dog\ncat\nfrog\nhorse\ntruck", mu="3"), "4": graphs.save(prefix="checkpoints/cut")}
+    graph = {
+        **graphs.refine(concepts="dog\ncat\nfrog\nhorse\ntruck", mu="3"),
+        "4": graphs.save(prefix="checkpoints/cut"),
+    }
 
     def stop(title, value, most):
         if value is not None and 0 < value < most / 2:
@@ -181,8 +186,15 @@ def test_prior_is_built_saved_and_loaded(server):
         "1": graphs.node("CheckpointLoaderSimple", ckpt_name=graphs.CHECKPOINT),
         "2": graphs.node("MACE_Concepts", concepts="airplane\ncat", type="object", preset="none", prompt_file="none"),
         "3": graphs.node(
-            "MACE_Prior", clip=("1", 1), concepts=("2", 0), captions="built-in", count=60, seed=1,
-            preserve="ship\nrose | tulip", preserve_type="object", retention="none",
+            "MACE_Prior",
+            clip=("1", 1),
+            concepts=("2", 0),
+            captions="built-in",
+            count=60,
+            seed=1,
+            preserve="ship\nrose | tulip",
+            preserve_type="object",
+            retention="none",
         ),
         "4": graphs.node("MACE_SavePrior", prior=("3", 0), filename_prefix="mace_priors/small"),
     }

@@ -25,7 +25,9 @@ def phrase_tokens(encoder, template, phrase, mapping="sky"):
     return tuple(row[i] for i in pairing.phrase)
 
 
-@pytest.mark.parametrize("template", ["a photo of the {}", "{} in the park", "the {}, at night", 'the "{}"', "{}'s home"])
+@pytest.mark.parametrize(
+    "template", ["a photo of the {}", "{} in the park", "the {}, at night", 'the "{}"', "{}'s home"]
+)
 @pytest.mark.parametrize("phrase", ["airplane", "hot dog", "Arnold Schwarzenegger", "Adolf Hirémy-Hirschl"])
 def test_the_phrase_is_found_in_context(encoder, template, phrase):
     assert phrase_tokens(encoder, template, phrase) == ids(encoder, phrase)
@@ -110,4 +112,4 @@ def test_clip_skip_changes_identity_and_fingerprint(comfy_host, demo):
         a, b = text.TextEncoder(demo[1]), text.TextEncoder(skipped)
         assert a.identity != b.identity
         # Layers 2..11 of the demo encoder are identities: only a skip into its two live layers shows.
-        assert comfy_host.module("mace.prior").probe_distance(a.fingerprint(), b.fingerprint()) > 0.02
+        assert comfy_host.module("mace.prior").probe_distance(a.fingerprint, b.fingerprint) > 0.02
