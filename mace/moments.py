@@ -3,6 +3,7 @@
 Everything is summed in float64. Sums are streamed: what is kept does not grow with the number of prompts.
 """
 
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -86,8 +87,6 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
     Raises ValueError for an embedding of another width or one that is not finite.
     """
     cross = torch.zeros(width, width, dtype=torch.float64, device=working_device(device))
-    # What is kept is allocated before the batches' passing tensors: among them it would leave holes in the heap.
-    kept = [torch.empty(width * (width + 1) // 2, dtype=torch.float64) for _ in range(2)]
     paired, rest = torch.zeros_like(cross), torch.zeros_like(cross)
     pairs = prompts = 0
     for targets, mappings, pairings in batches:
@@ -108,7 +107,18 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
     # A value that is not finite leaves its trace in the sums: one look at them, in place of one at every token.
     if not (torch.isfinite(cross).all() and torch.isfinite(total.diagonal()).all()):
         raise ValueError(NOT_FINITE)
-    return ConceptMoments(cross.cpu(), kept[0].copy_(pack(paired)), kept[1].copy_(pack(total)), pairs, prompts)
+    return ConceptMoments(*_kept(cross, pack(paired), pack(total)), pairs, prompts)
+
+
+def _kept(*tensors: Tensor) -> list[Tensor]:
+    """Copies on the CPU, in pages of their own.
+
+    Hundreds of concepts are kept while passing tensors come and go. On the heap they would pin the holes those
+    leave, and memory would grow by more than what is kept.
+    """
+    sizes = [tensor.numel() for tensor in tensors]
+    block = torch.frombuffer(mmap.mmap(-1, 8 * sum(sizes)), dtype=torch.float64)
+    return [part.view(tensor.shape).copy_(tensor) for part, tensor in zip(block.split(sizes), tensors, strict=True)]
 
 
 def _places(embeddings: Tensor, positions: list[tuple[int, ...]]) -> Tensor:

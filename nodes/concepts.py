@@ -8,8 +8,6 @@ from ..mace.templates import TemplateError, read_templates
 from . import files
 from .types import CATEGORY, ConceptsType
 
-EMPTY = "the list of concepts is empty: write one concept a line, or choose a preset"
-
 
 def read_prompt_file(name: str) -> tuple[str, ...]:
     """The artist's own prompt templates from a text file of the input folder; none for NONE."""
@@ -86,22 +84,16 @@ class Concepts(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concepts="", type="object", preset=files.NONE, prompt_file=files.NONE, input_types=None):
-        if type not in TYPES:
-            return f"type: {type!r} is not one of {', '.join(TYPES)}"
-        if preset != files.NONE and preset not in PRESETS:
-            return f"preset: {preset!r} is not one of the paper's lists"
-        # Asking for input_types hands the check of the links' types over to this node.
-        links = input_types or {}
-        if links.get("more", ConceptsType.io_type) != ConceptsType.io_type:
-            return f"more: takes the output of another Concepts node, not {links['more']}"
-        try:
-            found = listed(concepts, type, preset, prompt_file)
-        except ValueError as error:
-            return str(error)
-        if not found and not links:
-            return EMPTY
-        return True
+    def validate_inputs(cls, concepts=""):
+        # The host marks every input named here when one is wrong, so only the lines are asked for. What is wrong
+        # with them under one type alone (a usual mapping equal to the phrase) shows when the node runs.
+        errors = []
+        for kind in TYPES:
+            try:
+                parse_concepts(concepts, kind)
+            except ConceptError as error:
+                errors.append(str(error))
+        return errors[0] if len(errors) == len(TYPES) else True
 
     @classmethod
     def fingerprint_inputs(cls, prompt_file=files.NONE, **_):
@@ -111,5 +103,5 @@ class Concepts(io.ComfyNode):
     def execute(cls, concepts, type, preset, prompt_file, more=None) -> io.NodeOutput:
         chain = merge(more or (), listed(concepts, type, preset, prompt_file))
         if not chain:
-            raise ConceptError(EMPTY)
+            raise ConceptError("the list of concepts is empty: write one concept a line, or choose a preset")
         return io.NodeOutput(chain)

@@ -9,7 +9,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..mace import captions as caption_sources
-from ..mace.concept import TYPES, Concept, normalised, parse_concepts
+from ..mace.concept import TYPES, Concept, ConceptError, normalised, parse_concepts
 from ..mace.lists import RETENTION
 from ..mace.prior import Prior, make_prior
 from ..mace.tokens import fill
@@ -154,19 +154,10 @@ class BuildPrior(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, captions=BUILT_IN, count=0, preserve="", preserve_type="object", retention=files.NONE):
-        if preserve_type not in TYPES:
-            return f"preserve_type: {preserve_type!r} is not one of {', '.join(TYPES)}"
-        if retention != files.NONE and retention not in RETENTION:
-            return f"retention: {retention!r} is not one of the paper's lists"
-        most = caption_sources.MAX_CAPTIONS if captions == BUILT_IN else MOST_CAPTIONS
-        if not 0 <= count <= most:
-            return f"count: {count} is not within 0 and {most}"
+    def validate_inputs(cls, preserve=""):
         try:
-            keepers(preserve, preserve_type, retention)
-            if captions != BUILT_IN:
-                files.input_path(captions)
-        except ValueError as error:
+            parse_concepts(preserve, TYPES[0], mapped=False)
+        except ConceptError as error:
             return str(error)
         return True
 

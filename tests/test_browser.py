@@ -93,6 +93,17 @@ def test_queue_from_the_page(page, server):
     page.wait_for_function(
         "window.app.graph.nodes.filter(n => n.type === 'PreviewImage' && n.imgs && n.imgs.length === 6).length === 2"
     )
+    reports = page.evaluate(
+        """() => Object.fromEntries(window.app.graph.nodes.flatMap(n =>
+            (n.widgets ?? []).filter(w => w.name === 'report').map(w => [n.type, w.element.value])))"""
+    )
+    assert "|T - I|" in reports["MACE_CFRRefine"] and "mu 10 (auto)" in reports["MACE_CFRRefine"]
+    assert "mace_demo_refined" in reports["MACE_SaveErasedModel"]
+    # The reports belong to the run: neither the saved workflow nor the next prompt holds them.
+    saved = page.evaluate("window.app.graph.serialize()")
+    queued = page.evaluate("window.app.graphToPrompt()")
+    assert without_titles(to_prompt(saved, server.client.object_info())) == without_titles(queued["output"])
+    assert not any("report" in node["inputs"] for node in queued["output"].values())
 
 
 def test_an_error_in_the_lines_stands_on_the_node(page, server):
@@ -105,7 +116,9 @@ def test_an_error_in_the_lines_stands_on_the_node(page, server):
     )
     page.click('[data-testid="queue-button"]')
     page.wait_for_function("window.app.graph.nodes.some(n => n.type === 'MACE_Concepts' && n.has_errors)")
-    assert "line 2" in page.content()
+    errors = page.evaluate("Object.values(window.app.lastNodeErrors).flatMap(entry => entry.errors)")
+    assert len(errors) == 1 and errors[0]["extra_info"]["input_name"] == "concepts"
+    assert "line 2: more than one '->'" in errors[0]["details"]
 
 
 def test_the_help_page_opens(page, server):

@@ -63,16 +63,19 @@ def flip(content: bytearray, position: int) -> bytearray:
     return content
 
 
-@pytest.mark.parametrize("damage", [
-    pytest.param(lambda content: content[:-1], id="one byte short"),
-    pytest.param(lambda content: content[: len(content) // 2], id="half"),
-    pytest.param(lambda content: b"", id="empty"),
-    pytest.param(lambda content: content + b"\0", id="one byte more"),
-    pytest.param(lambda content: flip(content, 4), id="a bit of the length"),
-    pytest.param(lambda content: flip(content, 200), id="a bit of the header"),
-    pytest.param(lambda content: flip(content, 40_000_000), id="a bit of a tensor"),
-    pytest.param(lambda content: flip(content, len(content) - 1), id="the last bit"),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: content[:-1], id="one byte short"),
+        pytest.param(lambda content: content[: len(content) // 2], id="half"),
+        pytest.param(lambda content: b"", id="empty"),
+        pytest.param(lambda content: content + b"\0", id="one byte more"),
+        pytest.param(lambda content: flip(content, 4), id="a bit of the length"),
+        pytest.param(lambda content: flip(content, 200), id="a bit of the header"),
+        pytest.param(lambda content: flip(content, 40_000_000), id="a bit of a tensor"),
+        pytest.param(lambda content: flip(content, len(content) - 1), id="the last bit"),
+    ],
+)
 def test_a_damaged_file_is_refused_and_nothing_is_left(tmp_path, damage):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(damage(bytearray(COMPACT.read_bytes())))

@@ -90,8 +90,10 @@ def test_an_interrupted_set_up_is_made_whole(tmp_path, monkeypatch, fail_at):
 
 
 def test_the_lock_is_waited_for_and_released(tmp_path):
-    code = ("import sys, time; from pathlib import Path; from devtools.cache import locked\n"
-            "with locked(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(2)")
+    code = (
+        "import sys, time; from pathlib import Path; from devtools.cache import locked\n"
+        "with locked(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(2)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], cwd=REPO, stdout=subprocess.PIPE)
     holder.stdout.readline()
     said = []
@@ -114,8 +116,10 @@ def test_pip_failures_are_shown_with_advice(tmp_path):
     setup.temporary.mkdir()
     python = environment._venv_python(setup.venv)
     python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\necho 'ERROR: Could not find a version that satisfies the requirement torch'\n"
-                      "echo 'WARNING: Retrying after connection broken: Name or service not known'\nexit 1\n")
+    python.write_text(
+        "#!/bin/sh\necho 'ERROR: Could not find a version that satisfies the requirement torch'\n"
+        "echo 'WARNING: Retrying after connection broken: Name or service not known'\nexit 1\n"
+    )
     python.chmod(0o755)
     with pytest.raises(DevError, match=r"(?s)Installing x: pip failed.*Name or service not known.*Check the network"):
         setup._pip("Installing x", "install", "x")
@@ -194,10 +198,13 @@ def test_stop_ends_the_whole_family(kind):
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_what_was_started(number):
-    code = ("import sys; from devtools import process\nprocess.raise_on_signals()\n"
-            "process.call([sys.executable, '-c', sys.argv[1], 'polite'], grace=2)")
-    runner = subprocess.Popen([sys.executable, "-c", code, FAMILY], cwd=REPO, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL)
+    code = (
+        "import sys; from devtools import process\nprocess.raise_on_signals()\n"
+        "process.call([sys.executable, '-c', sys.argv[1], 'polite'], grace=2)"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code, FAMILY], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     pids = [int(pid) for pid in runner.stdout.readline().split()]
     runner.send_signal(number)
     assert runner.wait(10) != 0
