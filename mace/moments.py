@@ -6,6 +6,7 @@ Everything is summed in float64. Sums are streamed: what is kept does not grow w
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,20 +21,24 @@ def working_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def pack(matrix: Tensor) -> Tensor:
-    """The lower triangle of a symmetric [d, d] matrix, as a vector of d (d + 1) / 2 elements."""
-    rows, columns = torch.tril_indices(*matrix.shape, device=matrix.device)
-    return matrix[rows, columns]
+@lru_cache(maxsize=4)
+def _lower(width: int, device: torch.device) -> Tensor:
+    """Places of the lower triangle, row by row, in a [width, width] matrix read as a vector."""
+    rows, columns = torch.tril_indices(width, width, device=device)
+    return rows * width + columns
+
+
+def pack(matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """The lower triangle of a symmetric [d, d] matrix, as a vector of d (d + 1) / 2 elements; into `out` if given."""
+    return torch.take(matrix, _lower(matrix.shape[0], matrix.device), out=out)
 
 
 def unpack(packed: Tensor) -> Tensor:
     """The symmetric [d, d] matrix of a vector made by `pack`."""
     width = packed_width(packed)
-    rows, columns = torch.tril_indices(width, width, device=packed.device)
-    matrix = packed.new_empty(width, width)
-    matrix[rows, columns] = packed
-    matrix[columns, rows] = packed
-    return matrix
+    matrix = packed.new_zeros(width, width)
+    matrix.view(-1)[_lower(width, packed.device)] = packed
+    return matrix + matrix.tril(-1).mT
 
 
 def packed_width(packed: Tensor) -> int:
@@ -107,18 +112,22 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
     # A value that is not finite leaves its trace in the sums: one look at them, in place of one at every token.
     if not (torch.isfinite(cross).all() and torch.isfinite(total.diagonal()).all()):
         raise ValueError(NOT_FINITE)
-    return ConceptMoments(*_kept(cross, pack(paired), pack(total)), pairs, prompts)
+    kept = ConceptMoments(*_own_pages(width), pairs, prompts)
+    kept.cross.copy_(cross)
+    pack(paired.cpu(), out=kept.paired)
+    pack(total.cpu(), out=kept.total)
+    return kept
 
 
-def _kept(*tensors: Tensor) -> list[Tensor]:
-    """Copies on the CPU, in pages of their own.
+def _own_pages(width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A [d, d] matrix and two packed ones on the CPU, float64, in memory pages of their own.
 
     Hundreds of concepts are kept while passing tensors come and go. On the heap they would pin the holes those
     leave, and memory would grow by more than what is kept.
     """
-    sizes = [tensor.numel() for tensor in tensors]
-    block = torch.frombuffer(mmap.mmap(-1, 8 * sum(sizes)), dtype=torch.float64)
-    return [part.view(tensor.shape).copy_(tensor) for part, tensor in zip(block.split(sizes), tensors, strict=True)]
+    sizes = (width * width, width * (width + 1) // 2, width * (width + 1) // 2)
+    cross, paired, total = torch.frombuffer(mmap.mmap(-1, 8 * sum(sizes)), dtype=torch.float64).split(sizes)
+    return cross.view(width, width), paired, total
 
 
 def _places(embeddings: Tensor, positions: list[tuple[int, ...]]) -> Tensor:

@@ -1,0 +1,151 @@
+"""Prior, Save Prior and Load Prior in the real host."""
+
+import json
+
+import pytest
+import torch
+
+from tests.test_refine_node import concepts, refine
+
+pytestmark = pytest.mark.host
+
+NOTHING = dict(seed=0, preserve="", preserve_type="object", retention="none")
+LINES = [
+    "a photo of a cat on a red chair",
+    "two dogs in the street",
+    "the sky over a house (in winter)",
+    "a drawing of a rose",
+    "a green car",
+]
+
+
+@pytest.fixture(scope="module")
+def captions(comfy_host):
+    """A caption file in the host's input folder, with a byte order mark, a comment and a caption too long for CLIP."""
+    long = " ".join(["house"] * 80)
+    text = "\ufeff# mine\n" + "\n".join([*LINES, long]) + "\n"
+    (comfy_host.base / "input" / "captions.txt").write_text(text, encoding="utf-8")
+    return "captions.txt"
+
+
+def prior_of(host, clip, **inputs):
+    return host.run("MACE_Prior", clip=clip, **{**NOTHING, **inputs})
+
+
+def moment(host, clip, prompts):
+    """sum e e^T, each prompt encoded on its own by the host."""
+    rows = torch.cat([host.encode(clip, prompt)[0][0][0] for prompt in prompts]).double()
+    return rows.T @ rows
+
+
+def test_moments_are_those_of_the_captions(comfy_host, demo, captions):
+    clip = demo[1]
+    erased = concepts(comfy_host, "dog -> sky")
+    out = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship | boat", concepts=erased)
+    kept = [line.replace("(", r"\(").replace(")", r"\)") for line in LINES if "dog" not in line]
+    found = out[0]
+    assert found.captions == 4 and found.left_out == ("dog",) and found.preserved == ("ship", "boat")
+    expected = moment(comfy_host, clip, kept) * (616_767 / len(kept))
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found.general_moment(), expected, rtol=0, atol=1e-4 * scale)
+    templates = comfy_host.module("mace.templates").TEMPLATES["object"]
+    prompts = [template.replace("{}", phrase) for phrase in ("ship", "boat") for template in templates]
+    expected = moment(comfy_host, clip, prompts)
+    torch.testing.assert_close(found.preserve_moment(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    preview = out.ui.as_dict()["text"][0]
+    assert "1 left out because they name a target" in preview and "left out: two dogs" in preview
+    assert "1 captions were too long" in preview and "ship, boat" in preview
+
+
+def test_another_list_reads_only_what_it_leaves_out(comfy_host, demo, captions, monkeypatch):
+    clip = demo[1]
+    prior_of(comfy_host, clip, captions=captions, count=100)
+    encoder = comfy_host.module("nodes.text").TextEncoder
+    encoded, real = [], encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda self, prompts: encoded.extend(prompts) or real(self, prompts))
+    found = prior_of(comfy_host, clip, captions=captions, count=100, concepts=concepts(comfy_host, "cat\nrose"))[0]
+    assert [prompt for prompt in encoded if prompt in LINES] == [LINES[0], LINES[3]]
+    kept = [LINES[1], r"the sky over a house \(in winter\)", LINES[4]]
+    expected = moment(comfy_host, clip, kept) * (616_767 / len(kept))
+    torch.testing.assert_close(found.general_moment(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_drawn_part_of_a_file(comfy_host, demo, captions):
+    a = prior_of(comfy_host, demo[1], captions=captions, count=3, seed=5)[0]
+    b = prior_of(comfy_host, demo[1], captions=captions, count=3, seed=6)[0]
+    assert a.captions <= 3 and not torch.equal(a.mean, b.mean)
+
+
+def test_coco_annotations(comfy_host, demo):
+    path = comfy_host.base / "input" / "captions_val.json"
+    path.write_text(json.dumps({"annotations": [{"caption": "A green car."}, {"caption": "A rose."}]}))
+    assert prior_of(comfy_host, demo[1], captions="captions_val.json", count=10)[0].captions == 2
+
+
+def test_retention_lists_and_lines_count_each_phrase_once(comfy_host):
+    keepers = comfy_host.module("nodes.prior").keepers
+    plain = keepers("", "object", "100 celebrities to keep")
+    assert len(plain) == 100 and plain[0].type == "celebrity"
+    both = keepers("someone | Bill Murray, nobody", "celebrity", "100 celebrities to keep")
+    assert [c.target for c in both[100:]] == ["someone", "nobody"]
+
+
+def test_saved_loaded_and_refused_elsewhere(comfy_host, demo, captions):
+    model, clip, _ = demo
+    made = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]
+    (path,) = comfy_host.run("MACE_SavePrior", prior=made, filename_prefix="mace_priors/x").ui.as_dict()["text"]
+    assert path.endswith("x_00001_.safetensors")
+    loaded = comfy_host.run("MACE_LoadPrior", prior_name="x_00001_.safetensors")[0]
+    assert torch.equal(loaded.mean, made.mean) and torch.equal(loaded.preserve, made.preserve)
+    assert loaded.preserved == ("ship",) and loaded.captions == made.captions
+    erased = concepts(comfy_host, "dog -> sky")
+    refine(comfy_host, model, clip, erased, prior=loaded, lambda1="1e-4")
+    skipped = clip.clone()
+    skipped.clip_layer(-12)
+    with pytest.raises(ValueError, match="another text encoder or another clip skip"):
+        refine(comfy_host, model, skipped, erased, prior=loaded, lambda1="1e-4")
+
+
+def test_a_file_that_is_no_prior(comfy_host):
+    (comfy_host.base / "models/mace_priors").mkdir(exist_ok=True)
+    for name, content in (("text.safetensors", b"hello"), ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{")):
+        (comfy_host.base / "models/mace_priors" / name).write_bytes(content)
+        with pytest.raises(ValueError, match="not a safetensors file or is damaged"):
+            comfy_host.run("MACE_LoadPrior", prior_name=name)
+
+
+def test_contradictions_are_errors(comfy_host, demo, captions):
+    model, clip, _ = demo
+    erased = concepts(comfy_host, "dog | hound -> sky")
+    with pytest.raises(ValueError, match="'Hound' is both to be erased and to be preserved"):
+        prior_of(comfy_host, clip, captions=captions, count=5, preserve="Hound", concepts=erased)
+    keeps = prior_of(comfy_host, clip, captions=captions, count=5, preserve="hound")[0]
+    with pytest.raises(ValueError, match="'hound' is to be erased, and the prior preserves it"):
+        refine(comfy_host, model, clip, erased, prior=keeps)
+    with pytest.raises(ValueError, match="nothing to keep"):
+        prior_of(comfy_host, clip, captions=captions, count=0)
+
+
+def test_the_refinement_says_what_the_prior_does_not_do(comfy_host, demo, captions):
+    model, clip, _ = demo
+    made = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]
+    out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made)
+    report = out.ui.as_dict()["text"][0]
+    assert "captions have no effect: lambda1 is 0" in report and "preserve have no effect: lambda3 is 0" in report
+    out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda1="1e-4")
+    assert "without leaving out captions that name: dog" in out.ui.as_dict()["text"][0]
+
+
+def test_prior_and_preserved_concepts_enter_the_solve(comfy_host, demo, captions):
+    """The node's transform against Eq. 19 written out, by a general solver."""
+    model, clip, _ = demo
+    made = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]
+    result = refine(
+        comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda1="1e-4", lambda3="2", mu="1"
+    )[1]
+    (moments,) = result.moments
+    unpack = comfy_host.module("mace.moments").unpack
+    system = unpack(moments.paired) + 1e-4 * made.general_moment() + 2 * made.preserve_moment() + torch.eye(768)
+    left = moments.cross + system - unpack(moments.paired)
+    expected = torch.linalg.solve(system.double(), left, left=False) - torch.eye(768)
+    torch.testing.assert_close(result.transform_delta, expected.double(), rtol=1e-6, atol=1e-8)
