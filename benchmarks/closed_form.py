@@ -22,7 +22,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.synthetic import CPU, ROWS, WIDTH, WINDOW, make_concept, make_model
+from benchmarks.synthetic import BATCH, CPU, ROWS, WIDTH, WINDOW, make_concept, make_model
 from mace.moments import ConceptMoments, concept_moments
 from mace.refine import RefineWeights, refinement, weight_delta
 
