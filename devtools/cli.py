@@ -29,21 +29,37 @@ commands are given:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dev.py", description=DESCRIPTION, epilog=EPILOG,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="dev.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    demo = commands.add_parser("demo", help="erase a concept from the demo model and draw before and after",
-                               description="Erases a concept from the demo model in a real ComfyUI and leaves the "
-                                           "erased checkpoint and a contact sheet in output/demo/.")
+    demo = commands.add_parser(
+        "demo",
+        help="erase a concept from the demo model and draw before and after",
+        description="Erases a concept from the demo model in a real ComfyUI and leaves the "
+        "erased checkpoint and a contact sheet in output/demo/.",
+    )
     demo.add_argument("--ui", action="store_true", help="then leave ComfyUI running and print its address")
-    host = commands.add_parser("host", help="start ComfyUI with this pack and the demo model", allow_abbrev=False,
-                               description="Starts ComfyUI with this pack until Ctrl-C. Arguments other than "
-                                           "these are passed to ComfyUI's main.py.")
+    host = commands.add_parser(
+        "host",
+        help="start ComfyUI with this pack and the demo model",
+        allow_abbrev=False,
+        description="Starts ComfyUI with this pack until Ctrl-C. Arguments other than "
+        "these are passed to ComfyUI's main.py.",
+    )
     host.add_argument("--port", type=int, default=8188, help="port on 127.0.0.1 (default 8188; 0 for a free one)")
-    commands.add_parser("test", help="lint, then all tests", usage="dev.py test [pytest arguments]",
-                        description="Runs ruff over the repository, then pytest with the arguments given.")
-    commands.add_parser("run", help="run a command inside the environment", usage="dev.py run COMMAND...",
-                        description="Runs a command inside the environment; its exit code is returned.")
+    commands.add_parser(
+        "test",
+        help="lint, then all tests",
+        usage="dev.py test [pytest arguments]",
+        description="Runs ruff over the repository, then pytest with the arguments given.",
+    )
+    commands.add_parser(
+        "run",
+        help="run a command inside the environment",
+        usage="dev.py run COMMAND...",
+        description="Runs a command inside the environment; its exit code is returned.",
+    )
     return parser
 
 
@@ -140,15 +156,15 @@ def test(options) -> int:
     if missing:
         names = {"PIL": "pillow"}
         pins = [line.split(";")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
-        wanted = [next((pin for pin in pins if pin.startswith(names.get(name, name) + "==")), name)
-                  for name in missing]
-        raise DevError(f"{environment.python} lacks {', '.join(missing)}. Install what the tests need:\n"
-                       f"  {environment.python} -m pip install {' '.join(wanted)}")
+        wanted = [next((pin for pin in pins if pin.startswith(names.get(name, name) + "==")), name) for name in missing]
+        raise DevError(
+            f"{environment.python} lacks {', '.join(missing)}. Install what the tests need:\n"
+            f"  {environment.python} -m pip install {' '.join(wanted)}"
+        )
     if "MACE_BROWSER" not in variables:
         say("No Chromium found (MACE_BROWSER or PATH): the browser tests cannot run.")
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)
-    paths = [part for part in options.arguments
-             if not part.startswith("-") and (REPO / part.split("::")[0]).exists()]
+    paths = [part for part in options.arguments if not part.startswith("-") and (REPO / part.split("::")[0]).exists()]
     command = [environment.python, "-m", "pytest", "-c", REPO / "tests" / "pytest.ini", *options.arguments]
     tests = process.call(command + ([] if paths else [REPO / "tests"]), env=variables, cwd=REPO)
     if lint:
@@ -159,9 +175,16 @@ def test(options) -> int:
 def host(options) -> int:
     """`dev.py host`: ComfyUI with this pack, its log in the terminal, until Ctrl-C."""
     environment, variables = inside()
-    with hosts.start(environment.comfy, environment.python, host_base(), port=options.port,
-                     extra_args=options.arguments, checkpoint=Path(variables["MACE_DEMO_CHECKPOINT"]),
-                     env=variables, echo=True) as server:
+    with hosts.start(
+        environment.comfy,
+        environment.python,
+        host_base(),
+        port=options.port,
+        extra_args=options.arguments,
+        checkpoint=Path(variables["MACE_DEMO_CHECKPOINT"]),
+        env=variables,
+        echo=True,
+    ) as server:
         say(f"ComfyUI with this pack is at {server.url} (Ctrl-C stops it; log: {server.log_path})")
         return server.process.wait()
 

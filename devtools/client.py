@@ -74,8 +74,13 @@ class Client:
         query = urllib.parse.urlencode({key: reference.get(key, "") for key in ("filename", "subfolder", "type")})
         return self._read(urllib.request.Request(f"{self.url}/view?{query}"))
 
-    def queue(self, prompt: dict, on_progress: Progress | None = None, workflow: dict | None = None,
-              timeout: float | None = None) -> Result:
+    def queue(
+        self,
+        prompt: dict,
+        on_progress: Progress | None = None,
+        workflow: dict | None = None,
+        timeout: float | None = None,
+    ) -> Result:
         """Run `prompt` (the API's form) to its end.
 
         `on_progress` gets (node's title, step, steps); both are None when a node begins. `workflow` is what the
@@ -113,8 +118,9 @@ class Client:
         body = {"prompt": prompt, "client_id": self.id}
         if workflow is not None:
             body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
-        request = urllib.request.Request(self.url + "/prompt", json.dumps(body).encode(),
-                                         {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + "/prompt", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         try:
             answer = json.loads(self._read(request))
         except HostError as error:
@@ -154,8 +160,9 @@ class Client:
             elif kind == "execution_cached":
                 result.cached += data.get("nodes", [])
             elif kind == "execution_error":
-                failure = ExecutionError(f"{_title(prompt, data.get('node_id'))}: "
-                                         f"{data.get('exception_message', '').strip()}", data)
+                failure = ExecutionError(
+                    f"{_title(prompt, data.get('node_id'))}: {data.get('exception_message', '').strip()}", data
+                )
             elif kind == "execution_interrupted":
                 failure = Interrupted(f"Interrupted at {_title(prompt, data.get('node_id'))}.")
         raise failure or HostError(f"The host at {self.url} closed the connection before the prompt was finished.")

@@ -43,6 +43,7 @@ IN_YOUR_COMFYUI = """In your own ComfyUI:
 
 def txt2img(checkpoint: str, rows=ROWS) -> tuple[dict, list[str]]:
     """A plain txt2img graph that draws every row with one model; and its SaveImage nodes, row by row."""
+
     def node(kind: str, title: str = "", **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs, "_meta": {"title": title or kind}}
 
@@ -58,9 +59,19 @@ def txt2img(checkpoint: str, rows=ROWS) -> tuple[dict, list[str]]:
         else:
             prompt[f"text{index}"] = node("MACE_ResidualPrompt", prompt=text, phrase=phrase, clip=["model", 1])
         prompt[f"sample{index}"] = node(
-            "KSampler", f"Draw {label}", model=["model", 0], positive=[f"text{index}", 0], negative=["negative", 0],
-            latent_image=["latent", 0], seed=SEED, steps=STEPS, cfg=CFG, sampler_name="ddim", scheduler="normal",
-            denoise=1.0)
+            "KSampler",
+            f"Draw {label}",
+            model=["model", 0],
+            positive=[f"text{index}", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=SEED,
+            steps=STEPS,
+            cfg=CFG,
+            sampler_name="ddim",
+            scheduler="normal",
+            denoise=1.0,
+        )
         prompt[f"decode{index}"] = node("VAEDecode", f"Decode {label}", samples=[f"sample{index}", 0], vae=["model", 2])
         prompt[f"save{index}"] = node("SaveImage", images=[f"decode{index}", 0], filename_prefix=f"demo/row{index}")
         saves.append(f"save{index}")
@@ -71,8 +82,9 @@ def draw(client: Client, checkpoint: str, line: ProgressLine) -> list[list[Image
     """The pictures of every row."""
     prompt, saves = txt2img(checkpoint)
     outputs = client.queue(prompt, line).outputs
-    return [[Image.open(io.BytesIO(client.fetch(reference))) for reference in outputs[save]["images"]]
-            for save in saves]
+    return [
+        [Image.open(io.BytesIO(client.fetch(reference))) for reference in outputs[save]["images"]] for save in saves
+    ]
 
 
 def saved_checkpoint(outputs: dict) -> dict:
@@ -117,8 +129,9 @@ def run(host: hosts.Host) -> None:
     picture = OUTPUT / "contact_sheet.png"
     older = set_aside(picture)
     rows = [(label, *pictures) for (label, _, _), *pictures in zip(ROWS, before, after, strict=True)]
-    contact_sheet("MACE, closed-form refinement: the dog no longer leaks through the words around it",
-                  ("before", "after"), rows).save(picture)
+    contact_sheet(
+        "MACE, closed-form refinement: the dog no longer leaks through the words around it", ("before", "after"), rows
+    ).save(picture)
     print()
     if older:
         print(f"The sheet of the run before is now {older}")
@@ -139,8 +152,9 @@ def main() -> int:
         return 1
     try:
         print("Starting ComfyUI ...", flush=True)
-        with hosts.start(os.environ["MACE_COMFYUI"], sys.executable, host_base(),
-                         checkpoint=os.environ["MACE_DEMO_CHECKPOINT"]) as host:
+        with hosts.start(
+            os.environ["MACE_COMFYUI"], sys.executable, host_base(), checkpoint=os.environ["MACE_DEMO_CHECKPOINT"]
+        ) as host:
             try:
                 run(host)
             except (HostError, GraphError, OSError) as error:

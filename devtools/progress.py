@@ -59,7 +59,7 @@ class ProgressLine:
     def _show(self, now: float) -> None:
         if self.terminal:
             # A line that wraps could not be redrawn in place.
-            text = self.text[:shutil.get_terminal_size().columns - 1]
+            text = self.text[: shutil.get_terminal_size().columns - 1]
             self.stream.write("\r" + text.ljust(self.width))
             self.width = len(text)
         else:
