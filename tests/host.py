@@ -1,6 +1,7 @@
 """The real ComfyUI in the test process."""
 
 import asyncio
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ class InProcessHost:
 
     def module(self, name: str) -> ModuleType:
         """A module of the pack as the host loaded it, such as "nodes.unet" or "mace.refine"."""
-        return sys.modules[f"{self._root}.{name}"]
+        return importlib.import_module(f"{self._root}.{name}")
 
     def run(self, node: str, **inputs):
         """Execute a node as the host does: checked inputs, inference mode. Returns its NodeOutput."""

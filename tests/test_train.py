@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from mace.schedule import Cfis
 
 from mace.attention import masked_loss, token_attention
+from mace.schedule import Cfis
 from mace.train import Example, TrainSettings, clip_per_concept, draws, initial, train
 
 D, HEADS, PIXELS, TOKENS = 6, 2, 4, 5
@@ -119,7 +119,8 @@ def test_training_lowers_the_loss():
     fixed = [next(draws(e, settings)) for e in EXAMPLES]
     losses_of = network.losses_of(EXAMPLES)
     _, losses = train(EXAMPLES, SHAPES, lambda _, stacked: losses_of(fixed, stacked), settings, **FLOAT64)
-    assert (losses[-1] < 0.7 * losses[0]).all()
+    assert (losses[0] > 0).sum() >= 2
+    assert (losses[-1] <= 0.7 * losses[0]).all()
 
 
 def test_start_is_the_refined_model():
@@ -128,7 +129,7 @@ def test_start_is_the_refined_model():
         assert torch.equal(up, torch.zeros(3, SHAPES[key][0], 4, dtype=torch.float64))
         assert not torch.equal(down[0], down[1])
     many = initial(EXAMPLES[:1], {"k": (1, 20000)}, TrainSettings(rank=4), **FLOAT64)["k"][1]
-    assert float(many.std()) == pytest.approx(1 / 4, rel=0.02)
+    assert float(many.detach().std()) == pytest.approx(1 / 4, rel=0.02)
 
 
 def test_streams_belong_to_the_concept_and_the_seed():

@@ -1,0 +1,175 @@
+"""The loss through the real host's forward on the demo model: per-sample LoRAs, gradients, checkpointing."""
+
+import pytest
+import torch
+
+from tests.test_refine_node import concepts, refine
+
+pytestmark = pytest.mark.host
+
+FORM = "squared norm (paper)"
+PROMPTS = ["a photo of the dog", "a drawing of a cat", "an image of the ship"]
+
+
+@pytest.fixture(scope="module")
+def forward(comfy_host):
+    return comfy_host.module("nodes.forward")
+
+
+@pytest.fixture(scope="module")
+def keys(comfy_host, demo):
+    return comfy_host.module("nodes.unet").cross_attention_keys(demo[0])
+
+
+def batch_of(forward, host, clip, chosen=(0, 1, 2)):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 4, 8, 8, generator=generator)
+    masks = (torch.rand(3, 64, 64, generator=generator) > 0.5).float()
+    tokens = torch.zeros(3, 77)
+    tokens[:, 5] = 1
+    with torch.inference_mode():
+        contexts = torch.cat([host.encode(clip, prompt)[0][0] for prompt in PROMPTS])
+    pick = list(chosen)
+    sigmas = torch.tensor([1.0, 3.0, 0.5])
+    return forward.Batch(latents[pick], sigmas[pick], contexts.clone()[pick], tokens[pick], masks[pick], {})
+
+
+def stack_of(model, keys, chosen=(0, 1, 2), rank=2, scale=3.0):
+    generator = torch.Generator().manual_seed(1)
+    stacked = {}
+    for key in keys:
+        d_out, d = model.model.state_dict()[key].shape
+        up = scale * torch.randn(3, d_out, rank, generator=generator) / rank
+        down = torch.randn(3, rank, d, generator=generator) / d**0.5
+        stacked[key] = (up[list(chosen)], down[list(chosen)])
+    return stacked
+
+
+def gradient(parameter):
+    """The gradient, 0 where the loss does not depend on the parameter."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def test_places_of_the_layers(forward, keys):
+    assert {forward.place(key) for key in keys} == {
+        ("input", 1, 0),
+        ("middle", 0, 0),
+        ("output", 0, 0),
+        ("output", 1, 0),
+    }
+    sdxl = "diffusion_model.output_blocks.2.1.transformer_blocks.9.attn2.to_k.weight"
+    assert forward.place(sdxl) == ("output", 2, 9)
+    with pytest.raises(ValueError, match="not in a block"):
+        forward.place("diffusion_model.double_blocks.0.attn.to_k.weight")
+
+
+def test_each_sample_has_its_own_lora(comfy_host, demo, forward, keys):
+    """The batch with three LoRAs against the host's own forward with each LoRA merged into the weights as a patch."""
+    model, clip, _ = demo
+    stacked = stack_of(model, keys)
+    with forward.trainable_copy(model) as copy:
+        together = forward.losses(copy, batch_of(forward, comfy_host, clip), stacked, FORM).detach()
+    nothing = {key: (torch.zeros(1, up.shape[1], 1), torch.zeros(1, 1, 768)) for key, (up, _) in stacked.items()}
+    for c in range(3):
+        merged = model.clone()
+        merged.add_patches({key: ("diff", (up[c] @ down[c],)) for key, (up, down) in stacked.items()})
+        with forward.trainable_copy(merged) as copy:
+            alone = forward.losses(copy, batch_of(forward, comfy_host, clip, [c]), nothing, FORM).detach()
+        torch.testing.assert_close(together[c : c + 1], alone, rtol=2e-4, atol=0)
+    with forward.trainable_copy(model) as copy:
+        plain = forward.losses(copy, batch_of(forward, comfy_host, clip), {}, FORM).detach()
+    assert not torch.allclose(plain, together, rtol=1e-2)
+
+
+def test_gradient_is_that_of_finite_differences(comfy_host, demo, forward, keys):
+    """Along a random direction; the model runs in float32, which sets the step and the tolerance."""
+    model, clip, _ = demo
+    stacked = {k: tuple(p.double().requires_grad_(True) for p in v) for k, v in stack_of(model, keys).items()}
+    with forward.trainable_copy(model) as copy:
+        batch = batch_of(forward, comfy_host, clip)
+
+        def total(loras):
+            return forward.losses(copy, batch, loras, FORM).double().sum()
+
+        total(stacked).backward()
+        generator = torch.Generator().manual_seed(2)
+        direction = {
+            k: tuple(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 5e-4 for p in v)
+            for k, v in stacked.items()
+        }
+        slope = sum(
+            float((gradient(p) * d).sum())
+            for key, pair in stacked.items()
+            for p, d in zip(pair, direction[key], strict=True)
+        )
+        values = []
+        for sign in (-1, 1):
+            moved = {
+                k: tuple(p.detach() + sign * d for p, d in zip(v, direction[k], strict=True))
+                for k, v in stacked.items()
+            }
+            values.append(float(total(moved)))
+    assert slope == pytest.approx((values[1] - values[0]) / 2, rel=2e-2)
+
+
+def test_one_concepts_loss_does_not_see_the_others(comfy_host, demo, forward, keys):
+    model, clip, _ = demo
+    stacked = {k: tuple(p.requires_grad_(True) for p in v) for k, v in stack_of(model, keys).items()}
+    with forward.trainable_copy(model) as copy:
+        forward.losses(copy, batch_of(forward, comfy_host, clip), stacked, FORM)[1].backward()
+    for up, down in stacked.values():
+        for p in (up, down):
+            assert torch.equal(gradient(p)[0], torch.zeros_like(p[0]))
+            assert torch.equal(gradient(p)[2], torch.zeros_like(p[2]))
+    moved = {key for key, (up, _) in stacked.items() if float(gradient(up)[1].abs().max()) > 0}
+    # No attention comes after the last layer's values: Eq. 3 cannot train them.
+    assert set(stacked) - moved == {"diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_v.weight"}
+
+
+def test_saving_memory_changes_nothing(comfy_host, demo, forward, keys):
+    model, clip, _ = demo
+    found = []
+    with forward.trainable_copy(model) as copy:
+        batch = batch_of(forward, comfy_host, clip)
+        for save in (False, True):
+            stacked = {k: tuple(p.requires_grad_(True) for p in v) for k, v in stack_of(model, keys).items()}
+            loss = forward.losses(copy, batch, stacked, FORM, save_memory=save)
+            loss.sum().backward()
+            found.append((loss.detach(), [gradient(p) for pair in stacked.values() for p in pair]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-8)
+
+
+def test_another_packs_patch_is_chained(comfy_host, demo, forward, keys):
+    model, clip, _ = demo
+    seen = []
+
+    def theirs(q, k, v, options):
+        from comfy.ldm.modules.attention import attention_pytorch
+
+        seen.append(options["block"])
+        return attention_pytorch(q, k, v, options["n_heads"])
+
+    patched = model.clone()
+    patched.set_model_attn2_replace(theirs, "middle", 0)
+    with forward.trainable_copy(model) as copy:
+        plain = forward.losses(copy, batch_of(forward, comfy_host, clip), stack_of(model, keys), FORM).detach()
+    with forward.trainable_copy(patched) as copy:
+        chained = forward.losses(copy, batch_of(forward, comfy_host, clip), stack_of(model, keys), FORM).detach()
+    assert seen == [("middle", 0)]
+    torch.testing.assert_close(chained, plain, rtol=1e-4, atol=0)
+
+
+def test_the_refined_model_is_what_is_trained_on_and_the_host_stays_as_it_was(comfy_host, demo, forward, keys):
+    from comfy import model_management
+
+    model, clip, _ = demo
+    refined = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"))[0]
+    before = comfy_host.sample(refined, clip, "a photo of the dog", steps=2)
+    with pytest.raises(KeyboardInterrupt), forward.trainable_copy(refined) as copy:
+        inside = forward.losses(copy, batch_of(forward, comfy_host, clip), {}, FORM).detach()
+        raise KeyboardInterrupt
+    with forward.trainable_copy(model) as copy:
+        base = forward.losses(copy, batch_of(forward, comfy_host, clip), {}, FORM).detach()
+    assert not torch.allclose(inside, base, rtol=1e-3)
+    assert not model_management.in_training
+    assert torch.equal(comfy_host.sample(refined, clip, "a photo of the dog", steps=2), before)
