@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 PYTHON = (3, 10)
+# The ComfyUI the pack is tested with.
+TESTED = (0, 30)
 # Packages and where they come from.
 NEEDED = (
     ("torch", "comes with ComfyUI"),
@@ -45,6 +47,11 @@ def report(pack: Path) -> tuple[list[str], bool]:
     host = comfyui_version(pack)
     if host is None:
         lines.append("ComfyUI: this folder is not inside ComfyUI's custom_nodes; put it there to use the nodes")
+    elif tuple(int(part) for part in host.split(".")[:2] if part.isdigit()) < TESTED:
+        tested = ".".join(map(str, TESTED))
+        lines.append(
+            f"ComfyUI {host}: older than {tested}, which the pack is tested with; update it if nodes are missing"
+        )
     else:
         lines.append(f"ComfyUI {host}: fine")
     return lines, complete

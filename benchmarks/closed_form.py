@@ -228,7 +228,7 @@ def report(result):
         )
     alone = result["bound"]
     print(
-        f"\nbound: {alone['update_s'] * 1e3:.2f} ms for three products a prompt (A, G, S), "
+        f"\nbound: {alone['update_s'] * 1e3:.2f} ms for three products a prompt (A, G, S; two do for ours), "
         f"{alone['factor_s'] * 1e3:.1f} ms for one Cholesky factor, {alone['apply_s'] * 1e3:.0f} ms for one float32 "
         "product a matrix, measured alone\n"
         "second: the same concepts with another lambda1, ours from its kept moments. The streaming per-layer method\n"

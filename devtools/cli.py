@@ -164,7 +164,8 @@ def test(options) -> int:
     if "MACE_BROWSER" not in variables:
         say("No Chromium found (MACE_BROWSER or PATH): the browser tests cannot run.")
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)
-    paths = [part for part in options.arguments if not part.startswith("-") and (REPO / part.split("::")[0]).exists()]
+    # Only what lies in tests/ is a path to pytest: `-k nodes` must not be taken for the folder of that name.
+    paths = [part for part in options.arguments if part.startswith("tests/") and (REPO / part.split("::")[0]).exists()]
     command = [environment.python, "-m", "pytest", "-c", REPO / "tests" / "pytest.ini", *options.arguments]
     tests = process.call(command + ([] if paths else [REPO / "tests"]), env=variables, cwd=REPO)
     if lint:

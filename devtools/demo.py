@@ -38,7 +38,8 @@ ROWS = (
 IN_YOUR_COMFYUI = """In your own ComfyUI:
   1. copy or clone this folder into ComfyUI/custom_nodes/mace-comfyui
   2. restart ComfyUI
-  3. open Templates > mace-comfyui"""
+  3. open Templates > mace-comfyui; the template draws with the demo model, and its note says what to change for
+     a model of your own"""
 
 
 def txt2img(checkpoint: str, rows=ROWS) -> tuple[dict, list[str]]:

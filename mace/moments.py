@@ -17,8 +17,8 @@ NOT_FINITE = "the text encoder gave values that are not finite (NaN or infinity)
 
 
 def working_device(device: torch.device) -> torch.device:
-    """Where moments are summed and systems solved: the given device, or the CPU where it has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
+    """Where moments are summed and systems solved: the given device if it is sure to have float64, else the CPU."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
 @lru_cache(maxsize=4)

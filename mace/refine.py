@@ -41,6 +41,7 @@ class Refinement:
     transform_delta: T - I at strength 1, float64 [d, d] on the CPU.  moments: one a concept.  strength: the
     one strength of all concepts (0..1).  fingerprint: of the text encoder (see `prior.probe`).
     projections: "keys", "values" or "both".  settings: the weights as the artist gave them, for the record.
+    clip_layer: the text encoder's output layer (clip skip), None for its own default.
     """
 
     concepts: tuple[Concept, ...]
@@ -52,6 +53,7 @@ class Refinement:
     settings: Mapping[str, str]
     transform_delta: Tensor
     fingerprint: Tensor
+    clip_layer: int | None = None
 
 
 def solve_right(numerator: Tensor, system: Tensor) -> Tensor:

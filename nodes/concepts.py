@@ -84,13 +84,15 @@ class Concepts(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concepts=""):
+    def validate_inputs(cls, concepts=None):
+        if concepts is None:  # linked: it is there only when the node runs
+            return True
         # The host marks every input named here when one is wrong, so only the lines are asked for. What is wrong
         # with them under one type alone (a usual mapping equal to the phrase) shows when the node runs.
         errors = []
         for kind in TYPES:
             try:
-                parse_concepts(concepts, kind)
+                merge(parse_concepts(concepts, kind))
             except ConceptError as error:
                 errors.append(str(error))
         return errors[0] if len(errors) == len(TYPES) else True

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,12 +24,12 @@ def register_folders() -> None:
 
 
 def input_files(*endings: str) -> list[str]:
-    """The files of the host's input folder with one of these endings, sorted, as paths relative to it."""
-    root = Path(folder_paths.get_input_directory())
-    if not root.is_dir():
+    """The files of the host's input folder, not of folders in it, with one of these endings, sorted."""
+    root = folder_paths.get_input_directory()
+    if not os.path.isdir(root):
         return []
-    found = (path for path in root.rglob("*") if path.suffix.lower() in endings and path.is_file())
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.name.lower().endswith(endings) and entry.is_file())
 
 
 def input_path(name: str) -> Path:
@@ -39,9 +40,9 @@ def input_path(name: str) -> Path:
     return Path(path)
 
 
-def file_stamp(name: str) -> tuple[str, int, int] | None:
-    """What changes when an input file changes: name, size and time; None for no file."""
-    return None if name in (NONE, "") else path_stamp(folder_paths.get_annotated_filepath(name))
+def file_stamp(name: str | None) -> tuple[str, int, int] | None:
+    """What changes when an input file changes: name, size and time; None for no file and for a linked name."""
+    return None if name in (NONE, "", None) else path_stamp(folder_paths.get_annotated_filepath(name))
 
 
 def path_stamp(path: str | None) -> tuple[str, int, int] | None:
@@ -92,18 +93,17 @@ def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mappi
         free = shutil.disk_usage(folder).free
         if size > free:
             raise OSError(f"the disk is full: {folder} has {free >> 20} MB left and the file needs {size >> 20} MB")
-        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
-        os.close(handle)
+        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
         try:
+            # As readable as any other file: safetensors replaces it by a private one, which is given this mode.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            mode = os.stat(temporary).st_mode
             try:
                 save_file(dict(tensors), temporary, metadata=dict(metadata))
             except Exception as error:
                 # safetensors has its own error class for a failed write; the artist needs the folder's name.
                 raise OSError(f"could not write to {folder}: {error}. Is the disk full?") from error
-            # Temporary files are private; a checkpoint is to be as readable as any other file.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
+            os.chmod(temporary, mode)
             with open(temporary, "rb+") as written:
                 os.fsync(written.fileno())
             return _put_in_place(Path(temporary), Path(folder), name, counter)
@@ -128,7 +128,11 @@ def _put_in_place(temporary: Path, folder: Path, name: str, counter: int) -> Pat
             except FileExistsError:
                 counter += 1
                 continue
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
             return path
 
 

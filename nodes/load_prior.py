@@ -32,7 +32,7 @@ class LoadPrior(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, prior_name=""):
-        return files.path_stamp(folder_paths.get_full_path(files.PRIORS, prior_name))
+        return files.path_stamp(folder_paths.get_full_path(files.PRIORS, prior_name)) if prior_name else None
 
     @classmethod
     def execute(cls, prior_name) -> io.NodeOutput:

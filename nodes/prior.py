@@ -14,7 +14,7 @@ from ..mace.lists import RETENTION
 from ..mace.prior import Prior, make_prior
 from ..mace.tokens import fill
 from . import files
-from .text import TextEncoder
+from .text import TextEncoder, chunks
 from .types import CATEGORY, ConceptsType, PriorType
 
 BUILT_IN = "built-in"
@@ -67,8 +67,10 @@ def general_moment(
         progress.update(len(drawn))
     else:
         total = encoder.gram([literal(caption) for caption in drawn], progress.update)
+        # On the CPU: the host does not manage what stays on the device between runs.
+        total = total.cpu()
         _last_general[model] = (key, total)
-    return total - encoder.gram([literal(caption) for caption in left_out], progress.update)
+    return total - encoder.gram([literal(caption) for caption in left_out], progress.update).cpu()
 
 
 def report(prior: Prior, kept: Sequence[str], left_out: Sequence[str], too_long: int) -> str:
@@ -154,7 +156,9 @@ class BuildPrior(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preserve=""):
+    def validate_inputs(cls, preserve=None):
+        if preserve is None:  # linked: it is there only when the node runs
+            return True
         try:
             parse_concepts(preserve, TYPES[0], mapped=False)
         except ConceptError as error:
@@ -163,7 +167,7 @@ class BuildPrior(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, captions=BUILT_IN, **_):
-        return None if captions == BUILT_IN else files.file_stamp(captions)
+        return None if captions in (BUILT_IN, None) else files.file_stamp(captions)
 
     @classmethod
     def execute(cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=()) -> io.NodeOutput:
@@ -176,7 +180,7 @@ class BuildPrior(io.ComfyNode):
                 )
         encoder = TextEncoder(clip)
         found = draw_captions(captions, count, seed)
-        drawn = [caption for caption in found if encoder.length(literal(caption)) <= encoder.window - 2]
+        drawn = [caption for part in chunks(found) for caption in encoder.fitting(part, literal)]
         kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))
         if not kept and not keep:
             raise ValueError("there is nothing to keep: no caption is left and no concept to preserve is named")

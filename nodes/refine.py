@@ -11,7 +11,7 @@ from ..mace.refine import Refinement, RefineWeights, refinement, weight_delta
 from ..mace.settings import auto_weights
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, PriorType, RefinementType
-from .unet import ATTACHMENT, PROJECTIONS, cross_attention_keys, patched
+from .unet import ATTACHMENT, PROJECTIONS, cross_attention_keys, has_fp8, patched
 
 AUTO = "auto"
 PAPER, RELEASED = "paper", "as released (squared)"
@@ -93,6 +93,7 @@ def stage_record(done: Refinement) -> dict:
             for concept in done.concepts
         ],
         "settings": dict(done.settings),
+        "clip_layer": done.clip_layer,
         "lambda1": done.weights.lambda1,
         "lambda3": done.weights.lambda3,
         "mu": done.weights.mu,
@@ -183,10 +184,11 @@ class CFRRefine(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lambda1=AUTO, lambda3=AUTO, mu=AUTO):
+    def validate_inputs(cls, lambda1=None, lambda3=None, mu=None):
         for name, text in (("lambda1", lambda1), ("lambda3", lambda3), ("mu", mu)):
             try:
-                read_weight(name, text)
+                # A linked value is there only when the node runs.
+                read_weight(name, AUTO if text is None else text)
             except ValueError as error:
                 return str(error)
         return True
@@ -224,9 +226,21 @@ class CFRRefine(io.ComfyNode):
             refined = patched(model, keys, lambda w: weight_delta(w, delta), strength, progress.update)
         settings = {"lambda1": lambda1, "lambda3": lambda3, "mu": mu, "lambda1_form": lambda1_form}
         result = Refinement(
-            concepts, moments, prior, weights, strength, projections, settings, delta.cpu(), encoder.fingerprint
+            concepts,
+            moments,
+            prior,
+            weights,
+            strength,
+            projections,
+            settings,
+            delta.cpu(),
+            encoder.fingerprint,
+            clip.layer_idx,
         )
-        refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), stage_record(result)))
+        if strength > 0:
+            refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), stage_record(result)))
+        if has_fp8(model, keys):
+            lines.append("fp8 weights were upcast to float32 to compute the refinement")
         lines += [
             f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",
             f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",

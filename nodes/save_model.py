@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from ..mace import __version__
 from . import files
 from .types import CATEGORY
-from .unet import ATTACHMENT, FP8, effective_weight, weights_sha256
+from .unet import ATTACHMENT, FP8, effective_weight, is_quantised, weights_sha256
 
 AS_LOADED = "as loaded"
 DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -92,9 +92,12 @@ def upcast_fp8(model) -> dict[str, torch.Tensor]:
     """The patched fp8 weights as float32 under their names in a checkpoint.
 
     The host rounds a patched weight back to fp8, which is too coarse to hold an edit; a file in another
-    format need not lose it.
+    format need not lose it. Raises ValueError for quantised weights, whose parts cannot be cast one by one.
     """
     patches = model.get_key_patches("diffusion_model.")
+    quantised = next((key for key in patches if is_quantised(patches[key][0][0])), None)
+    if quantised is not None:
+        raise ValueError(f"{quantised} is quantised: choose dtype '{AS_LOADED}', or load the fp16, bf16 or fp32 model")
     return {
         f"model.{key}": effective_weight(patches[key], key, model.load_device)
         for key in model.patches
@@ -110,7 +113,10 @@ def checkpoint_tensors(
     Raises ValueError for a weight that is not finite in that dtype.
     """
     model_management.load_models_gpu([model, clip.load_model()])
-    state = model.state_dict_for_saving(clip.state_dict_for_saving(), vae.get_sd())
+    # The move to the CPU is what bakes an offloaded weight's patches (the host hands out parameters that do so in
+    # their own `to`): it comes before anything else that reads the tensor, conversions of the text encoder too.
+    text = {name: tensor.to("cpu") for name, tensor in clip.state_dict_for_saving().items()}
+    state = model.state_dict_for_saving(text, vae.get_sd())
     state.update(extra)
     if dtype is not None:
         state.update(upcast_fp8(model))
@@ -118,8 +124,7 @@ def checkpoint_tensors(
     storages: set[int] = set()
     for name in list(state):
         model_management.throw_exception_if_processing_interrupted()
-        # Only the move to the CPU bakes the patches of an offloaded weight; a cast before it would lose them.
-        tensor = state.pop(name).detach().to("cpu")
+        tensor = state.pop(name).to("cpu").detach()
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
@@ -170,8 +175,8 @@ class SaveErasedModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix=""):
-        return files.prefix_error(filename_prefix) or True
+    def validate_inputs(cls, filename_prefix=None):
+        return filename_prefix is None or files.prefix_error(filename_prefix) or True
 
     @classmethod
     def execute(cls, model, clip, vae, filename_prefix, dtype) -> io.NodeOutput:
@@ -188,6 +193,9 @@ class SaveErasedModel(io.ComfyNode):
         tensors = checkpoint_tensors(model, clip, vae, DTYPES[dtype], extra)
         path = files.save_safetensors(filename_prefix, tensors, metadata)
         text = str(path)
-        if clip.layer_idx is not None:
-            text += f"\nA checkpoint does not carry clip skip: set CLIP layer {clip.layer_idx} again where it is used."
+        stages = model.get_attachment(ATTACHMENT) or ()
+        layers = {layer for layer in (clip.layer_idx, *(stage["clip_layer"] for stage in stages)) if layer is not None}
+        if layers:
+            names = ", ".join(map(str, sorted(layers)))
+            text += f"\nA checkpoint does not carry clip skip: set CLIP layer {names} again where the file is used."
         return io.NodeOutput(ui={"checkpoints": [files.saved_result(path)], "text": (text,)})

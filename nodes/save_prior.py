@@ -32,8 +32,8 @@ class SavePrior(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix=files.PRIORS):
-        return files.prefix_error(filename_prefix) or True
+    def validate_inputs(cls, filename_prefix=None):
+        return filename_prefix is None or files.prefix_error(filename_prefix) or True
 
     @classmethod
     def execute(cls, prior, filename_prefix) -> io.NodeOutput:

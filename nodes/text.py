@@ -1,9 +1,9 @@
 """The host's text encoder as the numerics need it: tokens, pairings, batched embeddings, a fingerprint."""
 
 import hashlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import cached_property
 
 import torch
 from comfy import model_management
@@ -20,6 +20,7 @@ MAPPING_CACHE = 256
 
 _memory = model_management.get_total_memory(torch.device("cpu"))
 _store = MomentStore(int(_memory * SHARE_OF_MEMORY))
+_fingerprints: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class TextEncoder:
@@ -36,6 +37,11 @@ class TextEncoder:
         if unknown or not empty:
             names = ", ".join(sorted(unknown)) or "none"
             raise ValueError(f"MACE reads CLIP text encoders (SD1.x, SD2.x, SDXL); this CLIP input holds: {names}")
+        if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
+            raise ValueError(
+                "this CLIP changes during sampling (scheduled hooks), and moments belong to one text encoder: connect "
+                "the CLIP before the hooks"
+            )
         # SDXL tokenises the same text for both encoders; they differ in padding only.
         self._section = next(iter(empty))
         first = empty[self._section][0]
@@ -88,6 +94,11 @@ class TextEncoder:
         """The number of the prompt's tokens, start and end not counted; window - 2 fit."""
         return sum(len(self.tokenize(part)) for part in self.split(prompt))
 
+    def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
+        """The texts whose prompts fit the encoder's window."""
+        model_management.throw_exception_if_processing_interrupted()
+        return [text for text in texts if self.length(as_prompt(text)) <= self.window - 2]
+
     def check_length(self, prompt: str) -> None:
         """Raise PairingError for a prompt that the host would cut into several sections."""
         count = self.length(prompt)
@@ -101,10 +112,15 @@ class TextEncoder:
         """Where the host computes the encoder."""
         return self.clip.patcher.load_device
 
-    @cached_property
+    @property
     def fingerprint(self) -> torch.Tensor:
-        """See `mace.prior.probe`."""
-        return probe(self.encode(PROBE_PROMPTS))
+        """See `mace.prior.probe`. Kept for the encoder's last state, so that a new solve alone loads no encoder."""
+        model = self.clip.cond_stage_model
+        known, found = _fingerprints.get(model, (None, None))
+        if known != self.identity:
+            found = probe(self.encode(PROBE_PROMPTS))
+            _fingerprints[model] = (self.identity, found)
+        return found
 
     @property
     def width(self) -> int:

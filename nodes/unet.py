@@ -1,7 +1,6 @@
 """The host's diffusion model as the numerics need it: its cross-attention projections and patches on them."""
 
 import hashlib
-import logging
 import re
 from collections.abc import Callable
 
@@ -33,6 +32,17 @@ def cross_attention_keys(model, projections: str = "both") -> list[str]:
     return keys
 
 
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Whether a weight is anything but plain floating-point numbers (plain fp8 counts as such)."""
+    return weight.dtype not in _FLOATS + FP8 or type(weight).__name__ == "QuantizedTensor"
+
+
+def has_fp8(model, keys: list[str]) -> bool:
+    """Whether any of the weights is stored in plain fp8."""
+    patches = model.get_key_patches("diffusion_model.")
+    return any(patches[key][0][0].dtype in FP8 for key in keys)
+
+
 def effective_weight(patches: list, key: str, device: torch.device) -> torch.Tensor:
     """A projection as the artist sees it, with all upstream patches in it, as a float32 copy on `device`.
 
@@ -40,7 +50,7 @@ def effective_weight(patches: list, key: str, device: torch.device) -> torch.Ten
     that is not finite and for anything but a matrix.
     """
     weight, convert = patches[0]
-    if weight.dtype not in _FLOATS + FP8 or type(weight).__name__ == "QuantizedTensor":
+    if is_quantised(weight):
         raise ValueError(
             f"{key} is quantised ({weight.dtype}); closed-form edits need the full weights: load the fp16, bf16 "
             "or fp32 model"
@@ -65,17 +75,13 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
     clone = model.clone()
     all_patches = clone.get_key_patches("diffusion_model.")
     changes = {}
-    upcast = False
     for key in keys:
         model_management.throw_exception_if_processing_interrupted()
         stored = all_patches[key][0][0].dtype
-        upcast |= stored in FP8
         change = delta(effective_weight(all_patches[key], key, model.load_device))
         dtype = stored if stored in _FLOATS[1:] else torch.float32
         changes[key] = ("diff", (change.to(dtype).to(model.offload_device),))
         step(1)
-    if upcast:
-        logging.info("MACE: fp8 weights were upcast to float32 to compute their refinement")
     missing = set(keys) - set(clone.add_patches(changes, strength))
     if missing:
         raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")

@@ -1,9 +1,12 @@
 """What the pack says of itself: version, installation report, what the registry archive leaves out."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import mace
 
@@ -29,6 +32,18 @@ def test_install_tells_a_missing_package():
     run = subprocess.run([sys.executable, "-I", "-S", REPO / "install.py"], capture_output=True, text=True)
     assert run.returncode == 1
     assert "torch: missing" in run.stdout and "Not ready" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "version, word", [("0.30.0", "0.30.0: fine"), ("1.2", "1.2: fine"), ("0.3.51", "older than 0.30")]
+)
+def test_install_compares_comfyui(tmp_path, version, word):
+    pack = tmp_path / "custom_nodes" / "mace-comfyui"
+    pack.mkdir(parents=True)
+    shutil.copy(REPO / "install.py", pack)
+    (tmp_path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    run = subprocess.run([sys.executable, "-B", pack / "install.py"], capture_output=True, text=True)
+    assert run.returncode == 0 and word in run.stdout
 
 
 def test_install_is_standard_library_only_and_offline():

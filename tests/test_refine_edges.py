@@ -46,7 +46,7 @@ def test_models_that_cannot_be_refined(comfy_host, demo, airplane):
         refine(comfy_host, other, clip, airplane, mu="10")
 
 
-def test_fp8_is_upcast_and_saved_in_full(comfy_host, demo, airplane, refined, caplog):
+def test_fp8_is_upcast_and_saved_in_full(comfy_host, demo, airplane, refined):
     """The refinement of an fp8 model is that of its weights, and a file in another format keeps all of it."""
     import comfy.sd
     from safetensors.torch import load_file
@@ -58,9 +58,8 @@ def test_fp8_is_upcast_and_saved_in_full(comfy_host, demo, airplane, refined, ca
         )[0]
     key = next(iter(refined[0].patches))
     assert model.get_key_patches("diffusion_model.")[key][0][0].dtype == torch.float8_e4m3fn
-    with caplog.at_level("INFO"):
-        node = refine(comfy_host, model, clip, airplane, mu="10")
-    assert "fp8 weights were upcast" in caplog.text
+    node = refine(comfy_host, model, clip, airplane, mu="10")
+    assert "fp8 weights were upcast" in node.ui.as_dict()["text"][0]
     weight = effective(model, key)
     expected = weight + weight @ node[1].transform_delta.float()
     torch.testing.assert_close(effective(node[0], key), expected, rtol=1e-5, atol=1e-6)

@@ -146,12 +146,14 @@ def test_text_errors_stand_on_the_node_before_anything_runs(server, graph, messa
         server.client.queue({**graph, "4": graphs.save()})
 
 
-@pytest.mark.parametrize("prefix", ["../outside", "/etc/erased", ""])
-def test_a_path_outside_the_output_folder(server, prefix):
-    before = sorted(server.base_dir.rglob("*erased*"))
+@pytest.mark.parametrize("prefix", ["../outside", "{elsewhere}/outside", ""])
+def test_a_path_outside_the_output_folder(server, tmp_path, prefix):
+    prefix = prefix.format(elsewhere=tmp_path)
+    before = sorted(server.base_dir.rglob("*_0000*"))
     with pytest.raises(PromptError, match="outside the output folder|file name is empty"):
         server.client.queue({**graphs.refine(), "4": graphs.save(prefix=prefix)})
-    assert sorted(server.base_dir.rglob("*erased*")) == before
+    assert sorted(server.base_dir.rglob("*_0000*")) == before
+    assert not list(tmp_path.iterdir()) and not list(server.base_dir.rglob("*outside*"))
 
 
 def test_a_failing_node_says_what_to_do(server):
@@ -159,6 +161,27 @@ def test_a_failing_node_says_what_to_do(server):
     graph["2"]["inputs"]["type"] = "style"
     with pytest.raises(ExecutionError, match="CFRRefine.*connect a prior"):
         server.client.queue({**graph, "4": graphs.save()})
+
+
+def test_text_may_come_from_another_node(server):
+    """Every text input linked: it is read when the node runs."""
+    graph = graphs.refine()
+    texts = {
+        "20": ("2", "concepts", "airplane -> ground"),
+        "21": ("3", "lambda1", "0"),
+        "22": ("3", "lambda3", "auto"),
+        "23": ("3", "mu", "10"),
+        "24": ("4", "filename_prefix", "checkpoints/linked"),
+    }
+    graph["4"] = graphs.save()
+    for key, (node, name, text) in texts.items():
+        graph[key] = graphs.node("PrimitiveStringMultiline", value=text)
+        graph[node]["inputs"][name] = [key, 0]
+    result = server.client.queue(graph)
+    assert saved_file(server, result, "4").name == "linked_00001_.safetensors"
+    graph["20"]["inputs"]["value"] = "cat\ndog -> a -> b"
+    with pytest.raises(ExecutionError, match="line 2: more than one '->'"):
+        server.client.queue(graph)
 
 
 def test_interrupt_leaves_the_host_usable(server):
