@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .schedule import Cfis
+from .lora import init_pair
+from .schedule import Cfis, Timesteps
 
 Stack = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -30,7 +31,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
-    timesteps: Cfis = field(default_factory=Cfis)
+    timesteps: Timesteps = field(default_factory=Cfis)
 
     def __post_init__(self):
         if self.rank < 1 or self.steps < 1:
@@ -86,9 +87,9 @@ def initial(
     generators = [stream(settings.seed, example.name, "init") for example in examples]
     stacked = {}
     for key, (d_out, d) in shapes.items():
-        downs = [torch.randn(settings.rank, d, generator=g) / settings.rank for g in generators]
-        ups = torch.zeros(len(examples), d_out, settings.rank, **options)
-        stacked[key] = (ups.requires_grad_(True), torch.stack(downs).to(**options).requires_grad_(True))
+        pairs = [init_pair(d_out, d, settings.rank, generator) for generator in generators]
+        ups, downs = (torch.stack(side).to(**options) for side in zip(*pairs, strict=True))
+        stacked[key] = (ups.requires_grad_(True), downs.requires_grad_(True))
     return stacked
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..mace.attention import grid_mask, masked_loss, token_attention
+from ..mace.lora import per_sample
 from ..mace.train import Stack
 from .unet import cross_attention_keys
 
@@ -95,7 +96,7 @@ class _Layer:
     def _projected(self, k: Tensor, v: Tensor, flat) -> tuple[Tensor, Tensor]:
         pairs = dict(zip(self.loras, zip(flat[::2], flat[1::2], strict=True), strict=True))
         context = self.batch.contexts.to(k.device)
-        added = {kind: ((context.to(up.dtype) @ down.mT) @ up.mT).to(k.dtype) for kind, (up, down) in pairs.items()}
+        added = {kind: per_sample(context, up, down).to(k.dtype) for kind, (up, down) in pairs.items()}
         return k + added.get("k", 0), v + added.get("v", 0)
 
     def _run(self, q, k, v, mask, heads, *flat) -> tuple[Tensor, Tensor]:
