@@ -335,6 +335,8 @@ def test_a_lora_of_another_model(which):
         either(which, damaged(lambda up, down: (up, down[:2])))
     with pytest.raises(ValueError, match=r"LoRA 2, block\.8\.to_v.*no product"):
         either(which, damaged(lambda up, down: (up, down[:, 0])))
+    with pytest.raises(ValueError, match=r"LoRA 2, block\.8\.to_v.*no product"):
+        either(which, damaged(lambda up, down: (up[:, 0], down)))
     with pytest.raises(ValueError, match=r"block\.8\.to_v.*8 and 9 rows"):
         either(which, damaged(lambda up, down: (torch.ones(9, 3), down)))
 
