@@ -127,7 +127,8 @@ def host_weights(model, tensors, keys):
 
 
 def demo_lora(model, scale=0.1):
-    state = model.model.state_dict()
+    # Without patches, whichever patched clone of the model the host has loaded now.
+    state = {key: first[0] for key, (first, *_) in model.get_key_patches("diffusion_model.").items()}
     shapes = {k: tuple(state[k].shape) for k in state if re.search(r"attn2\.to_[kv]\.weight$", k)}
     assert len(shapes) >= 4
     return {key: (scale * up, down) for key, (up, down) in lora_for(shapes).items()}, state
