@@ -49,6 +49,11 @@ def normalised(phrase: str) -> str:
     return " ".join(phrase.split()).casefold()
 
 
+def phrases_by_key(concepts: Iterable[Concept]) -> dict[str, str]:
+    """Every target and alias as it was written, by its normalised form."""
+    return {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
+
+
 def parse_concepts(text: str, type: str, templates: Sequence[str] = (), mapped: bool = True) -> list[Concept]:
     """Read concepts, one a line: `target -> mapping` or `target | alias, alias -> mapping`.
 

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .lora import Lora
 from .moments import ConceptMoments, unpack, working_device
 from .refine import RefineWeights, SingularSystem, refinement, solve_right, weight_delta
-
-# A concept's erasure LoRA: (B [d_out, r], A [r, d]) by projection. It may lack projections.
-Lora = Mapping[str, tuple[Tensor, Tensor]]
 
 REFINED = "refined"
 BASE = "base"

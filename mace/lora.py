@@ -4,10 +4,15 @@ B [d_out, r] is called "up", A [r, d] "down", as LoRA files do. The paper's matr
 W' is d_in x d_out, and its D our A); the product is the same.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from .moments import working_device
+
+# A concept's erasure LoRA: (B [d_out, r], A [r, d]) by projection. It may lack projections.
+Lora = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def init_pair(d_out: int, d: int, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from math import isfinite, sqrt
 import torch
 from torch import Tensor
 
-Lora = Mapping[str, tuple[Tensor, Tensor]]
+from .lora import Lora
 
 COMFYUI, KOHYA, PEFT = LAYOUTS = ("comfyui", "kohya", "peft")
 _PREFIX = {"diffusion_model.": COMFYUI, "lora_": KOHYA, "base_model.model.": PEFT}

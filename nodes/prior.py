@@ -9,7 +9,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..mace import captions as caption_sources
-from ..mace.concept import TYPES, Concept, ConceptError, normalised, parse_concepts
+from ..mace.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
 from ..mace.lists import RETENTION
 from ..mace.prior import Prior, make_prior
 from ..mace.tokens import fill
@@ -171,7 +171,7 @@ class BuildPrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=()) -> io.NodeOutput:
-        erased = {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
+        erased = phrases_by_key(concepts)
         keep = keepers(preserve, preserve_type, retention)
         for concept in keep:
             if normalised(concept.target) in erased:

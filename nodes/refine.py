@@ -5,7 +5,7 @@ import math
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
-from ..mace.concept import Concept, normalised
+from ..mace.concept import Concept, normalised, phrases_by_key
 from ..mace.prior import Prior
 from ..mace.refine import Refinement, RefineWeights, refinement, weight_delta
 from ..mace.settings import auto_weights
@@ -64,7 +64,7 @@ def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Pr
     if domain and not weights.lambda3:
         lines.append("the concepts to preserve have no effect: lambda3 is 0; auto has it for people and styles")
     if prior is not None:
-        targets = {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
+        targets = phrases_by_key(concepts)
         for phrase in prior.preserved:
             if normalised(phrase) in targets:
                 raise ValueError(f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list")

@@ -13,6 +13,7 @@ from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..mace import __version__
+from ..mace.lora_files import SD1, SD2, SD2_V, SDXL
 from . import files
 from .types import CATEGORY
 from .unet import ATTACHMENT, FP8, effective_weight, is_quantised, weights_sha256
@@ -23,12 +24,11 @@ DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32"
 # modelspec.architecture and the family's native resolution.
 _FAMILIES = (
     (comfy.model_base.SDXLRefiner, "stable-diffusion-xl-v1-refiner", "1024x1024"),
-    (comfy.model_base.SDXL, "stable-diffusion-xl-v1-base", "1024x1024"),
+    (comfy.model_base.SDXL, SDXL.architecture, SDXL.resolution),
 )
 _BY_WIDTH = {
-    (768, "eps"): ("stable-diffusion-v1", "512x512"),
-    (1024, "eps"): ("stable-diffusion-v2-512", "512x512"),
-    (1024, "v"): ("stable-diffusion-v2-768-v", "768x768"),
+    key: (base.architecture, base.resolution)
+    for key, base in {(768, "eps"): SD1, (1024, "eps"): SD2, (1024, "v"): SD2_V}.items()
 }
 
 
