@@ -49,6 +49,11 @@ def normalised(phrase: str) -> str:
     return " ".join(phrase.split()).casefold()
 
 
+def uncommented(line: str) -> str:
+    """A line without the comment after ` #` and without space around it."""
+    return _COMMENT.sub("", line).strip()
+
+
 def phrases_by_key(concepts: Iterable[Concept]) -> dict[str, str]:
     """Every target and alias as it was written, by its normalised form."""
     return {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
@@ -66,7 +71,7 @@ def parse_concepts(text: str, type: str, templates: Sequence[str] = (), mapped: 
     found: list[Concept] = []
     lines: dict[str, int] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
-        line = _COMMENT.sub("", raw).strip()
+        line = uncommented(raw)
         if not line:
             continue
         try:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .lora import Lora
 from .moments import ConceptMoments, unpack, working_device
-from .refine import RefineWeights, SingularSystem, refinement, solve_right, weight_delta
+from .refine import RefineWeights, refinement, solve_right, weight_delta
 
 REFINED = "refined"
 BASE = "base"
@@ -55,14 +55,15 @@ class Fusion:
     shared: Tensor
     stacks: Mapping[str, tuple[Tensor, Tensor]]
 
-    def delta(self, key: str, weight: Tensor) -> Tensor:
+    def delta(self, key: str, weight: Tensor, refined: bool = True) -> Tensor:
         """W* - W of the projection W [d_out, d] named `key`, as float32 products on the weight's device.
 
-        The weight stays as it is. Raises ValueError for a weight of another shape than the LoRAs'.
+        refined: whether the refinement covers this projection; where it does not (keys only, say), W' = W and the
+        LoRAs' part is all. The weight stays as it is. Raises ValueError for a weight of another shape than the LoRAs'.
         """
         if weight.shape[-1] != len(self.shared):
             raise ValueError(f"{key} reads embeddings {weight.shape[-1]} wide, the concepts' are {len(self.shared)}")
-        change = weight_delta(weight, self.shared)
+        change = weight_delta(weight, self.shared) if refined else torch.zeros_like(weight, dtype=torch.float32)
         if key in self.stacks:
             up, rows = self.stacks[key]
             if len(up) != len(weight):
@@ -117,10 +118,7 @@ def fuse(
         if weight and moment is not None:
             system += weight * moment.to(where)
 
-    try:
-        solved = solve_right(torch.cat(blocks), system)
-    except SingularSystem as error:  # its cure speaks of Eq. 19
-        raise SingularSystem(f"fusion: {str(error).replace('lambda1', 'lambda2')}") from None
+    solved = solve_right(torch.cat(blocks), system, "lambda2")
     entries = [(key, up, len(down)) for i, _ in active for key, (up, down) in loras[i].items()]
     shared, *rows = solved.split([width, *(rank for _, _, rank in entries)])
     stacks = _stack((key, up, own) for (key, up, _), own in zip(entries, rows, strict=True))

@@ -56,10 +56,11 @@ class Refinement:
     clip_layer: int | None = None
 
 
-def solve_right(numerator: Tensor, system: Tensor) -> Tensor:
+def solve_right(numerator: Tensor, system: Tensor, prior_weight: str = "lambda1") -> Tensor:
     """numerator @ system^-1 for a symmetric positive definite system [d, d], by Cholesky.
 
-    Raises SingularSystem when the factor does not exist or is too ill-conditioned to trust.
+    prior_weight: the name of the prior's weight in the system, for the cure that an error names. Raises
+    SingularSystem when the factor does not exist or is too ill-conditioned to trust.
     """
     if not torch.isfinite(system).all() or not torch.isfinite(numerator).all():
         raise SingularSystem("the moments hold values that are not finite; check the text encoder and the prior")
@@ -70,7 +71,7 @@ def solve_right(numerator: Tensor, system: Tensor) -> Tensor:
     if failed.any() or (diagonal.min() / diagonal.max()) ** 2 < limit:
         raise SingularSystem(
             "the concepts' prompts do not fix the solution (singular system): raise mu, or connect a prior and "
-            "raise lambda1"
+            f"raise {prior_weight}"
         )
     return torch.cholesky_solve(numerator.mT, factor).mT
 

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from .concept import Concept, normalised
@@ -49,3 +50,18 @@ def interpolate_log(table: Mapping[int | str, float], count: int) -> float:
         if x0 <= x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return points[0][1] if x < points[0][0] else points[-1][1]
+
+
+@dataclass(frozen=True)
+class LoraRow:
+    """How the LoRA of one type is trained, in Table 10's terms."""
+
+    rank: int
+    steps: int
+    learning_rate: float
+
+
+def auto_lora(type: str) -> LoraRow:
+    """Table 10's rank, steps and learning rate for a type of concept."""
+    row = TABLE10[type]
+    return LoraRow(row["rank"], row["steps"], row["lr"])

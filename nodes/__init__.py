@@ -4,12 +4,21 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import files
 from .concepts import Concepts
+from .erase import EraseConcepts
+from .export_lora import ExportLora
+from .fuse import FuseLoras
+from .images import ConceptImagesNode
+from .import_lora import ImportLora
+from .load_loras import LoadLoras
 from .load_prior import LoadPrior
+from .masks import MaskConcept
 from .prior import BuildPrior
 from .refine import CFRRefine
 from .residual import ResidualPrompt
+from .save_loras import SaveLoras
 from .save_model import SaveErasedModel
 from .save_prior import SavePrior
+from .train import TrainErasureLora
 
 NODES: list[type[io.ComfyNode]] = [
     Concepts,
@@ -17,7 +26,16 @@ NODES: list[type[io.ComfyNode]] = [
     SavePrior,
     LoadPrior,
     CFRRefine,
+    ConceptImagesNode,
+    MaskConcept,
+    TrainErasureLora,
+    FuseLoras,
+    EraseConcepts,
     SaveErasedModel,
+    SaveLoras,
+    LoadLoras,
+    ImportLora,
+    ExportLora,
     ResidualPrompt,
 ]
 

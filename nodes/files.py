@@ -9,18 +9,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import folder_paths
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 PRIORS = "mace_priors"
+LORAS = "mace_loras"
 NONE = "none"
 
 
 def register_folders() -> None:
-    """Make models/mace_priors and output/mace_priors known to the host as places of priors."""
-    for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
-        folder_paths.add_model_folder_path(PRIORS, os.path.join(root, PRIORS))
-    folder_paths.folder_names_and_paths[PRIORS][1].add(".safetensors")
+    """Make the folders mace_priors and mace_loras of models/ and output/ known to the host as places of such files."""
+    for kind in (PRIORS, LORAS):
+        for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
+            folder_paths.add_model_folder_path(kind, os.path.join(root, kind))
+        folder_paths.folder_names_and_paths[kind][1].add(".safetensors")
 
 
 def input_files(*endings: str) -> list[str]:
@@ -89,27 +92,98 @@ def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mappi
     output, prefix = folder_paths.get_output_directory(), expanded(prefix)
     with _folders_of(Path(output, prefix).parent):
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        free = shutil.disk_usage(folder).free
-        if size > free:
-            raise OSError(f"the disk is full: {folder} has {free >> 20} MB left and the file needs {size >> 20} MB")
+        _check_space(folder, tensors)
         temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
         try:
-            # As readable as any other file: safetensors replaces it by a private one, which is given this mode.
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            mode = os.stat(temporary).st_mode
-            try:
-                save_file(dict(tensors), temporary, metadata=dict(metadata))
-            except Exception as error:
-                # safetensors has its own error class for a failed write; the artist needs the folder's name.
-                raise OSError(f"could not write to {folder}: {error}. Is the disk full?") from error
-            os.chmod(temporary, mode)
-            with open(temporary, "rb+") as written:
-                os.fsync(written.fileno())
+            _write_tensors(temporary, tensors, metadata, folder)
             return _put_in_place(Path(temporary), Path(folder), name, counter)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def save_folder(
+    prefix: str, file_name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], texts: Mapping[str, str]
+) -> Path:
+    """Write a folder output/<prefix>_<counter>_ with the tensors as file_name and `texts` (by file name, UTF-8).
+
+    As `save_safetensors`: the folder gets its name only when all that is in it is written; nothing is replaced.
+    """
+    output, prefix = folder_paths.get_output_directory(), expanded(prefix)
+    with _folders_of(Path(output, prefix).parent):
+        parent, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
+        _check_space(parent, tensors)
+        temporary = Path(parent, f".{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.mkdir()
+            _write_tensors(str(temporary / file_name), tensors, metadata, parent)
+            for other, text in texts.items():
+                with open(temporary / other, "w", encoding="utf-8") as written:
+                    written.write(text)
+                    written.flush()
+                    os.fsync(written.fileno())
+            while True:
+                path = Path(parent, f"{name}_{counter:05}_")
+                try:
+                    # Renaming never replaces a folder that holds anything; one that is empty only some systems do.
+                    if not path.exists():
+                        return temporary.rename(path)
+                except OSError:
+                    if not path.exists():
+                        raise
+                counter += 1
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def all_or_none(prefix: str) -> Iterator[list[Path]]:
+    """For several files that belong together: what is put into the list given is removed again after an error.
+
+    Folders up to the prefix's that did not exist before go too.
+    """
+    with _folders_of(Path(folder_paths.get_output_directory(), expanded(prefix)).parent):
+        written: list[Path] = []
+        try:
+            yield written
+        except BaseException:
+            for path in written:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+
+
+def read_safetensors(path: str, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file. Raises ValueError, with its `name`, for one that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{name} is not a safetensors file or is damaged: {error}") from None
+
+
+def _check_space(folder: str, tensors: Mapping[str, Tensor]) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(f"the disk is full: {folder} has {free >> 20} MB left and the file needs {size >> 20} MB")
+
+
+def _write_tensors(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: str) -> None:
+    """Write a new safetensors file and flush it to disk. Raises OSError, with `folder`, when it cannot be written."""
+    # As readable as any other file: safetensors replaces it by a private one, which is given this mode.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = os.stat(path).st_mode
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except Exception as error:
+        # safetensors has its own error class for a failed write; the artist needs the folder's name.
+        raise OSError(f"could not write to {folder}: {error}. Is the disk full?") from error
+    os.chmod(path, mode)
+    with open(path, "rb+") as written:
+        os.fsync(written.fileno())
 
 
 def _put_in_place(temporary: Path, folder: Path, name: str, counter: int) -> Path:

@@ -108,6 +108,26 @@ class _Layer:
         return out, loss
 
 
+def patched_forward(model, batch: Batch, make) -> list:
+    """One noise-predicting forward with a replace patch of ours on every cross-attention; returns the patches.
+
+    make(place, chained) gives a layer's patch; chained: another pack's patch there, or None. The model's own options
+    are left as they are.
+    """
+    options = model.model_options["transformer_options"].copy()
+    replaced = {name: dict(group) for name, group in options.get("patches_replace", {}).items()}
+    attn2 = replaced.setdefault("attn2", {})
+    ours = {}
+    for where in dict.fromkeys(place(key) for key in cross_attention_keys(model)):
+        ours[where] = make(where, attn2.get(where, attn2.get(where[:2])))
+    attn2.update(ours)
+    options["patches_replace"] = replaced
+    model.model.apply_model(
+        batch.latents, batch.sigmas, c_crossattn=batch.contexts, transformer_options=options, **batch.extra
+    )
+    return list(ours.values())
+
+
 def losses(copy, batch: Batch, stacked: Stack, form: str, save_memory: bool = False) -> Tensor:
     """Eq. 3's loss of each sample, [C], summed over all cross-attention layers of one forward pass.
 
@@ -115,20 +135,27 @@ def losses(copy, batch: Batch, stacked: Stack, form: str, save_memory: bool = Fa
     form: one of mace.attention.LOSSES.  save_memory: recompute each attention in the backward pass.
     """
     loras: dict[tuple, dict[str, tuple[Tensor, Tensor]]] = {}
-    for key in cross_attention_keys(copy):
-        layer = loras.setdefault(place(key), {})
-        if key in stacked:
-            layer["k" if ".to_k." in key else "v"] = stacked[key]
-    options = copy.model_options["transformer_options"].copy()
-    patches = {name: dict(group) for name, group in options.get("patches_replace", {}).items()}
-    attn2 = patches.setdefault("attn2", {})
-    layers = []
-    for where, pairs in loras.items():
-        chained = attn2.get(where, attn2.get(where[:2]))
-        attn2[where] = _Layer(batch, pairs, form, save_memory, chained)
-        layers.append(attn2[where])
-    options["patches_replace"] = patches
-    copy.model.apply_model(
-        batch.latents, batch.sigmas, c_crossattn=batch.contexts, transformer_options=options, **batch.extra
+    for key, pair in stacked.items():
+        loras.setdefault(place(key), {})["k" if ".to_k." in key else "v"] = pair
+    layers = patched_forward(
+        copy, batch, lambda where, chained: _Layer(batch, loras.get(where, {}), form, save_memory, chained)
     )
     return torch.stack([layer.loss for layer in layers]).sum(dim=0)
+
+
+def noisy(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """(x_t in the host's scale, sigmas [B]) of latents [B, ch, h, w] in the VAE's scale at timesteps [B]."""
+    sampling = model.model.model_sampling
+    sigmas = sampling.sigma(timesteps.to(latents.device, torch.float32))
+    scaled = model.model.process_latent_in(latents)
+    shaped = sigmas.view(-1, *[1] * (latents.dim() - 1))
+    # The host adds the latents into the noise in place.
+    return sampling.noise_scaling(shaped, noise.clone(), scaled), sigmas
+
+
+def extra_inputs(model, latents: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
+    """What the family's forward takes besides the text: SDXL's y, of the pooled text and the picture's size."""
+    factor = model.get_model_object("latent_format").spacial_downscale_ratio
+    height, width = (side * factor for side in latents.shape[-2:])
+    y = model.model.encode_adm(device=latents.device, noise=latents, pooled_output=pooled, width=width, height=height)
+    return {} if y is None else {"y": y.to(latents.device).expand(len(latents), -1)}

@@ -11,7 +11,7 @@ from ..mace.refine import Refinement, RefineWeights, refinement, weight_delta
 from ..mace.settings import auto_weights
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, PriorType, RefinementType
-from .unet import ATTACHMENT, PROJECTIONS, cross_attention_keys, has_fp8, patched
+from .unet import ATTACHMENT, BASE, PROJECTIONS, REFINEMENT, cross_attention_keys, has_fp8, patched
 
 AUTO = "auto"
 PAPER, RELEASED = "paper", "as released (squared)"
@@ -78,20 +78,29 @@ def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Pr
         )
 
 
+def concept_record(concept: Concept) -> dict:
+    """A concept as it stands in a saved checkpoint's provenance."""
+    return {
+        "target": concept.target,
+        "mapping": concept.mapping,
+        "type": concept.type,
+        "aliases": list(concept.aliases),
+        "own_prompts": list(concept.templates),
+    }
+
+
+def prior_record(prior: Prior | None) -> dict | None:
+    """A prior as it stands in a saved checkpoint's provenance."""
+    if prior is None:
+        return None
+    return {"source": prior.source, "captions": prior.captions, "preserved": list(prior.preserved)}
+
+
 def stage_record(done: Refinement) -> dict:
     """One refinement as it stands in a saved checkpoint's provenance."""
     return {
         "stage": "refinement",
-        "concepts": [
-            {
-                "target": concept.target,
-                "mapping": concept.mapping,
-                "type": concept.type,
-                "aliases": list(concept.aliases),
-                "own_prompts": list(concept.templates),
-            }
-            for concept in done.concepts
-        ],
+        "concepts": [concept_record(concept) for concept in done.concepts],
         "settings": dict(done.settings),
         "clip_layer": done.clip_layer,
         "lambda1": done.weights.lambda1,
@@ -99,13 +108,7 @@ def stage_record(done: Refinement) -> dict:
         "mu": done.weights.mu,
         "strength": done.strength,
         "projections": done.projections,
-        "prior": None
-        if done.prior is None
-        else {
-            "source": done.prior.source,
-            "captions": done.prior.captions,
-            "preserved": list(done.prior.preserved),
-        },
+        "prior": prior_record(done.prior),
     }
 
 
@@ -201,12 +204,7 @@ class CFRRefine(io.ComfyNode):
         check_prior(concepts, weights, prior, lines)
         keys = cross_attention_keys(model, projections)
         encoder = TextEncoder(clip)
-        expected = model.model.state_dict()[keys[0]].shape[-1]
-        if encoder.width != expected:
-            raise ValueError(
-                f"this CLIP gives embeddings {encoder.width} wide and the model reads {expected}: connect the text "
-                "encoder of the same checkpoint"
-            )
+        encoder.check_width(model)
         if prior is not None:
             prior.check(encoder.fingerprint)
         prompts = sum(len(concept.prompts) * len(concept.phrases) for concept in concepts)
@@ -223,7 +221,7 @@ class CFRRefine(io.ComfyNode):
             refined = model.clone()
             progress.update(len(keys))
         else:
-            refined = patched(model, keys, lambda w: weight_delta(w, delta), strength, progress.update)
+            refined = patched(model, keys, lambda key, w: weight_delta(w, delta), strength, progress.update)
         settings = {"lambda1": lambda1, "lambda3": lambda3, "mu": mu, "lambda1_form": lambda1_form}
         result = Refinement(
             concepts,
@@ -239,6 +237,8 @@ class CFRRefine(io.ComfyNode):
         )
         if strength > 0:
             refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), stage_record(result)))
+        refined.set_attachments(BASE, model.get_attachment(BASE) or model)
+        refined.set_attachments(REFINEMENT, result)
         if has_fp8(model, keys):
             lines.append("fp8 weights were upcast to float32 to compute the refinement")
         lines += [

@@ -13,23 +13,16 @@ from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..mace import __version__
-from ..mace.lora_files import SD1, SD2, SD2_V, SDXL
 from . import files
+from .family import family
 from .types import CATEGORY
 from .unet import ATTACHMENT, FP8, effective_weight, is_quantised, weights_sha256
 
 AS_LOADED = "as loaded"
 DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-# modelspec.architecture and the family's native resolution.
-_FAMILIES = (
-    (comfy.model_base.SDXLRefiner, "stable-diffusion-xl-v1-refiner", "1024x1024"),
-    (comfy.model_base.SDXL, SDXL.architecture, SDXL.resolution),
-)
-_BY_WIDTH = {
-    key: (base.architecture, base.resolution)
-    for key, base in {(768, "eps"): SD1, (1024, "eps"): SD2, (1024, "v"): SD2_V}.items()
-}
+# modelspec.architecture and the native resolution of a family that has no LoRAs of ours.
+REFINER = ("stable-diffusion-xl-v1-refiner", "1024x1024")
 
 
 def sampling_keys(model) -> tuple[str | None, dict[str, torch.Tensor]]:
@@ -63,12 +56,11 @@ def modelspec(model, title: str, predict_key: str | None) -> dict[str, str]:
     }
     if predict_key:
         entries["modelspec.predict_key"] = predict_key
-    family = next((rest for kind, *rest in _FAMILIES if isinstance(model.model, kind)), None)
-    if family is None:
-        width = model.model.model_config.unet_config.get("context_dim")
-        family = _BY_WIDTH.get((width, "v" if predict_key == "v" else "eps"))
-    if family is not None:
-        entries["modelspec.architecture"], entries["modelspec.resolution"] = family
+    base = family(model)
+    if isinstance(model.model, comfy.model_base.SDXLRefiner):
+        entries["modelspec.architecture"], entries["modelspec.resolution"] = REFINER
+    elif base is not None:
+        entries["modelspec.architecture"], entries["modelspec.resolution"] = base.architecture, base.resolution
     return entries
 
 

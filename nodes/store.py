@@ -1,4 +1,5 @@
-"""A bounded store of concepts' moments, so that another lambda, strength or list is a new solve only."""
+"""Bounded stores: of concepts' moments, so that another lambda, strength or list is a new solve only; and of what is
+kept by its content, such as training images and trained LoRAs."""
 
 import weakref
 from collections import OrderedDict
@@ -42,3 +43,37 @@ class MomentStore:
     def bytes(self) -> int:
         """Memory of what is kept."""
         return sum(m.bytes for entries in self._by_model.values() for m in entries.values())
+
+
+class ContentStore:
+    """Values by content key (see `content`), up to `limit` bytes; the least recently used go first."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._entries: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
+
+    def get(self, key: Hashable):
+        """The value under this key, or None."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
+
+    def put(self, key: Hashable, value, size: int) -> None:
+        """Keep a value of `size` bytes; one alone is kept even above the limit."""
+        self._entries[key] = (value, size)
+        self._entries.move_to_end(key)
+        while self.bytes > self._limit and len(self._entries) > 1:
+            self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is kept."""
+        return sum(size for _, size in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)

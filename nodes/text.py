@@ -14,6 +14,7 @@ from ..mace.moments import ConceptMoments, Gram, concept_moments
 from ..mace.prior import PROBE_PROMPTS, probe
 from ..mace.tokens import PairingError, fill, pair
 from .store import SHARE_OF_MEMORY, MomentStore
+from .unet import cross_attention_keys
 
 BATCH = 16
 MAPPING_CACHE = 256
@@ -127,11 +128,39 @@ class TextEncoder:
         """d, the length of an embedding."""
         return self.fingerprint.shape[-1]
 
+    def check_width(self, model) -> None:
+        """Raise ValueError unless the MODEL reads embeddings of this encoder's width."""
+        state = model.model.state_dict()
+        expected = state[cross_attention_keys(model)[0]].shape[-1]
+        if self.width != expected:
+            raise ValueError(
+                f"this CLIP gives embeddings {self.width} wide and the model reads {expected}: connect the text "
+                "encoder of the same checkpoint"
+            )
+
     @property
     def identity(self) -> tuple:
         """What embeddings depend on besides the encoder's module: patches, clip skip, tokenizer options."""
         options = tuple(sorted((name, repr(value)) for name, value in self.clip.tokenizer_options.items()))
         return (self.clip.patcher.patches_uuid, self.clip.layer_idx, options)
+
+    def content(self, *phrases: str) -> tuple:
+        """What the embeddings of prompts with these phrases depend on, by value, for `content.content_sha256`."""
+        _, layer, options = self.identity
+        return (self.fingerprint, layer, options, [self.tokenize(phrase) for phrase in phrases])
+
+    @staticmethod
+    def has_pooled(model) -> bool:
+        """Whether the MODEL reads the pooled text besides the embeddings (SDXL)."""
+        return bool(getattr(model.model, "adm_channels", 0))
+
+    def pooled(self, prompts: Sequence[str]) -> torch.Tensor:
+        """The pooled text of each prompt, [B, c] float32: the host gives that of a batch's first prompt only."""
+        found = []
+        for prompt in prompts:
+            model_management.throw_exception_if_processing_interrupted()
+            found.append(self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)[1])
+        return torch.cat(found).float()
 
     def moments(self, concept: Concept, step: Callable[[int], None]) -> ConceptMoments:
         """The concept's moments, from the store of the last ones where it is there. step(prompts): progress."""

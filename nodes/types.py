@@ -8,5 +8,9 @@ ConceptsType = io.Custom("MACE_CONCEPTS")
 PriorType = io.Custom("MACE_PRIOR")
 # mace.refine.Refinement
 RefinementType = io.Custom("MACE_REFINEMENT")
+# tuple[mace.images.ConceptImages, ...]
+ImagesType = io.Custom("MACE_IMAGES")
+# mace.lora_set.LoraSet
+LorasType = io.Custom("MACE_LORAS")
 
 CATEGORY = "MACE"

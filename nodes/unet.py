@@ -12,6 +12,8 @@ PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
 
 # What was done to a MODEL travels with it: a tuple of records for the provenance, oldest first.
 ATTACHMENT = "mace_stages"
+# The MODEL before any refinement, and the last Refinement, travel with a refined MODEL too.
+BASE, REFINEMENT = "mace_base", "mace_refinement"
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
@@ -66,9 +68,9 @@ def effective_weight(patches: list, key: str, device: torch.device) -> torch.Ten
 
 
 def patched(model, keys: list[str], delta: Callable, strength: float, step: Callable[[int], None]):
-    """A clone of MODEL whose weights `keys` get `strength` times delta(effective weight) added as patches.
+    """A clone of MODEL whose weights `keys` get `strength` times delta(key, effective weight) added as patches.
 
-    delta: float32 [d_out, d] -> float32 [d_out, d]. The model's own weights are not touched. The patches lie
+    delta: (key, float32 [d_out, d]) -> float32 [d_out, d]. The model's own weights are not touched. The patches lie
     where the host keeps the model when it is not in use, in the weight's own dtype (float32 for fp8, which
     is too coarse for a difference). step(1) after each weight.
     """
@@ -78,7 +80,7 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
     for key in keys:
         model_management.throw_exception_if_processing_interrupted()
         stored = all_patches[key][0][0].dtype
-        change = delta(effective_weight(all_patches[key], key, model.load_device))
+        change = delta(key, effective_weight(all_patches[key], key, model.load_device))
         dtype = stored if stored in _FLOATS[1:] else torch.float32
         changes[key] = ("diff", (change.to(dtype).to(model.offload_device),))
         step(1)

@@ -1,0 +1,119 @@
+"""Erase Concepts: the whole of MACE in one node."""
+
+from dataclasses import astuple
+
+from comfy_api.latest import io, ui
+
+from ..mace.presets import PRESETS
+from ..mace.settings import auto_weights
+from ..mace.strengths import parse_strengths, strengths_of
+from . import files
+from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
+from .images import AUTO, make_images
+from .loss_progress import send_text
+from .masks import ATTENTION, make_masks
+from .prior import BUILT_IN, BuildPrior
+from .refine import PAPER, CFRRefine
+from .train import train_loras
+from .training import TrainOptions
+from .types import CATEGORY, ConceptsType, LorasType, PriorType
+
+# The host's usual sampling, as its own txt2img template has it.
+SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
+IMAGES, CAPTIONS = 8, 4000
+
+
+class EraseConcepts(io.ComfyNode):
+    """Images, masks, refinement, training and fusion, one after the other, with a preset's settings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_EraseConcepts",
+            display_name="Erase Concepts (MACE)",
+            category=CATEGORY,
+            description="The whole of MACE in one node: draws training images, finds the concepts in them, refines, "
+            "trains an erasure LoRA for each and fuses them. The single nodes offer every setting.",
+            search_aliases=["mace", "erase", "unlearn", "remove concept", "forget", "censor", "nsfw"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                ConceptsType.Input("concepts", tooltip="What to erase, from Concepts; types may be mixed."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    tooltip="All settings by type: the paper's Table 10, or those found for the small demo model, "
+                    "which are for that model only.",
+                ),
+                io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Training images' width."),
+                io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Training images' height."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of images and training.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="dog = 0.5\n* = 1",
+                    tooltip="Strength of single concepts, 0 to 1, one a line; 1 where nothing is said. A change of "
+                    "strengths trains nothing again.",
+                ),
+                PriorType.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="What to keep, from Prior or Load Prior. Without: built-in captions, read where the "
+                    "settings need them (minutes on a CPU, seconds on a GPU; kept for the next run).",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v."),
+                LorasType.Output("loras", tooltip="The erasure LoRAs, to save or to fuse with other strengths."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, strengths=None):
+        try:
+            parse_strengths(strengths or "")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, clip, vae, concepts, preset, width, height, seed, strengths, prior=None) -> io.NodeOutput:
+        if vae is None:
+            raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
+        check_base(model)
+        strengths_of(strengths, concepts)
+        chosen = PRESETS[preset]
+        if prior is None and (chosen.refine or auto_weights(concepts)).lambda1:
+            send_text("reading captions for the prior")
+            built = BuildPrior.execute(clip, BUILT_IN, CAPTIONS, 0, "", "object", files.NONE, concepts)
+            prior = built.result[0]
+        send_text("refining")
+        # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
+        refine_as = (AUTO,) * 3 if chosen.refine is None else tuple(map(repr, astuple(chosen.refine)))
+        fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse)[:3]))
+        node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior)
+        refined, refinement = node.result
+        send_text("drawing training images")
+        settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
+        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+        send_text("finding the concepts in the images")
+        masks, about_masks = make_masks(model, clip, images, ATTENTION)
+        options = TrainOptions(form=chosen.loss, end_of_text=chosen.end_of_text, seed=seed, by_type=chosen.lora)
+        loras, about_training = train_loras(refined, clip, images, masks, options)
+        fused, about_fusion = fused_model(
+            model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
+        )
+        about = {"Refinement": node.ui.as_dict()["text"], "Masks": about_masks, "Training": about_training}
+        lines = [line for name, part in {**about, "Fusion": about_fusion}.items() for line in (f"{name}:", *part)]
+        return io.NodeOutput(fused, loras, ui=ui.PreviewText("\n".join(lines)))

@@ -1,0 +1,80 @@
+"""What an artist sees while erasure LoRAs train: concept, step and loss in words, and the losses as curves."""
+
+import time
+
+import torch
+from comfy.utils import ProgressBar
+from comfy_execution.utils import get_executing_context
+from PIL import Image, ImageDraw
+from server import PromptServer
+from torch import Tensor
+
+EVERY_SECONDS = 0.5
+WIDTH, HEIGHT, MARGIN = 360, 200, 24
+PAPER, FRAME = (250, 250, 250), (170, 170, 170)
+INKS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
+NAMED = 6
+
+
+def loss_curves(names: list[str], history: Tensor, steps: int) -> Image.Image:
+    """The losses [steps so far, C] of concepts trained side by side, each relative to its own first.
+
+    steps: how many there will be. The vertical axis runs from 0 to the largest value so far.
+    """
+    picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = MARGIN, MARGIN, WIDTH - MARGIN // 2, HEIGHT - MARGIN // 2
+    draw.rectangle((left, top, right, bottom), outline=FRAME)
+    relative = history / history[:1].clamp_min(1e-12)
+    highest = max(float(relative.max()), 1e-12)
+    for place in range(relative.shape[1]):
+        points = [
+            (left + (right - left) * step / max(steps - 1, 1), bottom - (bottom - top) * float(value) / highest)
+            for step, value in enumerate(relative[:, place])
+        ]
+        ink = INKS[place % len(INKS)]
+        draw.line(points if len(points) > 1 else points * 2, fill=ink, width=2)
+    x = left
+    for place, name in enumerate(names[:NAMED]):
+        draw.text((x, 6), name, fill=INKS[place % len(INKS)])
+        x += draw.textlength(name) + 10
+    return picture
+
+
+class LossProgress:
+    """Progress of a training node over all its concepts. total: steps of all groups times their concepts."""
+
+    def __init__(self, total: int):
+        self.bar = ProgressBar(total)
+        self._names: list[str] = []
+        self._history: list[Tensor] = []
+        self._sent = 0.0
+
+    def skip(self, steps: int) -> None:
+        """Count the steps of concepts that need no training."""
+        self.bar.update(steps)
+
+    def report(self, names: list[str], step: int, losses: Tensor, steps: int) -> None:
+        """One step of concepts side by side: their losses [C] in step 1..steps."""
+        if step == 1:
+            self._names, self._history = names, []
+        self._history.append(losses)
+        now = time.monotonic()
+        preview = None
+        if now - self._sent >= EVERY_SECONDS or step in (1, steps):
+            self._sent = now
+            preview = ("JPEG", loss_curves(names, torch.stack(self._history), steps), None)
+            send_text(f"{_listed(names)}: step {step} of {steps}, loss {float(losses.mean()):.4g}")
+        self.bar.update_absolute(self.bar.current + len(names), preview=preview)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
+
+
+def send_text(text: str) -> None:
+    """Words on the running node, where there is a server and a node."""
+    context = get_executing_context()
+    server = getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)

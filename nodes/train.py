@@ -1,0 +1,275 @@
+"""Train Erasure LoRA: one LoRA a concept, several side by side (Section 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..mace.attention import LOSSES
+from ..mace.concept import normalised
+from ..mace.images import ConceptImages
+from ..mace.lora_files import to_comfyui
+from ..mace.lora_set import LoraSet, recipe_of
+from ..mace.presets import PRESETS
+from ..mace.prior import PROBE_TOLERANCE, probe_distance
+from ..mace.schedule import Cfis, Uniform
+from .content import refinement_digest
+from .family import family, res_blocks
+from .loss_progress import LossProgress
+from .masks import fitted, no_empty, whole_image
+from .refine import AUTO
+from .save_loras import slug
+from .training import Trainer, TrainOptions
+from .types import CATEGORY, ImagesType, LorasType
+from .unet import PROJECTIONS, REFINEMENT
+
+MOST_RATE = 1.0
+
+
+def read_number(name: str, text: str, most: float, whole: bool = False) -> float | int | None:
+    """A setting of training: None for auto, else a number above 0 and up to `most`. Raises ValueError."""
+    if text.strip().lower() in (AUTO, ""):
+        return None
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= most:
+        kind = "a whole number from 1" if whole else "a number above 0 and up"
+        raise ValueError(f"{name}: {text!r} is neither auto nor {kind} to {most:g}")
+    return value
+
+
+def train_loras(
+    model, clip, images: Sequence[ConceptImages], masks: Sequence[Tensor], options: TrainOptions
+) -> tuple[LoraSet, list[str]]:
+    """Erasure LoRAs of every concept, trained or from the store; and lines for the artist.
+
+    model: the refined MODEL.  masks: [n, H, W] for each concept's images.
+    """
+    refinement = model.get_attachment(REFINEMENT)
+    digest = refinement_digest(refinement)
+    steps = [options.settings(entry.concept.type).steps for entry in images]
+    progress = LossProgress(sum(steps))
+    by_name = {entry.concept.target: count for entry, count in zip(images, steps, strict=True)}
+
+    def report(names, step, losses):
+        progress.report(names, step, losses, by_name[names[0]])
+
+    trainer = Trainer(model, clip, options, digest, report)
+    if refinement is not None and probe_distance(trainer.encoder.fingerprint, refinement.fingerprint) > PROBE_TOLERANCE:
+        raise ValueError("this CLIP is not the one CFR Refine has, or its clip skip is another: connect the same CLIP")
+    keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
+    found = {key: lora for key in keys if (lora := trainer.known(key)) is not None}
+    work = [(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
+    progress.skip(sum(count for key, count in zip(keys, steps, strict=True) if key in found))
+    trained = trainer.run(work)
+    lines = [f"{len(trained)} LoRAs trained, {len(found)} of {len(images)} kept from before"]
+    if refinement is None:
+        lines.append("the model is not refined: connect CFR Refine's model, since MACE trains on it")
+    else:
+        shown = {normalised(entry.concept.target) for entry in images}
+        bare = [c.target for c in refinement.concepts if normalised(c.target) not in shown]
+        if bare:
+            lines.append(f"refined, but without images and so without a LoRA: {', '.join(bare)}")
+    elsewhere = [lora.concept.target for lora in found.values() if lora.refined_on != digest]
+    if elsewhere:
+        lines.append(f"trained when the list was another one, and kept: {', '.join(elsewhere)}")
+    moments = {}
+    if refinement is not None:
+        moments = {normalised(c.target): m for c, m in zip(refinement.concepts, refinement.moments, strict=True)}
+    loras = []
+    for key in keys:
+        lora = {**found, **trained}[key]
+        loras.append(replace(lora, moments=moments.get(normalised(lora.concept.target))))
+        first, last = (float(part.mean()) for part in (lora.losses[:5], lora.losses[-5:]))
+        lines.append(f"{lora.concept.target}: loss {first:.4g} to {last:.4g} in {len(lora.losses)} steps")
+    recipe = None if refinement is None else recipe_of(refinement, digest)
+    return LoraSet(tuple(loras), recipe, res_blocks(model), family(model)), lines
+
+
+class TrainErasureLora(io.ComfyNode):
+    """Trains what the concept's own words carry out of the refined model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_TrainErasureLora",
+            display_name="Train Erasure LoRA (MACE)",
+            category=CATEGORY,
+            description="Trains one small LoRA for each concept on the refined model, several side by side: the model "
+            "learns to look nowhere for the concept's words. LoRAs of concepts already trained are kept, so a longer "
+            "list trains only what is new, and an interrupted run goes on where it stopped.",
+            search_aliases=["mace", "lora", "erase", "unlearn", "train"],
+            inputs=[
+                io.Model.Input("model", tooltip="The refined model of CFR Refine."),
+                io.Clip.Input("clip", tooltip="The text encoder that CFR Refine has."),
+                ImagesType.Input("images", tooltip="From Concept Images; they bring their concepts along."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    tooltip="What auto means below: the paper's Table 10 by type, or the settings found for the small "
+                    "demo model, which are for that model only.",
+                ),
+                io.String.Input("rank", default=AUTO, tooltip="Rank of the LoRAs. auto: the preset's (1 in Table 10)."),
+                io.String.Input(
+                    "steps",
+                    default=AUTO,
+                    tooltip="Training steps for each concept. auto: the preset's (Table 10: 50, explicit 120).",
+                ),
+                io.String.Input(
+                    "learning_rate",
+                    default=AUTO,
+                    tooltip="Learning rate of AdamW. auto: the preset's (Table 10: 1e-5 for objects and explicit "
+                    "content, 1e-4 for people and styles). Larger erases more and touches more.",
+                ),
+                io.Combo.Input(
+                    "loss",
+                    options=[AUTO, *LOSSES],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Eq. 3 as printed (squared norm), or as the published code computes it (sum of norms). "
+                    "auto: the preset's.",
+                ),
+                io.Combo.Input(
+                    "end_of_text",
+                    options=[AUTO, "no", "yes"],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Whether attention to the end of the prompt (end-of-text and padding) is trained away too, "
+                    "as the published code does, or that of the concept's words alone, as Eq. 3 says. auto: the "
+                    "preset's.",
+                ),
+                io.Combo.Input(
+                    "projections",
+                    options=list(PROJECTIONS),
+                    default="both",
+                    advanced=True,
+                    tooltip="LoRAs on keys (to_k), values (to_v) or both, the paper's choice.",
+                ),
+                io.Boolean.Input(
+                    "cfis",
+                    default=True,
+                    advanced=True,
+                    tooltip="Concept-focal importance sampling (Eq. 5): train mostly at the timesteps t1 to t2, where "
+                    "the concept takes shape. Off: at all timesteps alike, which also harms what shares the words.",
+                ),
+                io.Int.Input("t1", default=200, min=0, max=998, advanced=True, tooltip="Lower end, in timesteps."),
+                io.Int.Input("t2", default=400, min=1, max=1000, advanced=True, tooltip="Upper end, in timesteps."),
+                io.Float.Input(
+                    "gamma",
+                    default=0.05,
+                    min=0.001,
+                    max=10.0,
+                    step=0.01,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="How steeply the density falls off beyond t1 and t2 (Eq. 5).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of initial values and draws; every concept has streams of its own.",
+                ),
+                io.String.Input(
+                    "side_by_side",
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Concepts in one forward pass. auto: what the free memory is likely to hold, at most 32. "
+                    "The result is the same for any number.",
+                ),
+                io.Boolean.Input(
+                    "save_memory",
+                    default=False,
+                    advanced=True,
+                    tooltip="Recompute attention in the backward pass (gradient checkpointing): less memory, slower.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="From Mask Concept or any node, one for each image in order. Without: the whole image.",
+                ),
+            ],
+            outputs=[
+                LorasType.Output("loras", tooltip="All erasure LoRAs, for Fuse LoRAs and Save Erasure LoRAs."),
+                io.Custom("LORA_MODEL").Output(
+                    "lora_models", is_output_list=True, tooltip="One a concept, for Save LoRA Weights and Load LoRA."
+                ),
+                io.Custom("LOSS_MAP").Output(
+                    "losses", is_output_list=True, tooltip="One a concept, for Plot Loss Graph."
+                ),
+                io.String.Output(
+                    "names", is_output_list=True, tooltip="A file name prefix for each concept, for those nodes."
+                ),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, rank=None, steps=None, learning_rate=None, side_by_side=None, cfis=None, t1=None, t2=None):
+        try:
+            read_options(rank or AUTO, steps or AUTO, learning_rate or AUTO, side_by_side or AUTO)
+            if cfis and t1 is not None and t2 is not None:
+                Cfis(t1, t2)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        images,
+        preset,
+        rank,
+        steps,
+        learning_rate,
+        loss,
+        end_of_text,
+        projections,
+        cfis,
+        t1,
+        t2,
+        gamma,
+        seed,
+        side_by_side,
+        save_memory,
+        masks=None,
+    ) -> io.NodeOutput:
+        chosen = PRESETS[preset]
+        options = TrainOptions(
+            **read_options(rank, steps, learning_rate, side_by_side),
+            form=chosen.loss if loss == AUTO else loss,
+            end_of_text=chosen.end_of_text if end_of_text == AUTO else end_of_text == "yes",
+            timesteps=Cfis(t1, t2, gamma) if cfis else Uniform(),
+            projections=projections,
+            seed=seed,
+            save_memory=save_memory,
+            by_type=chosen.lora,
+        )
+        given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)
+        checked = [no_empty(mask, entry) for mask, entry in zip(given, images, strict=True)]
+        loras, lines = train_loras(model, clip, images, [mask for mask, _ in checked], options)
+        lines += [line for _, warnings in checked for line in warnings]
+        return io.NodeOutput(
+            loras,
+            [to_comfyui(entry.lora) for entry in loras.loras],
+            [{"loss": [float(value) for value in entry.losses]} for entry in loras.loras],
+            [f"loras/mace_{slug(entry.concept.target)}" for entry in loras.loras],
+            ui=ui.PreviewText("\n".join(lines)),
+        )
+
+
+def read_options(rank: str, steps: str, learning_rate: str, side_by_side: str) -> dict:
+    """The text settings as `TrainOptions` takes them. Raises ValueError."""
+    return {
+        "rank": read_number("rank", rank, 128, whole=True),
+        "steps": read_number("steps", steps, 100_000, whole=True),
+        "learning_rate": read_number("learning_rate", learning_rate, MOST_RATE),
+        "side_by_side": read_number("side_by_side", side_by_side, 1024, whole=True),
+    }
