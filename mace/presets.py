@@ -15,6 +15,7 @@ class Preset:
 
     lora: rank, steps and rate by type.  refine, fuse: the weights of Eq. 19 and Eq. 7, None for Table 10's.
     loss: one of mace.attention.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
+    focus: w of mace.focus, 0 for none.
     """
 
     lora: Callable[[str], LoraRow]
@@ -22,6 +23,7 @@ class Preset:
     fuse: FuseWeights | None = None
     loss: str = SQUARED
     end_of_text: bool = False
+    focus: float = 0.0
 
 
 PAPER = "paper (Table 10)"
