@@ -109,7 +109,13 @@ class EraseConcepts(io.ComfyNode):
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
         send_text("finding the concepts in the images")
         masks, about_masks = make_masks(model, clip, images, ATTENTION)
-        options = TrainOptions(form=chosen.loss, end_of_text=chosen.end_of_text, seed=seed, by_type=chosen.lora)
+        options = TrainOptions(
+            form=chosen.loss,
+            end_of_text=chosen.end_of_text,
+            focus=chosen.focus,
+            seed=seed,
+            by_type=chosen.lora,
+        )
         loras, about_training = train_loras(refined, clip, images, masks, options)
         fused, about_fusion = fused_model(
             model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))

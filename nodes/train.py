@@ -12,13 +12,11 @@ from ..mace.images import ConceptImages
 from ..mace.lora_files import to_comfyui
 from ..mace.lora_set import LoraSet, recipe_of
 from ..mace.presets import PRESETS
-from ..mace.prior import PROBE_TOLERANCE, probe_distance
 from ..mace.schedule import Cfis, Uniform
-from .content import refinement_digest
 from .family import family, res_blocks
 from .loss_progress import LossProgress
 from .masks import fitted, no_empty, whole_image
-from .refine import AUTO
+from .refine import AUTO, read_weight
 from .save_loras import slug
 from .training import Trainer, TrainOptions
 from .types import CATEGORY, ImagesType, LorasType
@@ -49,7 +47,6 @@ def train_loras(
     model: the refined MODEL.  masks: [n, H, W] for each concept's images.
     """
     refinement = model.get_attachment(REFINEMENT)
-    digest = refinement_digest(refinement)
     steps = [options.settings(entry.concept.type).steps for entry in images]
     progress = LossProgress(sum(steps))
     by_name = {entry.concept.target: count for entry, count in zip(images, steps, strict=True)}
@@ -57,9 +54,7 @@ def train_loras(
     def report(names, step, losses):
         progress.report(names, step, losses, by_name[names[0]])
 
-    trainer = Trainer(model, clip, options, digest, report)
-    if refinement is not None and probe_distance(trainer.encoder.fingerprint, refinement.fingerprint) > PROBE_TOLERANCE:
-        raise ValueError("this CLIP is not the one CFR Refine has, or its clip skip is another: connect the same CLIP")
+    trainer = Trainer(model, clip, options, refinement, report)
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
     found = {key: lora for key in keys if (lora := trainer.known(key)) is not None}
     work = [(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
@@ -73,7 +68,9 @@ def train_loras(
         bare = [c.target for c in refinement.concepts if normalised(c.target) not in shown]
         if bare:
             lines.append(f"refined, but without images and so without a LoRA: {', '.join(bare)}")
-    elsewhere = [lora.concept.target for lora in found.values() if lora.refined_on != digest]
+    if options.focus and not trainer.can_focus:
+        lines.append("focus has no effect: the refinement has no prior with captions")
+    elsewhere = [lora.concept.target for lora in found.values() if lora.refined_on != trainer.refined_on]
     if elsewhere:
         lines.append(f"trained when the list was another one, and kept: {', '.join(elsewhere)}")
     moments = {}
@@ -85,7 +82,7 @@ def train_loras(
         loras.append(replace(lora, moments=moments.get(normalised(lora.concept.target))))
         first, last = (float(part.mean()) for part in (lora.losses[:5], lora.losses[-5:]))
         lines.append(f"{lora.concept.target}: loss {first:.4g} to {last:.4g} in {len(lora.losses)} steps")
-    recipe = None if refinement is None else recipe_of(refinement, digest)
+    recipe = None if refinement is None else recipe_of(refinement, trainer.refined_on)
     return LoraSet(tuple(loras), recipe, res_blocks(model), family(model)), lines
 
 
@@ -140,6 +137,14 @@ class TrainErasureLora(io.ComfyNode):
                     tooltip="Whether attention to the end of the prompt (end-of-text and padding) is trained away too, "
                     "as the published code does, or that of the concept's words alone, as Eq. 3 says. auto: the "
                     "preset's.",
+                ),
+                io.String.Input(
+                    "focus",
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="How strongly the LoRAs leave alone what the prior's captions share with the concept's "
+                    "prompts: the weight of the prior (without unit) in what they read; 0 trains as the paper does. "
+                    "auto: the preset's (0 for the paper's). Needs a prior with captions in CFR Refine.",
                 ),
                 io.Combo.Input(
                     "projections",
@@ -210,9 +215,20 @@ class TrainErasureLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, rank=None, steps=None, learning_rate=None, side_by_side=None, cfis=None, t1=None, t2=None):
+    def validate_inputs(
+        cls,
+        rank=None,
+        steps=None,
+        learning_rate=None,
+        focus=None,
+        side_by_side=None,
+        cfis=None,
+        t1=None,
+        t2=None,
+    ):
         try:
             read_options(rank or AUTO, steps or AUTO, learning_rate or AUTO, side_by_side or AUTO)
+            read_weight("focus", focus or AUTO)
             if cfis and t1 is not None and t2 is not None:
                 Cfis(t1, t2)
         except ValueError as error:
@@ -231,6 +247,7 @@ class TrainErasureLora(io.ComfyNode):
         learning_rate,
         loss,
         end_of_text,
+        focus,
         projections,
         cfis,
         t1,
@@ -250,6 +267,7 @@ class TrainErasureLora(io.ComfyNode):
             projections=projections,
             seed=seed,
             save_memory=save_memory,
+            focus=chosen.focus if (given_focus := read_weight("focus", focus)) is None else given_focus,
             by_type=chosen.lora,
         )
         given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)

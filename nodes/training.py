@@ -1,4 +1,4 @@
-"""Training erasure LoRAs on the host's model: what each concept trains on, groups that fit in memory, the store."""
+"""Training erasure LoRAs on the host's model: groups that fit in memory, and the store of what is trained."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -7,17 +7,21 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
-from ..mace.attention import SQUARED, spread_over
+from ..mace.attention import SQUARED
+from ..mace.concept import Concept
+from ..mace.focus import focus
 from ..mace.images import ConceptImages
 from ..mace.lora_set import ErasureLora
+from ..mace.prior import PROBE_TOLERANCE, probe_distance
+from ..mace.refine import Refinement
 from ..mace.schedule import Cfis, Timesteps
 from ..mace.settings import LoraRow, auto_lora
-from ..mace.tokens import fill
-from ..mace.train import Example, Stack, TrainSettings, train
-from .content import content_sha256, training_key
-from .forward import Batch, extra_inputs, losses, noisy, trainable_copy
+from ..mace.train import Example, TrainSettings, train
+from .content import content_sha256, refinement_digest, training_key
+from .forward import trainable_copy
+from .material import loss_function, material
 from .store import ContentStore
-from .text import TextEncoder, chunks
+from .text import TextEncoder
 from .unet import cross_attention_keys
 
 # A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL.
@@ -35,7 +39,7 @@ class TrainOptions:
 
     form: one of mace.attention.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     projections: "both", "keys" or "values".  side_by_side: concepts in one forward pass, None for what memory holds.
-    save_memory: recompute attention in the backward pass.
+    save_memory: recompute attention in the backward pass.  focus: w of mace.focus, 0 for none.
     """
 
     rank: int | None = None
@@ -48,6 +52,7 @@ class TrainOptions:
     seed: int = 0
     side_by_side: int | None = None
     save_memory: bool = False
+    focus: float = 0.0
     by_type: Callable[[str], LoraRow] = auto_lora
 
     def settings(self, type: str) -> TrainSettings:
@@ -76,65 +81,9 @@ class TrainOptions:
             "end_of_text": self.end_of_text,
             "timesteps": f"CFIS {timesteps}" if timesteps else "uniform",
             "projections": self.projections,
+            "focus": self.focus,
             "images": images,
         }
-
-
-@dataclass(frozen=True)
-class Material:
-    """What one concept trains on, on the CPU. latents [n, ch, h, w] and masks [n, H, W] of its images; contexts
-    [P, N, d], tokens [P, N] (1 in S of Eq. 3) and pooled [P, c] (or None) of its prompts."""
-
-    latents: Tensor
-    masks: Tensor
-    contexts: Tensor
-    tokens: Tensor
-    pooled: Tensor | None
-
-    def clone(self) -> "Material":
-        """Copies that autograd can take part in: what the host gives are inference tensors."""
-        return Material(*(None if t is None else t.to("cpu", torch.float32, copy=True) for t in vars(self).values()))
-
-
-def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool) -> Material:
-    """Encode a concept's prompts, its aliases' too, and find its tokens in them."""
-    concept = images.concept
-    filled = [(template, phrase) for phrase in concept.phrases for template in concept.prompts]
-    prompts = [fill(template, phrase) for template, phrase in filled]
-    tokens = torch.zeros(len(prompts), encoder.window)
-    for row, (template, phrase) in enumerate(filled):
-        positions = encoder.pair(template, phrase, concept.mapping).phrase
-        end = encoder.length(prompts[row]) + 1
-        tokens[row, list(spread_over(positions, end, encoder.window, end_of_text))] = 1
-    contexts = torch.cat([encoder.encode(part).cpu() for part in chunks(prompts)])
-    return Material(images.latents, masks, contexts, tokens, encoder.pooled(prompts).cpu() if pooled else None)
-
-
-def loss_function(copy, examples: Sequence[Example], materials: Sequence[Material], options: TrainOptions):
-    """Eq. 3's losses of one draw a concept, as `mace.train.train` asks for them."""
-    device = copy.load_device
-
-    def losses_of(drawn, stacked: Stack) -> Tensor:
-        def gather(name: str, place: str) -> Tensor:
-            rows = [getattr(m, name)[getattr(d, place)] for m, d in zip(materials, drawn, strict=True)]
-            return torch.stack(rows).to(device)
-
-        latents = gather("latents", "image")
-        noise = torch.stack([d.noise for d in drawn]).to(device)
-        timesteps = torch.tensor([d.timestep for d in drawn])
-        x, sigmas = noisy(copy, latents, noise, timesteps)
-        pooled = None if materials[0].pooled is None else gather("pooled", "prompt")
-        batch = Batch(
-            x,
-            sigmas,
-            gather("contexts", "prompt"),
-            gather("tokens", "prompt"),
-            gather("masks", "image"),
-            extra_inputs(copy, latents, pooled),
-        )
-        return losses(copy, batch, stacked, options.form, options.save_memory)
-
-    return losses_of
 
 
 def how_many(copy, latent_shape: Sequence[int], options: TrainOptions) -> int:
@@ -150,11 +99,13 @@ def how_many(copy, latent_shape: Sequence[int], options: TrainOptions) -> int:
 class Trainer:
     """Trains the LoRAs of concepts that the store does not hold.
 
-    model: the refined MODEL.  refined_on: its refinement's digest.  report(names, step, losses [C]) after each step.
+    model: the refined MODEL.  refinement: its Refinement, or None.  report(names, step, losses [C]) after each step.
+    Raises ValueError for another text encoder than the refinement's.
     """
 
-    def __init__(self, model, clip, options: TrainOptions, refined_on: str, report: Callable):
-        self.model, self.options, self.refined_on, self.report = model, options, refined_on, report
+    def __init__(self, model, clip, options: TrainOptions, refinement: Refinement | None, report: Callable):
+        self.model, self.options, self.refinement, self.report = model, options, refinement, report
+        self.refined_on = refinement_digest(refinement)
         self.encoder = TextEncoder(clip)
         self.encoder.check_width(model)
         self.pooled = self.encoder.has_pooled(model)
@@ -162,6 +113,27 @@ class Trainer:
         state = model.model.state_dict()
         self.shapes = {key: tuple(state[key].shape) for key in self.keys}
         self._base = training_key(model)
+        if (
+            refinement is not None
+            and probe_distance(self.encoder.fingerprint, refinement.fingerprint) > PROBE_TOLERANCE
+        ):
+            raise ValueError(
+                "this CLIP is not the one CFR Refine has, or its clip skip is another: connect the same CLIP"
+            )
+
+    @property
+    def can_focus(self) -> bool:
+        """Whether there is a prior to focus against."""
+        prior = self.refinement.prior if self.refinement else None
+        return prior is not None and prior.mean is not None
+
+    def _focus(self, concept: Concept) -> Tensor | None:
+        """K of mace.focus for a concept; None without a focus, a prior or the concept's moments."""
+        if not (self.options.focus and self.can_focus) or concept not in self.refinement.concepts:
+            return None
+        moments = self.refinement.moments[self.refinement.concepts.index(concept)]
+        prior = self.refinement.prior.general_moment()
+        return focus(moments.total, prior, self.options.focus, self.model.load_device)
 
     def key(self, images: ConceptImages, masks: Tensor) -> str:
         """What the concept's LoRA depends on (see `content.training_key`), not on the other concepts."""
@@ -222,9 +194,10 @@ class Trainer:
 
     def _train(self, copy, settings: TrainSettings, items: Sequence, names: list[str]) -> list[ErasureLora]:
         with torch.inference_mode():
+            matrices = [self._focus(images.concept) for _, images, _ in items]
             encoded = [
-                material(self.encoder, images, masks, self.options.end_of_text, self.pooled)
-                for _, images, masks in items
+                material(self.encoder, images, masks, self.options.end_of_text, self.pooled, matrix)
+                for (_, images, masks), matrix in zip(items, matrices, strict=True)
             ]
         materials = [entry.clone() for entry in encoded]
         examples = [
@@ -241,7 +214,7 @@ class Trainer:
         trained, history = train(
             examples,
             self.shapes,
-            loss_function(copy, examples, materials, self.options),
+            loss_function(copy, materials, self.options.form, self.options.save_memory),
             settings,
             report,
             dtype=torch.float32,
@@ -250,11 +223,16 @@ class Trainer:
         return [
             ErasureLora(
                 images.concept,
-                {key: (up.cpu(), down.cpu()) for key, (up, down) in lora.items()},
+                {key: (up.cpu(), _through(down.cpu(), matrix)) for key, (up, down) in lora.items()},
                 history[:, place].clone(),
                 self.options.record(images.concept.type, len(images)),
                 None,
                 self.refined_on,
             )
-            for place, ((_, images, _), lora) in enumerate(zip(items, trained, strict=True))
+            for place, ((_, images, _), lora, matrix) in enumerate(zip(items, trained, matrices, strict=True))
         ]
+
+
+def _through(down: Tensor, matrix: Tensor | None) -> Tensor:
+    """A K [r, d] of a LoRA trained with a focus, A without: what reads plain embeddings."""
+    return down if matrix is None else (down.double() @ matrix).float()

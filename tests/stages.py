@@ -23,6 +23,7 @@ TRAIN = dict(
     learning_rate="3e-3",
     loss="auto",
     end_of_text="auto",
+    focus="auto",
     projections="both",
     cfis=True,
     t1=200,

@@ -148,7 +148,7 @@ def test_loaded_loras(comfy_host, demo, parts):
     for key in direct.patches:
         torch.testing.assert_close(delta_of(node[0], key), delta_of(direct, key))
     skipped = clip.clone()
-    skipped.clip_layer(-11)
+    skipped.clip_layer(-12)
     with pytest.raises(ValueError, match="another text encoder or another clip skip"):
         fuse(comfy_host, model, bare, clip=skipped)
     with pytest.raises(ValueError, match="bring no refinement along: connect CFR Refine's refinement"):

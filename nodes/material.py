@@ -1,0 +1,79 @@
+"""What one concept trains on: its images and masks, its prompts encoded once, and Eq. 3's loss of a draw of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..mace.attention import spread_over
+from ..mace.focus import focused
+from ..mace.images import ConceptImages
+from ..mace.tokens import fill
+from ..mace.train import Stack
+from .forward import Batch, extra_inputs, losses, noisy
+from .text import TextEncoder, chunks
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one concept trains on, on the CPU. latents [n, ch, h, w] and masks [n, H, W] of its images; contexts
+    [P, N, d], tokens [P, N] (1 in S of Eq. 3), pooled [P, c] (or None) and read [P, N, d] (or None, see `Batch`) of its
+    prompts."""
+
+    latents: Tensor
+    masks: Tensor
+    contexts: Tensor
+    tokens: Tensor
+    pooled: Tensor | None
+    read: Tensor | None
+
+    def clone(self) -> "Material":
+        """Copies that autograd can take part in: what the host gives are inference tensors."""
+        return Material(*(None if t is None else t.to("cpu", torch.float32, copy=True) for t in vars(self).values()))
+
+
+def material(
+    encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool, matrix: Tensor | None
+) -> Material:
+    """Encode a concept's prompts, its aliases' too, and find its tokens in them. matrix: K of mace.focus, or None."""
+    concept = images.concept
+    filled = [(template, phrase) for phrase in concept.phrases for template in concept.prompts]
+    prompts = [fill(template, phrase) for template, phrase in filled]
+    tokens = torch.zeros(len(prompts), encoder.window)
+    for row, (template, phrase) in enumerate(filled):
+        positions = encoder.pair(template, phrase, concept.mapping).phrase
+        end = encoder.length(prompts[row]) + 1
+        tokens[row, list(spread_over(positions, end, encoder.window, end_of_text))] = 1
+    contexts = torch.cat([encoder.encode(part).cpu() for part in chunks(prompts)])
+    read = None if matrix is None else focused(contexts, matrix)
+    pooled_text = encoder.pooled(prompts).cpu() if pooled else None
+    return Material(images.latents, masks, contexts, tokens, pooled_text, read)
+
+
+def loss_function(copy, materials: Sequence[Material], form: str, save_memory: bool):
+    """Eq. 3's losses of one draw a concept, as `mace.train.train` asks for them. form, save_memory: see `losses`."""
+    device = copy.load_device
+
+    def losses_of(drawn, stacked: Stack) -> Tensor:
+        def gather(name: str, place: str) -> Tensor:
+            rows = [getattr(m, name)[getattr(d, place)] for m, d in zip(materials, drawn, strict=True)]
+            return torch.stack(rows).to(device)
+
+        latents = gather("latents", "image")
+        noise = torch.stack([d.noise for d in drawn]).to(device)
+        timesteps = torch.tensor([d.timestep for d in drawn])
+        x, sigmas = noisy(copy, latents, noise, timesteps)
+        pooled = None if materials[0].pooled is None else gather("pooled", "prompt")
+        batch = Batch(
+            x,
+            sigmas,
+            gather("contexts", "prompt"),
+            gather("tokens", "prompt"),
+            gather("masks", "image"),
+            extra_inputs(copy, latents, pooled),
+            None if materials[0].read is None else gather("read", "prompt"),
+        )
+        return losses(copy, batch, stacked, form, save_memory)
+
+    return losses_of

@@ -1,0 +1,256 @@
+"""Train Erasure LoRA in the real host, on the trained demo model."""
+
+import pytest
+import torch
+
+from tests.stages import fuse, images, report, stages, train
+from tests.test_refine_node import concepts, refine, weights_hash
+
+pytestmark = pytest.mark.host
+
+LAST_VALUES = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_v.weight"
+
+
+@pytest.fixture(scope="module")
+def listed(comfy_host):
+    return concepts(comfy_host, "dog | pooch -> sky\nship -> ground")
+
+
+@pytest.fixture(scope="module")
+def parts(comfy_host, demo, listed):
+    """(refined MODEL, refinement, images, LoraSet)."""
+    return stages(comfy_host, demo, listed)
+
+
+@pytest.fixture
+def store(comfy_host):
+    """The store of trained LoRAs, as it was before the test afterwards."""
+    store = comfy_host.module("nodes.training")._store
+    before = store._entries.copy()
+    yield store
+    store._entries = before
+
+
+def same(one, other, **tolerance):
+    for key, pair in one.lora.items():
+        for a, b in zip(pair, other.lora[key], strict=True):
+            torch.testing.assert_close(a, b, **tolerance)
+
+
+def test_what_is_trained(comfy_host, demo, parts, listed):
+    model, _, _ = demo
+    refined, refinement, _, loras = parts
+    keys = set(comfy_host.module("nodes.unet").cross_attention_keys(model))
+    assert loras.concepts == tuple(listed) and loras.blocks == (1,)
+    for entry, moments in zip(loras.loras, refinement.moments, strict=True):
+        assert set(entry.lora) == keys and entry.losses.shape == (3,)
+        assert torch.isfinite(entry.losses).all() and entry.moments is moments
+        moved = {key for key, (up, _) in entry.lora.items() if up.abs().max() > 0}
+        # No attention comes after the last layer's values: Eq. 3 cannot train them.
+        assert moved == keys - {LAST_VALUES}
+        assert all(up.shape[1] == down.shape[0] == 2 for up, down in entry.lora.values())
+    assert loras.recipe.weights == refinement.weights and loras.loras[0].refined_on == loras.recipe.digest
+
+
+def test_side_by_side_equals_alone(comfy_host, demo, parts, store):
+    """Whole batches of the host's forward against one concept at a time; float32 sets the tolerance."""
+    _, clip, _ = demo
+    refined, _, shown, loras = parts
+    store.clear()
+    alone = train(comfy_host, clip, refined, shown, side_by_side="1")[0]
+    assert len(store) == 2
+    for one, other in zip(alone.loras, loras.loras, strict=True):
+        same(one, other, rtol=2e-2, atol=2e-4)
+        torch.testing.assert_close(one.losses, other.losses, rtol=1e-3, atol=0)
+
+
+def test_recomputing_changes_nothing(comfy_host, demo, parts, store):
+    _, clip, _ = demo
+    refined, _, shown, loras = parts
+    store.clear()
+    saved = train(comfy_host, clip, refined, shown, save_memory=True)[0]
+    for one, other in zip(saved.loras, loras.loras, strict=True):
+        same(one, other, rtol=2e-2, atol=2e-4)
+
+
+def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, parts, listed):
+    """Also though the refinement of the longer list is another one; the node says so."""
+    model, clip, _ = demo
+    longer = concepts(comfy_host, "cat", more=listed)
+    refined, _ = refine(comfy_host, model, clip, longer, mu="10").result
+    shown = images(comfy_host, demo, longer)[0]
+    node = train(comfy_host, clip, refined, shown)
+    assert "1 LoRAs trained, 2 of 3 kept from before" in report(node)
+    assert "trained when the list was another one, and kept: dog, ship" in report(node)
+    for one, other in zip(node[0].loras, parts[3].loras, strict=False):
+        same(one, other, rtol=0, atol=0)
+    again = train(comfy_host, clip, refined, shown)
+    assert "0 LoRAs trained, 3 of 3 kept" in report(again)
+
+
+@pytest.fixture
+def untrained(comfy_host, monkeypatch):
+    """How many concepts each run of the node would have trained; none is."""
+    module = comfy_host.module("nodes.training")
+    counts = []
+
+    def run(self, work):
+        counts.append(len(work))
+        lora = comfy_host.module("mace.lora_set").ErasureLora
+        return {key: lora(images.concept, {}, torch.ones(1)) for key, images, _ in work}
+
+    monkeypatch.setattr(module.Trainer, "run", run)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps": "4"},
+        {"rank": "1"},
+        {"seed": 1},
+        {"learning_rate": "1e-3"},
+        {"end_of_text": "yes"},
+        {"loss": "sum of norms (release)"},
+        {"cfis": False},
+        {"t2": 500},
+        {"projections": "keys"},
+        {"masks": torch.ones(4, 64, 64).tril()},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_changed_setting_trains_again(comfy_host, demo, parts, untrained, changed):
+    train(comfy_host, demo[1], parts[0], parts[2], **changed)
+    train(comfy_host, demo[1], parts[0], parts[2], side_by_side="1", save_memory=True)
+    assert untrained == [2, 0]
+
+
+def test_another_model_trains_again(comfy_host, demo, parts, listed, untrained):
+    """A patch before, another refinement, another text encoder; but not the same patches put on anew."""
+    model, clip, _ = demo
+    shown = parts[2]
+    train(comfy_host, clip, refine(comfy_host, model, clip, listed, mu="10")[0], shown)
+    train(comfy_host, clip, refine(comfy_host, model, clip, listed, mu="20")[0], shown)
+    changed = model.clone()
+    changed.add_patches({"diffusion_model.out.2.bias": ("diff", (torch.full((4,), 0.01),))})
+    train(comfy_host, clip, refine(comfy_host, changed, clip, listed, mu="10")[0], shown)
+    key = next(key for key in clip.patcher.model_state_dict() if key.endswith("layers.0.mlp.fc1.bias"))
+    other = clip.clone()
+    other.add_patches({key: ("diff", (torch.full_like(clip.patcher.model_state_dict()[key], 1e-3),))})
+    train(comfy_host, other, refine(comfy_host, model, other, listed, mu="10")[0], shown)
+    assert untrained == [0, 2, 2, 2]
+
+
+def test_another_clip_than_the_refinements_is_refused(comfy_host, demo, parts):
+    skipped = demo[1].clone()
+    skipped.clip_layer(-12)
+    with pytest.raises(ValueError, match="not the one CFR Refine has, or its clip skip is another"):
+        train(comfy_host, skipped, parts[0], parts[2])
+
+
+def test_a_model_fused_before_can_be_trained_on(comfy_host, demo, parts, untrained):
+    """A second erasure on top of a first: provenance of any stage is no obstacle, and is part of the model."""
+    model, clip, _ = demo
+    fused = fuse(comfy_host, model, parts[3])[0]
+    again = refine(comfy_host, fused, clip, concepts(comfy_host, "horse"), mu="10")[0]
+    train(comfy_host, clip, again, images(comfy_host, demo, concepts(comfy_host, "horse"))[0])
+    assert untrained == [1]
+
+
+def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy_host, demo, parts, store, monkeypatch):
+    from comfy import model_management
+
+    model, clip, _ = demo
+    refined, _, shown, loras = parts
+    store.clear()
+    before = weights_hash(model)
+    picture = comfy_host.sample(refined, clip, "a photo of the dog", steps=2)
+    module = comfy_host.module("nodes.loss_progress")
+    seen = []
+
+    def report_and_interrupt(self, names, step, losses, steps):
+        seen.append((names, step))
+        if names == ["ship"] and step == 2:
+            model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(module.LossProgress, "report", report_and_interrupt)
+    with pytest.raises(model_management.InterruptProcessingException):
+        train(comfy_host, clip, refined, shown, side_by_side="1")
+    monkeypatch.undo()
+    assert not model_management.processing_interrupted() and not model_management.in_training
+    assert seen[-1] == (["ship"], 2) and len(store) == 1
+    assert weights_hash(model) == before
+    assert torch.equal(comfy_host.sample(refined, clip, "a photo of the dog", steps=2), picture)
+    resumed = train(comfy_host, clip, refined, shown, side_by_side="1")
+    assert "1 LoRAs trained, 1 of 2 kept" in report(resumed)
+    same(resumed[0].loras[1], loras.loras[1], rtol=2e-2, atol=2e-4)
+
+
+def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):
+    _, clip, _ = demo
+    refined, _, shown, loras = parts
+    store.clear()
+    module = comfy_host.module("nodes.material")
+    tried = []
+    losses = module.losses
+
+    def too_large(copy, batch, *rest):
+        tried.append(len(batch.latents))
+        if len(batch.latents) > 1:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        return losses(copy, batch, *rest)
+
+    monkeypatch.setattr(module, "losses", too_large)
+    found = train(comfy_host, clip, refined, shown)[0]
+    assert tried == [2] + [1] * 6
+    same(found.loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
+
+    def never(copy, batch, *rest):
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(module, "losses", never)
+    store.clear()
+    with pytest.raises(RuntimeError, match="out of memory while training 'dog' alone: turn on save_memory"):
+        train(comfy_host, clip, refined, shown)
+
+
+def test_the_hosts_own_lora_nodes_take_the_outputs(comfy_host, demo, parts):
+    """Each concept's LORA_MODEL through LoraModelLoader, SaveLoRA and LossGraphNode."""
+    import comfy_extras.nodes_train as theirs
+    from safetensors.torch import load_file
+
+    _, clip, _ = demo
+    refined, _, shown, loras = parts
+    node = train(comfy_host, clip, refined, shown)
+    _, models, losses, names = node.result
+    assert names == ["loras/mace_dog", "loras/mace_ship"] and len(models) == len(losses) == 2
+    loaded = theirs.LoraModelLoader.execute(refined, models[1], 1.0, False).result[0]
+    for key, (up, down) in loras.loras[1].lora.items():
+        ours = [patch for patch in loaded.patches[key] if not isinstance(patch[1], tuple)]
+        assert len(ours) == 1
+        weight = torch.zeros(up.shape[0], down.shape[1])
+        from comfy.lora import calculate_weight
+
+        torch.testing.assert_close(calculate_weight(ours, weight, key), up @ down, rtol=1e-4, atol=1e-6)
+    theirs.SaveLoRA.execute(models[0], names[0])
+    (path,) = (comfy_host.base / "output/loras").glob("mace_dog_*.safetensors")
+    assert set(load_file(path)) == set(models[0])
+    assert losses[0]["loss"] == [float(value) for value in loras.loras[0].losses]
+    theirs.LossGraphNode.PREPARE_CLASS_CLONE(None).execute(losses[0], "graph")
+
+
+def test_without_a_refinement_it_says_so(comfy_host, demo, parts):
+    model, clip, _ = demo
+    node = train(comfy_host, clip, model, parts[2][:1], steps="1")
+    assert "the model is not refined" in report(node) and node[0].recipe is None
+
+
+def test_bad_settings(comfy_host, demo, parts):
+    check = lambda **inputs: comfy_host.validate("MACE_TrainErasureLora", **inputs)  # noqa: E731
+    assert check(rank="auto", steps="50", learning_rate="1e-4", side_by_side="auto", t1=200, t2=400) is True
+    assert "rank: '0' is neither auto nor a whole number" in check(rank="0")
+    assert "steps: '1.5'" in check(steps="1.5")
+    assert "learning_rate: 'fast'" in check(learning_rate="fast")
+    assert "t1 must be" in check(t1=400, t2=300)
+    with pytest.raises(ValueError, match="there are 3 masks for 4 images"):
+        train(comfy_host, demo[1], parts[0], parts[2], masks=torch.ones(3, 64, 64))
