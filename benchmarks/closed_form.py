@@ -10,18 +10,13 @@ of one run, with the two methods taking turns concept by concept. The last line 
 """
 
 import argparse
-import ctypes
 import json
-import os
-import subprocess
-import sys
-import time
 from dataclasses import fields
-from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks.measure import can_measure_memory, in_fresh_process, load, log, peak_extra, timed
 from benchmarks.synthetic import BATCH, CPU, ROWS, WIDTH, WINDOW, make_concept, make_model
 from mace.moments import ConceptMoments, concept_moments
 from mace.refine import RefineWeights, refinement, weight_delta
@@ -29,15 +24,6 @@ from mace.refine import RefineWeights, refinement, weight_delta
 FIRST, SECOND = RefineWeights(lambda1=1e-4, mu=0.1), RefineWeights(lambda1=1e-3, mu=0.1)
 MEMORY_LIMIT, KEPT_LIMIT = 200e6, 15e6
 AGREEMENT = 1e-6
-
-
-def load():
-    """The machine's load average when the run starts: above its cores, others were computing too."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def log(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 class PerLayer:
@@ -82,12 +68,6 @@ def merged(total, more):
     if total is None:
         return more
     return ConceptMoments(*(getattr(total, f.name) + getattr(more, f.name) for f in fields(more)))
-
-
-def timed(call, *arguments):
-    start = time.perf_counter()
-    result = call(*arguments)
-    return time.perf_counter() - start, result
 
 
 def measure(count, arguments, repeats, weights, prior):
@@ -155,14 +135,6 @@ def bound(weights):
     }
 
 
-def resident(name):
-    """VmRSS (now) or VmHWM (high-water mark) of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status")
-
-
 def memory_child(method, count, prompts):
     """In a fresh process: the resident high-water mark of one method above what lies in memory before it starts.
 
@@ -173,30 +145,29 @@ def memory_child(method, count, prompts):
     per_layer = PerLayer(weights) if method == "per_layer" else None
     small = torch.eye(64, dtype=torch.float64)  # loads the libraries' code
     torch.cholesky_solve(small @ small, torch.linalg.cholesky(small)).float() @ small.float()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    if per_layer:
-        per_layer.start()
-        for _ in range(count):
-            for batch in batches:
-                per_layer.add(*batch)
-        refined = per_layer.solve(prior, FIRST)
-    elif method == "ours_summed":
-        total = None
-        for _ in range(count):
-            total = merged(total, concept_moments(batches, WIDTH, CPU))
-        refined = solve_ours(weights, [total], prior, FIRST)
-    else:
-        refined = solve_ours(weights, [concept_moments(batches, WIDTH, CPU) for _ in range(count)], prior, FIRST)
-    assert len(refined) == len(ROWS)
-    print(resident("VmHWM") - before)
+
+    def run():
+        if per_layer:
+            per_layer.start()
+            for _ in range(count):
+                for batch in batches:
+                    per_layer.add(*batch)
+            refined = per_layer.solve(prior, FIRST)
+        elif method == "ours_summed":
+            total = None
+            for _ in range(count):
+                total = merged(total, concept_moments(batches, WIDTH, CPU))
+            refined = solve_ours(weights, [total], prior, FIRST)
+        else:
+            refined = solve_ours(weights, [concept_moments(batches, WIDTH, CPU) for _ in range(count)], prior, FIRST)
+        assert len(refined) == len(ROWS)
+
+    print(peak_extra(run))
 
 
 def memory(counts, prompts):
     """Peak extra bytes by method and number of concepts; None where /proc does not tell."""
-    if not Path("/proc/self/clear_refs").exists():
+    if not can_measure_memory():
         return None
     found = {}
     for method in ("ours_summed", "ours_kept", "per_layer"):
@@ -204,10 +175,9 @@ def memory(counts, prompts):
             log(f"memory: {method}, {count} concepts")
             # The per-layer sums do not grow with prompts: two a concept show them, in a fraction of the time.
             size = min(prompts, 2) if method == "per_layer" else prompts
-            command = [sys.executable, "-m", "benchmarks.closed_form", "--memory-of", method]
-            command += ["--concepts", str(count), "--prompts", str(size)]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found.setdefault(method, {})[str(count)] = int(answer)
+            asked = ("--memory-of", method, "--concepts", count, "--prompts", size)
+            answer = in_fresh_process("benchmarks.closed_form", *asked)
+            found.setdefault(method, {})[str(count)] = answer
     kept = WIDTH * (2 * WIDTH + 1) * 8  # A, and G and S packed
     found["less kept"] = {count: size - int(count) * kept for count, size in found["ours_kept"].items()}
     return found

@@ -1,4 +1,4 @@
-"""The demo: erase a concept from the demo model in a real ComfyUI, and draw before and after.
+"""The demo: erase concepts from the demo model in a real ComfyUI, and draw before and after.
 
 dev.py starts this inside the environment, with MACE_COMFYUI and MACE_DEMO_CHECKPOINT set.
 """
@@ -21,14 +21,19 @@ from .graph import GraphError, to_prompt
 from .progress import ProgressLine
 from .sheet import contact_sheet, set_aside
 
-WORKFLOW = REPO / "example_workflows" / "refine.json"
+WORKFLOW = REPO / "example_workflows" / "full.json"
 OUTPUT = REPO / "output" / "demo"
 SEED, PICTURES, STEPS, CFG, SIZE = 0, 6, 12, 4.0, 64
 
+# Prompts before and after: the erased concepts, a synonym, a concept without its own tokens, what stays.
 # (label, prompt, the phrase whose own token embeddings are replaced, or None)
 ROWS = (
     ("a photo of the dog", "a photo of the dog", None),
     ("a photo of the dog, its own tokens replaced by the final end-of-text", "a photo of the dog", "dog"),
+    ("a photo of the canine, a synonym that was not named", "a photo of the canine", None),
+    ("a photo of the airplane", "a photo of the airplane", None),
+    ("a photo of the ship", "a photo of the ship", None),
+    ("a Twemoji emoji of a guitar: the style", "a Twemoji emoji of a guitar", None),
     ("a photo of the hot dog", "a photo of the hot dog", None),
     ("a photo of the wolf", "a photo of the wolf", None),
     ("a photo of the cat", "a photo of the cat", None),
@@ -38,7 +43,7 @@ ROWS = (
 IN_YOUR_COMFYUI = """In your own ComfyUI:
   1. copy or clone this folder into ComfyUI/custom_nodes/mace-comfyui
   2. restart ComfyUI
-  3. open Templates > mace-comfyui; the template draws with the demo model, and its note says what to change for
+  3. open Templates > mace-comfyui; the templates draw with the demo model, and their notes say what to change for
      a model of your own"""
 
 
@@ -130,9 +135,9 @@ def run(host: hosts.Host) -> None:
     picture = OUTPUT / "contact_sheet.png"
     older = set_aside(picture)
     rows = [(label, *pictures) for (label, _, _), *pictures in zip(ROWS, before, after, strict=True)]
-    contact_sheet(
-        "MACE, closed-form refinement: the dog no longer leaks through the words around it", ("before", "after"), rows
-    ).save(picture)
+    contact_sheet("MACE: dog, airplane, ship and the style Twemoji erased in one run", ("before", "after"), rows).save(
+        picture
+    )
     print()
     if older:
         print(f"The sheet of the run before is now {older}")

@@ -114,13 +114,14 @@ def has_accelerator(python) -> bool:
 
 
 def prepare_base(base_dir: Path, pack_dir=REPO, checkpoint=None) -> None:
-    """Make the base directory: the pack, its demo prior, the checkpoint, and settings without the first tour."""
+    """Make the base directory: the pack, its demo files, the checkpoint, and settings without the first tour."""
     (base_dir / "custom_nodes").mkdir(parents=True, exist_ok=True)
     if pack_dir is not None:
         _link_folder(Path(pack_dir).resolve(), base_dir / "custom_nodes" / PACK_NAME)
-        for prior in (Path(pack_dir) / "assets" / "demo").glob("*prior*.safetensors"):
-            # Small, and a file of the checkout: a copy, so that neither side can change the other's.
-            _put_file(prior, base_dir / "models" / "mace_priors" / prior.name, (shutil.copyfile,))
+        for folder, names in (("mace_priors", "*prior*.safetensors"), ("mace_loras", "*loras*.safetensors")):
+            for asset in (Path(pack_dir) / "assets" / "demo").glob(names):
+                # Small, and a file of the checkout: a copy, so that neither side can change the other's.
+                _put_file(asset, base_dir / "models" / folder / asset.name, (shutil.copyfile,))
     if checkpoint is not None:
         _put_file(Path(checkpoint), base_dir / "models" / "checkpoints" / CHECKPOINT_NAME)
     settings = base_dir / "user" / "default" / "comfy.settings.json"

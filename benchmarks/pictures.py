@@ -1,0 +1,59 @@
+"""Pictures of the demo model in the real host, many prompts in one batch; and what the judge sees in them."""
+
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from devtools.cache import REPO
+from devtools.judge import Judge
+
+BATCH, STEPS, CFG, SAMPLER, SCHEDULER = 32, 12, 4.0, "ddim", "normal"
+
+
+class Studio:
+    """Draws with any MODEL of one checkpoint and judges. host: an InProcessHost; clip, vae: of the checkpoint."""
+
+    def __init__(self, host, clip, vae):
+        self.host, self.clip, self.vae = host, clip, vae
+        self.judge = Judge(REPO / "assets/demo/judge.safetensors")
+        self._embeddings: dict[str, Tensor] = {}
+
+    def _encoded(self, prompts: Sequence[str]) -> Tensor:
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._embeddings:
+                self._embeddings[prompt] = self.host.encode(self.clip, prompt)[0][0]
+        return torch.cat([self._embeddings[prompt] for prompt in prompts])
+
+    def draw(self, model, prompts: Sequence[str], seed: int) -> Tensor:
+        """Pictures [B, 3, 64, 64]; picture i has the same noise for every model."""
+        import comfy.sample
+
+        drawn = []
+        with torch.inference_mode():
+            for start in range(0, len(prompts), BATCH):
+                part = prompts[start : start + BATCH]
+                empty = torch.zeros(len(part), 4, 8, 8)
+                noise = comfy.sample.prepare_noise(empty, seed + start)
+                # The host takes one row of a conditioning for each latent.
+                positive, negative = [[self._encoded(part), {}]], [[self._encoded([""] * len(part)), {}]]
+                how = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, empty)
+                latents = comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seed)
+                drawn.append(self.host.decode(self.vae, latents))
+        return torch.cat(drawn)
+
+    def right(self, model, asked: Sequence[tuple[str, str]], seed: int) -> Tensor:
+        """For (prompt, name): 1 where the judge's first answer is the name, else 0; [B]."""
+        found = self.judge(self.draw(model, [prompt for prompt, _ in asked], seed)).argmax(-1)
+        wanted = torch.tensor([self.judge.names.index(name) for _, name in asked])
+        return (found == wanted).float()
+
+    def in_style(self, model, prompts: Sequence[str], style: str, seed: int) -> Tensor:
+        """1 where the judge sees the style, else 0; [B]."""
+        return (self.judge.style(self.draw(model, prompts, seed)).argmax(-1) == self.judge.styles.index(style)).float()
+
+
+def vocabulary() -> dict:
+    """The demo model's words: concepts, synonyms, styles."""
+    return json.loads((REPO / "assets/demo/vocabulary.json").read_text(encoding="utf-8"))

@@ -1,0 +1,49 @@
+"""Make the demo model's prior: captions over its own vocabulary, as COCO's captions are over that of Stable Diffusion.
+
+    python dev.py run python -m devtools.demo_prior
+
+Every thing the model draws is named in PATTERNS, but for the ten CIFAR-10 classes, which the examples and measurements
+erase. The prompts that erasing is measured with are kept out.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .inprocess import REPO, open_host
+
+PATTERNS = ("{}", "an image of a {}", "a picture of the {}", "a drawing of a {}", "an icon of a {}")
+ASSETS = REPO / "assets" / "demo"
+PRIOR = ASSETS / "mace_demo_vocabulary_prior.safetensors"
+
+
+def captions() -> list[str]:
+    """One line for each pattern and thing."""
+    words = json.loads((ASSETS / "vocabulary.json").read_text(encoding="utf-8"))
+    names = [name for name in words["concepts"] if name not in words["synonyms"]]
+    return [pattern.format(name) for name in names for pattern in PATTERNS]
+
+
+def main() -> None:
+    """Write the prior."""
+    words = json.loads((ASSETS / "vocabulary.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        host = open_host(Path(folder))
+        clip = host.load_checkpoint(host.demo_checkpoint)[1]
+        priors, lines = host.module("mace.prior"), captions()
+        with torch.inference_mode():
+            encoder = host.module("nodes.text").TextEncoder(clip)
+            moment = encoder.gram(lines, lambda done: None)
+            source = "captions over the demo model's vocabulary"
+            left_out = tuple(words["synonyms"])
+            prior = priors.make_prior(moment, len(lines), None, (), encoder.fingerprint, source, left_out)
+        tensors, metadata = priors.prior_to_file(prior)
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, PRIOR, metadata=metadata)
+        print(PRIOR)
+
+
+if __name__ == "__main__":
+    main()
