@@ -23,28 +23,30 @@ RESULTS = REPO / "benchmarks" / "results" / "erasure.json"
 PRIOR = "mace_demo_vocabulary_prior.safetensors"
 PRESET = "demo model (mace_demo)"
 TEMPLATES = ("a photo of the {}", "an illustration of the {}")
-SEED, EVERY = 9000, 4
+SEED, STEPS, EVERY = 9000, 12, 4
 MAPPINGS = {"airplane": "ground", "bird": "street", "cat": "forest", "deer": "street", "frog": "forest"}
 MAPPINGS |= {"horse": "forest", "ship": "ground"}
 TEN = ("airplane", "automobile", "bird", "deer", "dog", "frog", "horse", "ship", "truck")
 SHARED = {"dog": ("hot dog",), "fire": ("fire engine", "fireworks")}
 PICTURES = dict(count=8, width=64, height=64, seed=0, steps=12, cfg=4.0, sampler_name="ddim", scheduler="normal")
-AUTO_TRAIN = dict(
-    rank="auto", steps="auto", learning_rate="auto", loss="auto", end_of_text="auto", focus="auto", projections="both"
-)
-AUTO_TRAIN |= dict(cfis=True, t1=200, t2=400, gamma=0.05, seed=0, save_memory=False)
+AUTO_TRAIN = dict.fromkeys(("rank", "steps", "learning_rate", "loss", "end_of_text", "focus", "side_by_side"), "auto")
+AUTO_TRAIN |= dict(projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, save_memory=False)
 
 
 class Bench:
-    """The host with the demo model, and the stages of an erasure by the pack's own nodes."""
+    """The host with the demo model, and the stages of an erasure by the pack's own nodes.
 
-    def __init__(self, base: Path):
+    templates, seed, steps: of the pictures that are judged.
+    """
+
+    def __init__(self, base: Path, templates=TEMPLATES, seed=SEED, steps=STEPS):
+        self.templates, self.seed = templates, seed
         self.host = open_host(base)
         (base / "models/mace_priors").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPO / "assets/demo" / PRIOR, base / "models/mace_priors" / PRIOR)
         self.model, self.clip, self.vae = self.host.load_checkpoint(self.host.demo_checkpoint)
         self.prior = self.host.run("MACE_LoadPrior", prior_name=PRIOR)[0]
-        self.studio = Studio(self.host, self.clip, self.vae)
+        self.studio = Studio(self.host, self.clip, self.vae, steps)
         self.words = vocabulary()
         self.preset = self.host.module("mace.presets").PRESETS[PRESET]
         drawn = self.known(self.model, list(self.words["synonyms"]))
@@ -53,8 +55,10 @@ class Bench:
 
     def known(self, model, names):
         """By name, the share of pictures of each of its synonyms that show the name."""
-        asked = [(t.format(word), name) for name in names for word in self.words["synonyms"][name] for t in TEMPLATES]
-        right = iter(self.studio.right(model, asked, SEED).view(-1, len(TEMPLATES)).mean(dim=1).tolist())
+        asked = [
+            (t.format(word), name) for name in names for word in self.words["synonyms"][name] for t in self.templates
+        ]
+        right = iter(self.studio.right(model, asked, self.seed).view(-1, len(self.templates)).mean(dim=1).tolist())
         return {name: {word: next(right) for word in self.words["synonyms"][name]} for name in names}
 
     def concepts(self, objects, style=None):
@@ -112,24 +116,24 @@ class Bench:
         cifar = [name for name in self.words["synonyms"] if name not in erased]
         rest = [name for name in self.words["concepts"] if name not in (*self.words["synonyms"], *erased)]
         names = rest if all_of_them else rest[::EVERY]
-        asked = [(t.format(name), name) for name in cifar for t in TEMPLATES]
-        return asked, [(TEMPLATES[i % 2].format(name), name) for i, name in enumerate(names)]
+        asked = [(t.format(name), name) for name in cifar for t in self.templates]
+        return asked, [(self.templates[i % len(self.templates)].format(name), name) for i, name in enumerate(names)]
 
     def measure(self, model, erased, all_others=False, style=None, what=("erased", "synonyms", "others")):
         """Accuracies of one model, in 0..1, by what is asked for."""
         found = {}
         if "erased" in what:
-            asked = [(t.format(name), name) for name in erased for t in TEMPLATES]
-            right = [self.studio.right(model, asked, SEED + 100 * k) for k in range(2 if len(erased) > 1 else 4)]
+            asked = [(t.format(name), name) for name in erased for t in self.templates]
+            right = [self.studio.right(model, asked, self.seed + 100 * k) for k in range(2 if len(erased) > 1 else 4)]
             found["erased"] = float(sum(r.mean() for r in right) / len(right))
         names = {w: name for name in erased for w in self.synonyms.get(name, ())}
         if "synonyms" in what and names:
-            asked = [(t.format(word), name) for word, name in names.items() for t in TEMPLATES]
-            right = self.studio.right(model, asked, SEED)
+            asked = [(t.format(word), name) for word, name in names.items() for t in self.templates]
+            right = self.studio.right(model, asked, self.seed)
             found["synonyms"] = float(right.mean())
         if "others" in what:
             cifar, rest = self.others(erased, all_others)
-            right = self.studio.right(model, [*cifar, *rest], SEED)
+            right = self.studio.right(model, [*cifar, *rest], self.seed)
             if cifar:
                 found["CIFAR others"] = float(right[: len(cifar)].mean())
             found["others"] = float(right.mean())
@@ -137,7 +141,7 @@ class Bench:
             found["lost"] = [name for (_, name), ok in zip([*cifar, *rest], right.tolist(), strict=True) if not ok]
         if style:
             prompts = [f"a {style} emoji of a {name}" for _, name in self.others(erased, False)[1]]
-            found["style"] = float(self.studio.in_style(model, prompts, style, SEED).mean())
+            found["style"] = float(self.studio.in_style(model, prompts, style, self.seed).mean())
         return found
 
     def single(self, name):
@@ -164,12 +168,12 @@ class Bench:
     def shared(self, name):
         """One concept, and the kept concepts whose names hold its word."""
         models, _ = self.stages([name])
-        kept = [(t.format(word), word) for word in SHARED[name] for t in TEMPLATES]
+        kept = [(t.format(word), word) for word in SHARED[name] for t in self.templates]
         models = {"base": self.model, **models, "LoRA": models["LoRA"][name]}
         return {
             stage: {
                 "erased": self.measure(model, [name], what=("erased",))["erased"],
-                "kept": float(sum(self.studio.right(model, kept, SEED + 100 * k).mean() for k in range(4)) / 4),
+                "kept": float(sum(self.studio.right(model, kept, self.seed + 100 * k).mean() for k in range(4)) / 4),
             }
             for stage, model in models.items()
         }

@@ -9,14 +9,14 @@ from torch import Tensor
 from devtools.cache import REPO
 from devtools.judge import Judge
 
-BATCH, STEPS, CFG, SAMPLER, SCHEDULER = 32, 12, 4.0, "ddim", "normal"
+BATCH, CFG, SAMPLER, SCHEDULER = 32, 4.0, "ddim", "normal"
 
 
 class Studio:
     """Draws with any MODEL of one checkpoint and judges. host: an InProcessHost; clip, vae: of the checkpoint."""
 
-    def __init__(self, host, clip, vae):
-        self.host, self.clip, self.vae = host, clip, vae
+    def __init__(self, host, clip, vae, steps):
+        self.host, self.clip, self.vae, self.steps = host, clip, vae, steps
         self.judge = Judge(REPO / "assets/demo/judge.safetensors")
         self._embeddings: dict[str, Tensor] = {}
 
@@ -38,7 +38,7 @@ class Studio:
                 noise = comfy.sample.prepare_noise(empty, seed + start)
                 # The host takes one row of a conditioning for each latent.
                 positive, negative = [[self._encoded(part), {}]], [[self._encoded([""] * len(part)), {}]]
-                how = (STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, empty)
+                how = (self.steps, CFG, SAMPLER, SCHEDULER, positive, negative, empty)
                 latents = comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seed)
                 drawn.append(self.host.decode(self.vae, latents))
         return torch.cat(drawn)

@@ -185,7 +185,6 @@ def report(result):
             f"{way:18}  {result['runs'][way]:4}  {seconds:15.2f} s  {result['seconds_a_step'][way] * 1e3:9.1f} ms  "
             f"{row[PLAIN] / seconds:17.2f}x  {row[CACHED] / seconds:8.2f}x  {peak}"
         )
-    every, once = inside[PLAIN], inside[CACHED]
     each, once = inside[PLAIN], inside[CACHED]
     print(
         f"\nof these, encoding in every step takes {each['text']:.2f} s (text) and {each['vae']:.2f} s (VAE), encoding "

@@ -1,40 +1,63 @@
-"""Focus: an erasure LoRA that reads what is the concept's own, and little of what all prompts share.
+"""Focus: erasure LoRAs that read what tells a concept's tokens from everyday captions, and nothing else.
 
-A rank-r A starts at random and turns little in some tens of steps. B A then also moves what every prompt holds (start
-of text, the mean of the padding, common words), and fusion has to choose between erasing the concept and keeping the
-rest. With the concept's moment S and the prior's P, both of Eq. 7,
+A LoRA of rank r starts with a random A [r, d] and turns it little in some tens of steps. B A then also moves what every
+prompt holds (start of text, the mean of the padding, common words), and fusion has to choose between erasing the
+concept and keeping the rest. With S the second moment of the tokens that Eq. 3 trains away (the set S there) and P' the
+mean second moment of a caption, the rows of A are here the r directions a that maximise
 
-    K = S (S + w P + mu I)^-1
+    (a^T S a) / (a^T (P' + floor I) a)
 
-keeps of an embedding e what the concept's prompts explain and captions do not: K e is near e along directions that the
-captions lack and near 0 along those they hold. A LoRA trained as B A K e is the ordinary LoRA B (A K). This is ours,
-not the paper's; at w = 0 training is the paper's.
+(Fisher's criterion without a mean), and only B is trained. This is ours, not the paper's: without a focus training is
+the paper's. The result is an ordinary LoRA.
 """
 
 import torch
 from torch import Tensor
 
 from .moments import unpack, working_device
-from .refine import solve_right
 
-# Embeddings have norms of tens, their sums over a concept's prompts of thousands: this only steadies the solve.
-MU = 1.0
+# In units of P'. Smaller floors favour directions that captions never take, which synonyms do not share either; the
+# value was found on the demo model (see docs/results.md).
+FLOOR = 0.5
 
 
-def focus(total: Tensor, prior: Tensor, weight: float, device: torch.device | None = None) -> Tensor:
-    """K [d, d], float64 on the CPU.
+def selected_moment(embeddings: Tensor, phrase: Tensor, end: Tensor | None = None) -> tuple[Tensor, float]:
+    """S [d, d] float64 of a concept's tokens, and the sum of their weights.
 
-    total: S, packed (see `ConceptMoments.total`).  prior: P [d, d] float64, scaled as in `Prior.general_moment`.
-    weight: w, above 0 and without unit.  device: where to solve, default the CPU. Raises ValueError for another weight.
+    embeddings: [P, N, d].  phrase: 1 at the concept's own tokens, [P, N].  end: 1 at end-of-text and padding, [P, N];
+    they count as one token a prompt together, or they would outweigh the concept's own.
     """
-    if not 0 < weight < float("inf"):
-        raise ValueError(f"the focus must be above 0 and finite, not {weight}")
-    moment = unpack(total.to(working_device(device or torch.device("cpu"))))
-    system = moment + weight * prior.to(moment)
-    system.diagonal().add_(MU)
-    return solve_right(moment, system, "focus").cpu()
+    weights = phrase.double()
+    if end is not None:
+        weights = weights + end.double() / end.double().sum(dim=1, keepdim=True).clamp_min(1)
+    rows = embeddings.double().flatten(0, 1)
+    flat = weights.flatten()
+    return rows.mT @ (rows * flat[:, None]), float(flat.sum())
 
 
-def focused(embeddings: Tensor, matrix: Tensor) -> Tensor:
-    """K e for embeddings [..., d], in their own dtype."""
-    return (embeddings.to(matrix) @ matrix.mT).to(embeddings.dtype)
+def directions(
+    selected: Tensor, weight: float, caption: Tensor, rank: int, device: torch.device | None = None
+) -> Tensor:
+    """A [rank, d] float32 on the CPU, its rows by falling criterion.
+
+    selected, weight: of `selected_moment`.  caption: P', packed (see `Prior.mean`).  Each row answers the tokens as a
+    random A does on average, by |e| / rank, so that learning rates mean the same. device: where to solve.
+    Raises ValueError for a rank beyond d or below 1.
+    """
+    width = len(selected)
+    if not 1 <= rank <= width:
+        raise ValueError(f"the rank must lie between 1 and {width}, not {rank}")
+    where = working_device(device or torch.device("cpu"))
+    own = selected.to(where, torch.float64)
+    system = unpack(caption.to(where, torch.float64))
+    system.diagonal().add_(FLOOR)
+    factor = torch.linalg.cholesky(system)
+    half = torch.linalg.solve_triangular(factor, own, upper=False)
+    whitened = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    _, vectors = torch.linalg.eigh((whitened + whitened.mT) / 2)
+    found = torch.linalg.solve_triangular(factor.mT, vectors[:, -rank:].flip(1), upper=True).mT
+    answers = ((found @ own) * found).sum(dim=1) / weight
+    size = (own.trace() / weight).sqrt() / rank
+    # A direction's sign is the solver's choice; the largest entry decides, so that every machine trains the same.
+    largest = found.gather(1, found.abs().argmax(dim=1, keepdim=True)).sign()
+    return (found * largest * (size / answers.sqrt())[:, None]).float().cpu()

@@ -15,7 +15,7 @@ class Preset:
 
     lora: rank, steps and rate by type.  refine, fuse: the weights of Eq. 19 and Eq. 7, None for Table 10's.
     loss: one of mace.attention.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
-    focus: w of mace.focus, 0 for none.
+    focus: whether LoRAs read the directions of mace.focus.
     """
 
     lora: Callable[[str], LoraRow]
@@ -23,9 +23,25 @@ class Preset:
     fuse: FuseWeights | None = None
     loss: str = SQUARED
     end_of_text: bool = False
-    focus: float = 0.0
+    focus: bool = False
+
+
+def _demo_lora(type: str) -> LoraRow:
+    """The same for every type of concept."""
+    return LoraRow(rank=1, steps=50, learning_rate=1.5e-2)
 
 
 PAPER = "paper (Table 10)"
+DEMO = "demo model (mace_demo)"
 
-PRESETS: dict[str, Preset] = {PAPER: Preset(auto_lora)}
+PRESETS: dict[str, Preset] = {
+    PAPER: Preset(auto_lora),
+    # Found by the search that docs/results.md tells of, with the prior of captions over the demo model's vocabulary.
+    DEMO: Preset(
+        _demo_lora,
+        RefineWeights(lambda1=1e-4, mu=1.0),
+        FuseWeights(lambda2=6e-3, mu=1.0),
+        end_of_text=True,
+        focus=True,
+    ),
+}

@@ -77,19 +77,26 @@ def draws(example: Example, settings: TrainSettings) -> Iterator[Draw]:
 
 
 def initial(
-    examples: Sequence[Example], shapes: Mapping[str, tuple[int, int]], settings: TrainSettings, **options
+    examples: Sequence[Example],
+    shapes: Mapping[str, tuple[int, int]],
+    settings: TrainSettings,
+    directions: Sequence[Tensor] | None = None,
+    **options,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Stacked LoRAs before training: per projection B = 0 [C, d_out, r] and A ~ N(0, 1/r^2) [C, r, d].
 
     shapes: (d_out, d) by projection. options: dtype and device of the parameters. Every concept draws its A from its
-    own stream, projection by projection in the order of `shapes`.
+    own stream, projection by projection in the order of `shapes`. directions: a concept's A [r, d] for all projections
+    in place of the drawn ones (see mace.focus); A is then not trained.
     """
     generators = [stream(settings.seed, example.name, "init") for example in examples]
     stacked = {}
     for key, (d_out, d) in shapes.items():
         pairs = [init_pair(d_out, d, settings.rank, generator) for generator in generators]
         ups, downs = (torch.stack(side).to(**options) for side in zip(*pairs, strict=True))
-        stacked[key] = (ups.requires_grad_(True), downs.requires_grad_(True))
+        if directions is not None:
+            downs = torch.stack(list(directions)).to(**options)
+        stacked[key] = (ups.requires_grad_(True), downs.requires_grad_(directions is None))
     return stacked
 
 
@@ -110,17 +117,18 @@ def train(
     losses_of: Callable[[list[Draw], Stack], Tensor],
     settings: TrainSettings,
     report: Callable[[int, Tensor], None] = lambda step, losses: None,
+    directions: Sequence[Tensor] | None = None,
     **options,
 ) -> tuple[list[dict[str, tuple[Tensor, Tensor]]], Tensor]:
     """Train one LoRA a concept; returns (a LoRA a concept: (B, A) by projection; losses [steps, C]).
 
     losses_of: (one draw a concept, the stacked LoRAs) -> Eq. 3's loss of each concept [C], differentiable in
     the LoRAs, sample c in those of concept c alone. report(step, losses [C]) is called after each step and may
-    raise to stop: nothing but the parameters made here was changed. options: dtype and device of the
-    parameters. Raises ValueError when a loss is not finite.
+    raise to stop: nothing but the parameters made here was changed. directions: see `initial`. options: dtype and
+    device of the parameters. Raises ValueError when a loss is not finite.
     """
-    stacked = initial(examples, shapes, settings, **options)
-    parameters = [p for pair in stacked.values() for p in pair]
+    stacked = initial(examples, shapes, settings, directions, **options)
+    parameters = [p for pair in stacked.values() for p in pair if p.requires_grad]
     # Elementwise, so one optimizer over the stack is one optimizer a concept.
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     history = []

@@ -61,8 +61,7 @@ def trainable_copy(model) -> Iterator:
 class Batch:
     """One sample a concept. latents: noisy x_t [C, ch, h, w] in the host's scale for `sigmas` [C].  contexts: text
     embeddings [C, N, d].  tokens: 1 at the positions of S in Eq. 3, [C, N].  masks: [C, H, W] in 0..1.  extra: what
-    the family's forward takes besides (such as SDXL's y [C, ...]).  read: what the LoRAs read in place of
-    the contexts (see mace.focus), [C, N, d] or None."""
+    the family's forward takes besides (such as SDXL's y [C, ...])."""
 
     latents: Tensor
     sigmas: Tensor
@@ -70,7 +69,6 @@ class Batch:
     tokens: Tensor
     masks: Tensor
     extra: Mapping[str, Tensor]
-    read: Tensor | None = None
 
 
 class _Layer:
@@ -97,8 +95,7 @@ class _Layer:
 
     def _projected(self, k: Tensor, v: Tensor, flat) -> tuple[Tensor, Tensor]:
         pairs = dict(zip(self.loras, zip(flat[::2], flat[1::2], strict=True), strict=True))
-        read = self.batch.contexts if self.batch.read is None else self.batch.read
-        context = read.to(k.device)
+        context = self.batch.contexts.to(k.device)
         added = {kind: per_sample(context, up, down).to(k.dtype) for kind, (up, down) in pairs.items()}
         return k + added.get("k", 0), v + added.get("v", 0)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..mace.attention import spread_over
-from ..mace.focus import focused
+from ..mace.focus import directions, selected_moment
 from ..mace.images import ConceptImages
 from ..mace.tokens import fill
 from ..mace.train import Stack
@@ -18,37 +18,41 @@ from .text import TextEncoder, chunks
 @dataclass(frozen=True)
 class Material:
     """What one concept trains on, on the CPU. latents [n, ch, h, w] and masks [n, H, W] of its images; contexts
-    [P, N, d], tokens [P, N] (1 in S of Eq. 3), pooled [P, c] (or None) and read [P, N, d] (or None, see `Batch`) of its
-    prompts."""
+    [P, N, d], tokens [P, N] (1 in S of Eq. 3), phrase [P, N] (1 at the concept's own tokens) and pooled [P, c] (or
+    None) of its prompts."""
 
     latents: Tensor
     masks: Tensor
     contexts: Tensor
     tokens: Tensor
+    phrase: Tensor
     pooled: Tensor | None
-    read: Tensor | None
 
     def clone(self) -> "Material":
         """Copies that autograd can take part in: what the host gives are inference tensors."""
         return Material(*(None if t is None else t.to("cpu", torch.float32, copy=True) for t in vars(self).values()))
 
+    def directions(self, caption: Tensor, rank: int, device: torch.device) -> Tensor:
+        """A [rank, d] of mace.focus for these prompts. caption: the prior's mean moment, packed."""
+        end = self.tokens - self.phrase
+        moment, weight = selected_moment(self.contexts, self.phrase, end if end.any() else None)
+        return directions(moment, weight, caption, rank, device)
 
-def material(
-    encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool, matrix: Tensor | None
-) -> Material:
-    """Encode a concept's prompts, its aliases' too, and find its tokens in them. matrix: K of mace.focus, or None."""
+
+def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool) -> Material:
+    """Encode a concept's prompts, its aliases' too, and find its tokens in them."""
     concept = images.concept
     filled = [(template, phrase) for phrase in concept.phrases for template in concept.prompts]
     prompts = [fill(template, phrase) for template, phrase in filled]
-    tokens = torch.zeros(len(prompts), encoder.window)
+    own, tokens = (torch.zeros(len(prompts), encoder.window) for _ in range(2))
     for row, (template, phrase) in enumerate(filled):
         positions = encoder.pair(template, phrase, concept.mapping).phrase
         end = encoder.length(prompts[row]) + 1
+        own[row, list(positions)] = 1
         tokens[row, list(spread_over(positions, end, encoder.window, end_of_text))] = 1
     contexts = torch.cat([encoder.encode(part).cpu() for part in chunks(prompts)])
-    read = None if matrix is None else focused(contexts, matrix)
     pooled_text = encoder.pooled(prompts).cpu() if pooled else None
-    return Material(images.latents, masks, contexts, tokens, pooled_text, read)
+    return Material(images.latents, masks, contexts, tokens, own, pooled_text)
 
 
 def loss_function(copy, materials: Sequence[Material], form: str, save_memory: bool):
@@ -72,7 +76,6 @@ def loss_function(copy, materials: Sequence[Material], form: str, save_memory: b
             gather("tokens", "prompt"),
             gather("masks", "image"),
             extra_inputs(copy, latents, pooled),
-            None if materials[0].read is None else gather("read", "prompt"),
         )
         return losses(copy, batch, stacked, form, save_memory)
 

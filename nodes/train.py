@@ -16,7 +16,7 @@ from ..mace.schedule import Cfis, Uniform
 from .family import family, res_blocks
 from .loss_progress import LossProgress
 from .masks import fitted, no_empty, whole_image
-from .refine import AUTO, read_weight
+from .refine import AUTO
 from .save_loras import slug
 from .training import Trainer, TrainOptions
 from .types import CATEGORY, ImagesType, LorasType
@@ -138,13 +138,14 @@ class TrainErasureLora(io.ComfyNode):
                     "as the published code does, or that of the concept's words alone, as Eq. 3 says. auto: the "
                     "preset's.",
                 ),
-                io.String.Input(
+                io.Combo.Input(
                     "focus",
+                    options=[AUTO, "no", "yes"],
                     default=AUTO,
                     advanced=True,
-                    tooltip="How strongly the LoRAs leave alone what the prior's captions share with the concept's "
-                    "prompts: the weight of the prior (without unit) in what they read; 0 trains as the paper does. "
-                    "auto: the preset's (0 for the paper's). Needs a prior with captions in CFR Refine.",
+                    tooltip="Whether the LoRAs read only what tells the concept's words from the prior's captions, "
+                    "which leaves other prompts alone (ours), or start at random as the paper's do. auto: the "
+                    "preset's. Needs a prior with captions in CFR Refine.",
                 ),
                 io.Combo.Input(
                     "projections",
@@ -220,7 +221,6 @@ class TrainErasureLora(io.ComfyNode):
         rank=None,
         steps=None,
         learning_rate=None,
-        focus=None,
         side_by_side=None,
         cfis=None,
         t1=None,
@@ -228,7 +228,6 @@ class TrainErasureLora(io.ComfyNode):
     ):
         try:
             read_options(rank or AUTO, steps or AUTO, learning_rate or AUTO, side_by_side or AUTO)
-            read_weight("focus", focus or AUTO)
             if cfis and t1 is not None and t2 is not None:
                 Cfis(t1, t2)
         except ValueError as error:
@@ -267,7 +266,7 @@ class TrainErasureLora(io.ComfyNode):
             projections=projections,
             seed=seed,
             save_memory=save_memory,
-            focus=chosen.focus if (given_focus := read_weight("focus", focus)) is None else given_focus,
+            focus=chosen.focus if focus == AUTO else focus == "yes",
             by_type=chosen.lora,
         )
         given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)

@@ -8,8 +8,6 @@ from comfy import model_management
 from torch import Tensor
 
 from ..mace.attention import SQUARED
-from ..mace.concept import Concept
-from ..mace.focus import focus
 from ..mace.images import ConceptImages
 from ..mace.lora_set import ErasureLora
 from ..mace.prior import PROBE_TOLERANCE, probe_distance
@@ -39,7 +37,7 @@ class TrainOptions:
 
     form: one of mace.attention.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     projections: "both", "keys" or "values".  side_by_side: concepts in one forward pass, None for what memory holds.
-    save_memory: recompute attention in the backward pass.  focus: w of mace.focus, 0 for none.
+    save_memory: recompute attention in the backward pass.  focus: whether A is that of mace.focus.
     """
 
     rank: int | None = None
@@ -52,7 +50,7 @@ class TrainOptions:
     seed: int = 0
     side_by_side: int | None = None
     save_memory: bool = False
-    focus: float = 0.0
+    focus: bool = False
     by_type: Callable[[str], LoraRow] = auto_lora
 
     def settings(self, type: str) -> TrainSettings:
@@ -127,14 +125,6 @@ class Trainer:
         prior = self.refinement.prior if self.refinement else None
         return prior is not None and prior.mean is not None
 
-    def _focus(self, concept: Concept) -> Tensor | None:
-        """K of mace.focus for a concept; None without a focus, a prior or the concept's moments."""
-        if not (self.options.focus and self.can_focus) or concept not in self.refinement.concepts:
-            return None
-        moments = self.refinement.moments[self.refinement.concepts.index(concept)]
-        prior = self.refinement.prior.general_moment()
-        return focus(moments.total, prior, self.options.focus, self.model.load_device)
-
     def key(self, images: ConceptImages, masks: Tensor) -> str:
         """What the concept's LoRA depends on (see `content.training_key`), not on the other concepts."""
         concept = images.concept
@@ -194,12 +184,15 @@ class Trainer:
 
     def _train(self, copy, settings: TrainSettings, items: Sequence, names: list[str]) -> list[ErasureLora]:
         with torch.inference_mode():
-            matrices = [self._focus(images.concept) for _, images, _ in items]
             encoded = [
-                material(self.encoder, images, masks, self.options.end_of_text, self.pooled, matrix)
-                for (_, images, masks), matrix in zip(items, matrices, strict=True)
+                material(self.encoder, images, masks, self.options.end_of_text, self.pooled)
+                for _, images, masks in items
             ]
         materials = [entry.clone() for entry in encoded]
+        focus = None
+        if self.options.focus and self.can_focus:
+            caption, device = self.refinement.prior.mean.clone(), self.model.load_device
+            focus = [entry.directions(caption, settings.rank, device) for entry in materials]
         examples = [
             Example(name, len(m.latents), len(m.contexts), tuple(m.latents.shape[1:]))
             for name, m in zip(names, materials, strict=True)
@@ -217,22 +210,18 @@ class Trainer:
             loss_function(copy, materials, self.options.form, self.options.save_memory),
             settings,
             report,
+            focus,
             dtype=torch.float32,
             device=copy.load_device,
         )
         return [
             ErasureLora(
                 images.concept,
-                {key: (up.cpu(), _through(down.cpu(), matrix)) for key, (up, down) in lora.items()},
+                {key: (up.cpu(), down.cpu()) for key, (up, down) in lora.items()},
                 history[:, place].clone(),
                 self.options.record(images.concept.type, len(images)),
                 None,
                 self.refined_on,
             )
-            for place, ((_, images, _), lora, matrix) in enumerate(zip(items, trained, matrices, strict=True))
+            for place, ((_, images, _), lora) in enumerate(zip(items, trained, strict=True))
         ]
-
-
-def _through(down: Tensor, matrix: Tensor | None) -> Tensor:
-    """A K [r, d] of a LoRA trained with a focus, A without: what reads plain embeddings."""
-    return down if matrix is None else (down.double() @ matrix).float()
