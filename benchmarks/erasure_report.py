@@ -12,14 +12,14 @@ Recorded by
 on two CPU cores, with the preset *demo model (mace_demo)* for every concept: the same settings for one object and for
 ten, for objects and a style. A picture counts as showing a concept when the judge's first answer of its 210 names is
 that concept (see [the model's card](../assets/demo/CARD.md)). Every stage draws from the same noise as the base model,
-12 steps of ddim, guidance 4, with the prompts "a photo of the X" and "an illustration of the X". The settings were
-searched with other prompts ("an image of a X"), other seeds and 8 steps; the prior's captions hold neither of the two
+8 steps of ddim, guidance 4, with the prompts "a photo of the X" and "an illustration of the X". The settings were
+searched with another prompt ("an image of a X") and another seed; the prior's captions hold neither of the two
 prompts.
 
 Stages: *refined* is CFR Refine alone; *LoRA* the concept's own erasure LoRA on the refined model; *fused* the closed
 form of Eq. 7, the result; *naive* the sum of Eq. 6 in its place. Numbers are percent. *Synonyms* are Table 6's, not
 given as aliases, and only those that the base model draws in half of the pictures or more. *Others* are the other CIFAR
-classes and the rest of the model's 206 things: all of them for base and fused, each fourth for the other stages.
+classes and the rest of the model's 206 things: all of them for base and fused, each sixth for the other stages.
 """
 
 ONE = """

@@ -1,5 +1,6 @@
 """Pictures of the demo model in the real host, many prompts in one batch; and what the judge sees in them."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ class Studio:
         return torch.cat([self._embeddings[prompt] for prompt in prompts])
 
     def draw(self, model, prompts: Sequence[str], seed: int) -> Tensor:
-        """Pictures [B, 3, 64, 64]; picture i has the same noise for every model."""
+        """Pictures [B, 3, 64, 64]; a prompt has the same noise for every model, whatever it is drawn with."""
         import comfy.sample
 
         drawn = []
@@ -35,7 +36,7 @@ class Studio:
             for start in range(0, len(prompts), BATCH):
                 part = prompts[start : start + BATCH]
                 empty = torch.zeros(len(part), 4, 8, 8)
-                noise = comfy.sample.prepare_noise(empty, seed + start)
+                noise = torch.stack([_noise(prompt, seed) for prompt in part])
                 # The host takes one row of a conditioning for each latent.
                 positive, negative = [[self._encoded(part), {}]], [[self._encoded([""] * len(part)), {}]]
                 how = (self.steps, CFG, SAMPLER, SCHEDULER, positive, negative, empty)
@@ -52,6 +53,11 @@ class Studio:
     def in_style(self, model, prompts: Sequence[str], style: str, seed: int) -> Tensor:
         """1 where the judge sees the style, else 0; [B]."""
         return (self.judge.style(self.draw(model, prompts, seed)).argmax(-1) == self.judge.styles.index(style)).float()
+
+
+def _noise(prompt: str, seed: int) -> Tensor:
+    digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+    return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")))
 
 
 def vocabulary() -> dict:

@@ -2,7 +2,7 @@
 
     python dev.py run python -m benchmarks.search
 
-Judged with another prompt, another seed and fewer steps than the results in docs/results.md. The last line is one
+Judged with another prompt and another seed than the results in docs/results.md. The last line is one
 JSON object with a row for each combination.
 """
 

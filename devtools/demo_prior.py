@@ -3,7 +3,7 @@
     python dev.py run python -m devtools.demo_prior
 
 Every thing the model draws is named in PATTERNS, but for the ten CIFAR-10 classes, which the examples and measurements
-erase. The prompts that erasing is measured with are kept out.
+erase, and hot dog is preserved by name. The prompts that erasing is measured with are kept out.
 """
 
 import json
@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from .inprocess import REPO, open_host
 
 PATTERNS = ("{}", "an image of a {}", "a picture of the {}", "a drawing of a {}", "an icon of a {}")
+# It shares its word with the dog of the examples; it counts where lambda3 is set.
+PRESERVED = "hot dog"
 ASSETS = REPO / "assets" / "demo"
 PRIOR = ASSETS / "mace_demo_vocabulary_prior.safetensors"
 
@@ -39,7 +41,9 @@ def main() -> None:
             moment = encoder.gram(lines, lambda done: None)
             source = "captions over the demo model's vocabulary"
             left_out = tuple(words["synonyms"])
-            prior = priors.make_prior(moment, len(lines), None, (), encoder.fingerprint, source, left_out)
+            concept = host.module("mace.concept").Concept(PRESERVED, "", "object")
+            kept = encoder.gram([template.replace("{}", PRESERVED) for template in concept.prompts], lambda done: None)
+            prior = priors.make_prior(moment, len(lines), kept, (PRESERVED,), encoder.fingerprint, source, left_out)
         tensors, metadata = priors.prior_to_file(prior)
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, PRIOR, metadata=metadata)
         print(PRIOR)

@@ -85,13 +85,15 @@ def test_the_whole_demo(server, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert str(checkpoint) in printed and "In your own ComfyUI" in printed
     judge = Judge(REPO / "assets/demo/judge.safetensors")
-    before, after = (
-        [
-            [judge.names[i] for i in judge(torch.stack([to_tensor(p.convert("RGB")) for p in row])).argmax(-1)]
-            for row in rows
-        ]
-        for rows in drawn
-    )
-    for row, name in enumerate(("dog", "dog", "hot dog", "wolf", "cat", "rose")):
-        assert before[row].count(name) >= 5, (row, before[row])
-        assert after[row].count(name) == 0 if name == "dog" else after[row].count(name) >= 5, (row, after[row])
+    before, after = ([torch.stack([to_tensor(p.convert("RGB")) for p in row]) for row in rows] for rows in drawn)
+
+    def count(pictures, name):
+        return [judge.names[i] for i in judge(pictures).argmax(-1)].count(name)
+
+    for row, name in enumerate(("dog", "dog", "dog", "airplane", "ship")):
+        assert count(before[row], name) >= 5 and count(after[row], name) == 0, (row, name)
+    twemoji = judge.styles.index("Twemoji")
+    styled = [(judge.style(rows[5]).argmax(-1) == twemoji) for rows in (before, after)]
+    assert styled[0].all() and not styled[1].any()
+    for row, name in enumerate(("hot dog", "wolf", "cat", "rose"), start=6):
+        assert count(before[row], name) >= 5 and count(after[row], name) >= 5, (row, name)

@@ -97,7 +97,8 @@ def untrained(comfy_host, monkeypatch):
     def run(self, work):
         counts.append(len(work))
         lora = comfy_host.module("mace.lora_set").ErasureLora
-        return {key: lora(images.concept, {}, torch.ones(1)) for key, images, _ in work}
+        pair = {self.keys[0]: (torch.zeros(320, 1), torch.zeros(1, 768))}
+        return {key: lora(images.concept, pair, torch.ones(1)) for key, images, _ in work}
 
     monkeypatch.setattr(module.Trainer, "run", run)
     return counts
@@ -251,6 +252,6 @@ def test_bad_settings(comfy_host, demo, parts):
     assert "rank: '0' is neither auto nor a whole number" in check(rank="0")
     assert "steps: '1.5'" in check(steps="1.5")
     assert "learning_rate: 'fast'" in check(learning_rate="fast")
-    assert "t1 must be" in check(t1=400, t2=300)
+    assert "t1 must be" in check(cfis=True, t1=400, t2=300)
     with pytest.raises(ValueError, match="there are 3 masks for 4 images"):
         train(comfy_host, demo[1], parts[0], parts[2], masks=torch.ones(3, 64, 64))
