@@ -200,8 +200,11 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=("single", "ten", "shared"), default=[])
     parser.add_argument("--only", help="one concept of the task single")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="the file of results, in place of the recorded one"
+    )
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
     work = []
     for task in options.task:
         names = {"single": list(vocabulary()["synonyms"]), "ten": ["ten"], "shared": list(SHARED)}[task]
@@ -212,7 +215,7 @@ def main() -> None:
             for task, name in work:
                 found = bench.ten() if task == "ten" else getattr(bench, task)(name)
                 results.setdefault(task, {})[name] = found
-                RESULTS.write_text(json.dumps(results, indent=1), encoding="utf-8")
+                options.results.write_text(json.dumps(results, indent=1), encoding="utf-8")
                 print(task, name, {stage: part for stage, part in found.items() if stage != "seconds"}, flush=True)
     if options.report:
         write_report(results, REPO / "docs" / "results.md")

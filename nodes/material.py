@@ -50,7 +50,7 @@ def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_
         end = encoder.length(prompts[row]) + 1
         own[row, list(positions)] = 1
         tokens[row, list(spread_over(positions, end, encoder.window, end_of_text))] = 1
-    contexts = torch.cat([encoder.encode(part).cpu() for part in chunks(prompts)])
+    contexts = torch.cat([encoder.encoded(part).cpu() for part in chunks(prompts)])
     pooled_text = encoder.pooled(prompts).cpu() if pooled else None
     return Material(images.latents, masks, contexts, tokens, own, pooled_text)
 

@@ -51,6 +51,7 @@ class ContentStore:
     def __init__(self, limit: int):
         self._limit = limit
         self._entries: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
+        self.bytes = 0
 
     def get(self, key: Hashable):
         """The value under this key, or None."""
@@ -61,19 +62,15 @@ class ContentStore:
 
     def put(self, key: Hashable, value, size: int) -> None:
         """Keep a value of `size` bytes; one alone is kept even above the limit."""
+        self.bytes += size - self._entries.pop(key, (None, 0))[1]
         self._entries[key] = (value, size)
-        self._entries.move_to_end(key)
         while self.bytes > self._limit and len(self._entries) > 1:
-            self._entries.popitem(last=False)
+            self.bytes -= self._entries.popitem(last=False)[1][1]
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
-
-    @property
-    def bytes(self) -> int:
-        """Memory of what is kept."""
-        return sum(size for _, size in self._entries.values())
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)

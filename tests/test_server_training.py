@@ -67,7 +67,7 @@ def test_an_interrupted_training_resumes(server):
     seen = []
 
     def stop(title, value, most):
-        if title == "Train Erasure LoRA (MACE)" and value is not None:
+        if title == "MACE_TrainErasureLora" and value is not None:
             seen.append(value)
             if value > most * 0.6:
                 server.client.interrupt()

@@ -26,9 +26,9 @@ def parts(comfy_host, demo, listed):
 def store(comfy_host):
     """The store of trained LoRAs, as it was before the test afterwards."""
     store = comfy_host.module("nodes.training")._store
-    before = store._entries.copy()
+    before, size = store._entries.copy(), store.bytes
     yield store
-    store._entries = before
+    store._entries, store.bytes = before, size
 
 
 def same(one, other, **tolerance):
