@@ -19,7 +19,8 @@ def listed(comfy_host):
 
 @pytest.fixture(scope="module")
 def parts(comfy_host, demo, listed):
-    """(refined MODEL, refinement, images, LoraSet)."""
+    """(refined MODEL, refinement, images, LoraSet), all trained on this list's refinement."""
+    comfy_host.module("nodes.training")._store.clear()
     return stages(comfy_host, demo, listed)
 
 
