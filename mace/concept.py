@@ -43,6 +43,11 @@ class Concept:
         """The prompt templates of the concept: its type's, then the artist's own, each once."""
         return tuple(dict.fromkeys((*TEMPLATES[self.type], *self.templates)))
 
+    @property
+    def readings(self) -> tuple[tuple[str, str], ...]:
+        """(template, phrase) of every prompt that the target and its aliases are read in."""
+        return tuple((template, phrase) for phrase in self.phrases for template in self.prompts)
+
 
 def normalised(phrase: str) -> str:
     """A phrase as it is compared: white space collapsed, case folded."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .moments import working_device
+
 BINS = 256
 
 
@@ -14,9 +16,7 @@ def otsu(values: Tensor) -> Tensor:
     edge of the first bin of the upper class. Where several cuts are equally good, their middle is taken.
     """
     bins = (values.clamp(0, 1) * (BINS - 1)).round().long()
-    counts = torch.zeros(
-        len(values), BINS, dtype=torch.float64, device=values.device if _has_float64(values) else "cpu"
-    )
+    counts = torch.zeros(len(values), BINS, dtype=torch.float64, device=working_device(values.device))
     counts.scatter_add_(1, bins.to(counts.device), torch.ones_like(bins, dtype=torch.float64, device=counts.device))
     levels = torch.arange(BINS, dtype=torch.float64, device=counts.device)
     below = counts.cumsum(dim=1)[:, :-1]
@@ -27,10 +27,6 @@ def otsu(values: Tensor) -> Tensor:
     best = between >= between.amax(dim=1, keepdim=True) * (1 - 1e-9)
     cut = (best * (levels[:-1] + 1)).sum(dim=1) / best.sum(dim=1)
     return ((cut - 0.5) / (BINS - 1)).to(values)
-
-
-def _has_float64(values: Tensor) -> bool:
-    return values.device.type in ("cpu", "cuda")
 
 
 def average_maps(maps: list[Tensor]) -> Tensor:

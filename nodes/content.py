@@ -18,8 +18,8 @@ _unknown: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 def content_sha256(*parts) -> str:
     """SHA-256 (hex) over values, tensors (dtype, shape and bytes), containers and dataclasses of them.
 
-    Anything else counts by its attributes where it is a plain object that holds only such things, else by its
-    identity: it is then equal to itself alone, as long as it lives.
+    The host's weight adapters count by their weights, anything else by its identity: it is equal to itself alone, as
+    long as it lives.
     """
     digest = hashlib.sha256()
     _feed(digest, parts)

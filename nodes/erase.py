@@ -9,11 +9,11 @@ from ..mace.settings import auto_weights
 from ..mace.strengths import parse_strengths, strengths_of
 from . import files
 from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
-from .images import AUTO, make_images
+from .images import make_images
 from .loss_progress import send_text
 from .masks import ATTENTION, make_masks
 from .prior import BUILT_IN, BuildPrior
-from .refine import PAPER, CFRRefine
+from .refine import AUTO, PAPER, CFRRefine
 from .train import train_loras
 from .training import TrainOptions
 from .types import CATEGORY, ConceptsType, LorasType, PriorType

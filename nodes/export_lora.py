@@ -5,7 +5,6 @@ import operator
 from dataclasses import dataclass
 from math import sqrt
 
-import comfy.lora
 import torch
 from comfy import model_management
 from comfy.utils import ProgressBar
@@ -16,7 +15,7 @@ from . import files
 from .family import family, res_blocks
 from .save_loras import FORMATS, search_note, write_lora
 from .types import CATEGORY
-from .unet import ATTACHMENT, cross_attention_keys, effective_weight
+from .unet import ATTACHMENT, cross_attention_keys, effective_weight, with_patches
 
 # Above what rounding to fp16 or bf16 does to a weight, below what fine-tuning does.
 SAME = 0.005
@@ -84,14 +83,8 @@ def _distance(one: list, other: list, key: str, device: torch.device) -> float:
     """||a - b|| / ||a|| of two weights with their patches; see `get_key_patches`."""
     if len(one) == len(other) and one[0][0] is other[0][0] and all(map(operator.is_, one[1:], other[1:])):
         return 0.0
-    a, b = (_value(patches, key, device) for patches in (one, other))
+    a, b = (with_patches(patches, key, device) for patches in (one, other))
     return float((a - b).norm() / a.norm().clamp_min(1e-12))
-
-
-def _value(patches: list, key: str, device: torch.device) -> torch.Tensor:
-    weight, convert = patches[0]
-    copy = convert(model_management.cast_to_device(weight, device, torch.float32, copy=True), inplace=True)
-    return comfy.lora.calculate_weight(patches[1:], copy, key, intermediate_dtype=torch.float32)
 
 
 class ExportLora(io.ComfyNode):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from comfy.utils import ProgressBar
 
-from ..mace.concept import Concept, normalised, phrases_by_key
+from ..mace.concept import Concept, normalised
 from ..mace.fuse import BASE as PULL_BASE
 from ..mace.fuse import REFINED as PULL_REFINED
 from ..mace.fuse import FuseWeights, fuse, naive
@@ -17,7 +17,7 @@ from ..mace.refine import Refinement
 from ..mace.refine import refinement as solve_refinement
 from ..mace.strengths import strengths_of
 from .content import refinement_digest
-from .refine import concept_record, prior_record, read_weight
+from .refine import check_preserved, concept_record, prior_record, read_weights
 from .text import TextEncoder
 from .unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched
 
@@ -91,7 +91,7 @@ def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[Co
             f"the LoRAs were trained with another text encoder or another clip skip (distance {distance:.3g}): connect "
             "that CLIP"
         )
-    prompts = sum(len(concept.prompts) * len(concept.phrases) for concept in missing)
+    prompts = sum(len(concept.readings) for concept in missing)
     lines.append(f"the moments of {len(missing)} concepts were read from {prompts} prompts")
     progress = ProgressBar(prompts)
     return tuple(
@@ -103,15 +103,12 @@ def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[Co
 def check_prior(parts: Parts, prior: Prior | None, lines: list[str]) -> Prior | None:
     """The prior to fuse with: the one given, else the refinement's own.
 
-    Raises LoraSetError where it is missing, and where it preserves what is to be erased.
+    Raises LoraSetError where it is missing, and ValueError where it preserves what is to be erased.
     """
     recipe = parts.recipe
     if prior is not None:
         prior.check(recipe.fingerprint)
-        targets = phrases_by_key(parts.concepts)
-        kept = next((phrase for phrase in prior.preserved if normalised(phrase) in targets), None)
-        if kept is not None:
-            raise LoraSetError(f"{kept!r} is to be erased, and the prior preserves it; take it out of one list")
+        check_preserved(parts.concepts, prior)
         return prior
     if recipe.prior is None and recipe.prior_source is not None and (recipe.weights.lambda1 or recipe.weights.lambda3):
         raise LoraSetError(
@@ -125,15 +122,10 @@ def check_prior(parts: Parts, prior: Prior | None, lines: list[str]) -> Prior | 
 
 def choose_weights(recipe: Recipe, lambda2: str, lambda3: str, mu: str, pull: str) -> tuple[FuseWeights, list[str]]:
     """The weights of Eq. 7; auto takes those of the refinement (Table 10 has lambda2 = lambda1)."""
-    values, lines = [], []
-    for name, text, usual in (
-        ("lambda2", lambda2, recipe.weights.lambda1),
-        ("lambda3", lambda3, recipe.weights.lambda3),
-        ("mu", mu, recipe.weights.mu),
-    ):
-        given = read_weight(name, text)
-        values.append(usual if given is None else given)
-        lines.append(f"{name} {values[-1]:g}" + (" (auto)" if given is None else ""))
+    usual = recipe.weights
+    values, lines = read_weights(
+        ("lambda2", lambda2, usual.lambda1), ("lambda3", lambda3, usual.lambda3), ("mu", mu, usual.mu)
+    )
     return FuseWeights(*values, TOWARDS[pull]), lines
 
 

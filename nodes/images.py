@@ -15,11 +15,11 @@ from ..mace.concept import Concept
 from ..mace.images import IMAGE_PROMPTS, ConceptImages, chain
 from ..mace.tokens import fill
 from .content import content_sha256, model_sha256, module_sha256
+from .refine import AUTO
 from .store import ContentStore
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, ImagesType
 
-AUTO = "auto"
 SHOWN = 64
 SHARE_OF_MEMORY = 0.1
 

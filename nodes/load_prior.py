@@ -2,9 +2,8 @@
 
 import folder_paths
 from comfy_api.latest import io
-from safetensors import SafetensorError, safe_open
 
-from ..mace.prior import PriorError, prior_from_file
+from ..mace.prior import prior_from_file
 from . import files
 from .types import CATEGORY, PriorType
 
@@ -37,10 +36,4 @@ class LoadPrior(io.ComfyNode):
     @classmethod
     def execute(cls, prior_name) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise(files.PRIORS, prior_name)
-        try:
-            with safe_open(path, framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-                prior = prior_from_file(tensors, opened.metadata() or {})
-        except SafetensorError as error:
-            raise PriorError(f"{prior_name} is not a safetensors file or is damaged: {error}") from None
-        return io.NodeOutput(prior)
+        return io.NodeOutput(prior_from_file(*files.read_safetensors(path, prior_name)))

@@ -42,10 +42,9 @@ class Material:
 def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool) -> Material:
     """Encode a concept's prompts, its aliases' too, and find its tokens in them."""
     concept = images.concept
-    filled = [(template, phrase) for phrase in concept.phrases for template in concept.prompts]
-    prompts = [fill(template, phrase) for template, phrase in filled]
+    prompts = [fill(template, phrase) for template, phrase in concept.readings]
     own, tokens = (torch.zeros(len(prompts), encoder.window) for _ in range(2))
-    for row, (template, phrase) in enumerate(filled):
+    for row, (template, phrase) in enumerate(concept.readings):
         positions = encoder.pair(template, phrase, concept.mapping).phrase
         end = encoder.length(prompts[row]) + 1
         own[row, list(positions)] = 1

@@ -9,6 +9,7 @@ from ..mace.concept import Concept, normalised, phrases_by_key
 from ..mace.prior import Prior
 from ..mace.refine import Refinement, RefineWeights, refinement, weight_delta
 from ..mace.settings import auto_weights
+from .content import base_of
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, PriorType, RefinementType
 from .unet import ATTACHMENT, BASE, PROJECTIONS, REFINEMENT, cross_attention_keys, has_fp8, patched
@@ -31,24 +32,36 @@ def read_weight(name: str, text: str) -> float | None:
     return value
 
 
+def read_weights(*rows: tuple[str, str, float]) -> tuple[list[float], list[str]]:
+    """Weights of (name, text, usual value), the usual one for auto; and a line on each for the artist."""
+    values, lines = [], []
+    for name, text, usual in rows:
+        given = read_weight(name, text)
+        values.append(usual if given is None else given)
+        lines.append(f"{name} {values[-1]:g}" + (" (auto)" if given is None else ""))
+    return values, lines
+
+
 def choose_weights(
     concepts: tuple[Concept, ...], lambda1: str, lambda3: str, mu: str, lambda1_form: str
 ) -> tuple[RefineWeights, list[str]]:
     """The weights to solve with, and a line on each for the artist."""
     auto = auto_weights(concepts)
-    lines, values = [], []
-    for name, text, usual in (
-        ("lambda1", lambda1, auto.lambda1),
-        ("lambda3", lambda3, auto.lambda3),
-        ("mu", mu, auto.mu),
-    ):
-        given = read_weight(name, text)
-        values.append(usual if given is None else given)
-        lines.append(f"{name} {values[-1]:g}" + (" (auto)" if given is None else ""))
+    values, lines = read_weights(
+        ("lambda1", lambda1, auto.lambda1), ("lambda3", lambda3, auto.lambda3), ("mu", mu, auto.mu)
+    )
     if lambda1_form == RELEASED:
         values[0] **= 2
         lines[0] += f", squared as released: {values[0]:g}"
     return RefineWeights(*values), lines
+
+
+def check_preserved(concepts: tuple[Concept, ...], prior: Prior) -> None:
+    """Raise ValueError when the prior preserves a phrase that is to be erased."""
+    targets = phrases_by_key(concepts)
+    for phrase in prior.preserved:
+        if normalised(phrase) in targets:
+            raise ValueError(f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list")
 
 
 def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Prior | None, lines: list[str]) -> None:
@@ -64,10 +77,8 @@ def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Pr
     if domain and not weights.lambda3:
         lines.append("the concepts to preserve have no effect: lambda3 is 0; auto has it for people and styles")
     if prior is not None:
+        check_preserved(concepts, prior)
         targets = phrases_by_key(concepts)
-        for phrase in prior.preserved:
-            if normalised(phrase) in targets:
-                raise ValueError(f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list")
         unseen = set(targets) - set(map(normalised, prior.left_out))
         if general and weights.lambda1 and unseen:
             names = ", ".join(sorted(targets[key] for key in unseen)[:5])
@@ -207,7 +218,7 @@ class CFRRefine(io.ComfyNode):
         encoder.check_width(model)
         if prior is not None:
             prior.check(encoder.fingerprint)
-        prompts = sum(len(concept.prompts) * len(concept.phrases) for concept in concepts)
+        prompts = sum(len(concept.readings) for concept in concepts)
         progress = ProgressBar(prompts + len(keys))
         moments = tuple(encoder.moments(concept, progress.update) for concept in concepts)
         delta = refinement(
@@ -237,7 +248,7 @@ class CFRRefine(io.ComfyNode):
         )
         if strength > 0:
             refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), stage_record(result)))
-        refined.set_attachments(BASE, model.get_attachment(BASE) or model)
+        refined.set_attachments(BASE, base_of(model))
         refined.set_attachments(REFINEMENT, result)
         if has_fp8(model, keys):
             lines.append("fp8 weights were upcast to float32 to compute the refinement")

@@ -184,12 +184,11 @@ class TextEncoder:
             found = concept_moments(self._batches(concept, step), self.width, self.device)
             _store.put(model, key, found)
         else:
-            step(len(concept.prompts) * len(concept.phrases))
+            step(len(concept.readings))
         return found
 
     def _batches(self, concept: Concept, step: Callable[[int], None]) -> Iterator[tuple]:
-        work = [(template, phrase) for phrase in concept.phrases for template in concept.prompts]
-        for part in chunks(work):
+        for part in chunks(concept.readings):
             pairings = [self.pair(template, phrase, concept.mapping) for template, phrase in part]
             targets = self.encoded([fill(template, phrase) for template, phrase in part])
             mappings = self._mapping_embeddings([fill(template, concept.mapping) for template, _ in part])

@@ -111,9 +111,9 @@ class Trainer:
         state = model.model.state_dict()
         self.shapes = {key: tuple(state[key].shape) for key in self.keys}
         self._base = training_key(model)
-        if (
-            refinement is not None
-            and probe_distance(self.encoder.fingerprint, refinement.fingerprint) > PROBE_TOLERANCE
+        # Also when the distance is not a number.
+        if refinement is not None and not (
+            probe_distance(self.encoder.fingerprint, refinement.fingerprint) <= PROBE_TOLERANCE
         ):
             raise ValueError(
                 "this CLIP is not the one CFR Refine has, or its clip skip is another: connect the same CLIP"

@@ -45,21 +45,26 @@ def has_fp8(model, keys: list[str]) -> bool:
     return any(patches[key][0][0].dtype in FP8 for key in keys)
 
 
+def with_patches(patches: list, key: str, device: torch.device) -> torch.Tensor:
+    """Any weight with all its patches in it, as a float32 copy on `device`. patches: see `effective_weight`."""
+    weight, convert = patches[0]
+    copy = convert(model_management.cast_to_device(weight, device, torch.float32, copy=True), inplace=True)
+    return comfy.lora.calculate_weight(patches[1:], copy, key, intermediate_dtype=torch.float32)
+
+
 def effective_weight(patches: list, key: str, device: torch.device) -> torch.Tensor:
     """A projection as the artist sees it, with all upstream patches in it, as a float32 copy on `device`.
 
     patches: what `get_key_patches` gives for the key. Raises ValueError for quantised weights, for a weight
     that is not finite and for anything but a matrix.
     """
-    weight, convert = patches[0]
+    weight = patches[0][0]
     if is_quantised(weight):
         raise ValueError(
             f"{key} is quantised ({weight.dtype}); closed-form edits need the full weights: load the fp16, bf16 "
             "or fp32 model"
         )
-    copy = model_management.cast_to_device(weight, device, torch.float32, copy=True)
-    copy = convert(copy, inplace=True)
-    copy = comfy.lora.calculate_weight(patches[1:], copy, key, intermediate_dtype=torch.float32)
+    copy = with_patches(patches, key, device)
     if copy.dim() != 2:
         raise ValueError(f"{key} is not a matrix but {tuple(copy.shape)}")
     if not torch.isfinite(copy).all():
