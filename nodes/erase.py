@@ -117,7 +117,7 @@ class EraseConcepts(io.ComfyNode):
             by_type=chosen.lora,
         )
         loras, about_training = train_loras(refined, clip, images, masks, options)
-        fused, about_fusion = fused_model(
+        fused, about_fusion, _ = fused_model(
             model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
         )
         about = {"Refinement": node.ui.as_dict()["text"], "Masks": about_masks, "Training": about_training}

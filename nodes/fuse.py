@@ -1,6 +1,6 @@
 """Fuse LoRAs: erasure LoRAs into the weights, in closed form (Section 3.3)."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..mace.strengths import parse_strengths
 from .fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
@@ -94,7 +94,8 @@ class FuseLoras(io.ComfyNode):
     def execute(
         cls, model, loras, method, strengths, lambda2, lambda3, mu, pull, refinement=None, prior=None, clip=None
     ) -> io.NodeOutput:
-        fused, lines = fused_model(
+        fused, lines, listed = fused_model(
             model, loras, refinement, prior, clip, method, strengths, (lambda2, lambda3, mu), pull
         )
-        return io.NodeOutput(fused, ui=ui.PreviewText("\n".join(lines)))
+        # The concepts are for the page's sliders, which cannot know what a file of LoRAs holds.
+        return io.NodeOutput(fused, ui={"text": ("\n".join(lines),), "concepts": listed})

@@ -146,7 +146,10 @@ def fused_model(
     weights: tuple[str, str, str],
     pull: str,
 ):
-    """(the fused MODEL, lines for the artist). weights: lambda2, lambda3 and mu as the artist wrote them."""
+    """(the fused MODEL, lines for the artist, [target, strength] of every concept).
+
+    weights: lambda2, lambda3 and mu as the artist wrote them.
+    """
     check_base(model)
     lines: list[str] = []
     parts = gather(loras, refinement, clip, lines)
@@ -165,14 +168,15 @@ def fused_model(
         raise LoraSetError(f"the LoRAs are of another model: this one has no {strange}")
     own = strengths_of(strengths, parts.concepts)
     scaled = [strength * parts.recipe.strength for strength in own]
+    listed = [[concept.target, strength] for concept, strength in zip(parts.concepts, own, strict=True)]
     lines = [*about, *lines, f"{len(parts.concepts)} concepts, {sum(bool(lora) for lora in parts.loras)} LoRAs"]
-    weak = [f"{c.target} {s:g}" for c, s in zip(parts.concepts, own, strict=True) if s < 1]
+    weak = [f"{target} {strength:g}" for target, strength in listed if strength < 1]
     if weak:
         lines.append(f"strengths below 1: {', '.join(weak)}")
     if parts.recipe.strength < 1:
         lines.append(f"all times CFR Refine's strength, {parts.recipe.strength:g}")
     if not any(scaled):
-        return model.clone(), [*lines, "all strengths are 0: the model is as it was"]
+        return model.clone(), [*lines, "all strengths are 0: the model is as it was"], listed
     moments = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
     if method == NAIVE:
         delta = solve_refinement(parts.moments, parts.recipe.weights, *moments, scaled, model.load_device)
@@ -185,7 +189,7 @@ def fused_model(
     fused = patched(model, touched, lambda key, w: fusion.delta(key, w, key in refined), 1.0, progress.update)
     record = stage_record(parts, prior, method, own, chosen)
     fused.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
-    return fused, [*lines, f"{len(touched)} matrices"]
+    return fused, [*lines, f"{len(touched)} matrices"], listed
 
 
 def stage_record(

@@ -1,0 +1,203 @@
+// One slider a concept below the text of strengths in Fuse LoRAs. The text stays the only truth: a slider rewrites its
+// concept's line and nothing else, and nothing of the sliders is saved or sent.
+import { app } from "../../scripts/app.js";
+import { ALL, conceptNames, normalised, parseStrengths, withStrength, writable } from "./strengths_text.js";
+
+const FUSE = "MACE_FuseLoras";
+const CONCEPTS = "MACE_Concepts";
+const PANEL = "strength sliders";
+const ROW = 22;
+const MARGIN = 10;
+const UNFILTERED = 12;
+// Inputs that bring along the concepts which are fused; those of a prior or a model are others.
+const FOLLOWED = ["refinement", "loras", "concepts", "images", "more"];
+
+const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+// What the last run fused. The page keeps it when it makes the nodes anew, as undo and another tab do.
+function ranWith(node) {
+  const graph = node.graph;
+  const place = !graph || graph === app.rootGraph ? node.id : `${graph.id}:${node.id}`;
+  return (app.nodeOutputs?.[place]?.concepts ?? []).map(([target]) => target);
+}
+
+function upstream(node) {
+  const names = [];
+  const seen = new Set();
+  const follow = (from, inputs) => {
+    if (!from || seen.has(from)) return;
+    seen.add(from);
+    from.inputs?.forEach((input, slot) => {
+      if (inputs.includes(input.name) && input.link != null) follow(from.getInputNode(slot), FOLLOWED);
+    });
+    // 2 and 4 are muted and bypassed.
+    if (from.comfyClass !== CONCEPTS || from.mode === 2 || from.mode === 4) return;
+    names.push(...conceptNames(String(widgetOf(from, "concepts")?.value ?? "")));
+  };
+  // A refinement's list decides what is fused.
+  const refined = node.inputs?.some((input) => input.name === "refinement" && input.link != null);
+  follow(node, [refined ? "refinement" : "loras"]);
+  return names;
+}
+
+// Names by key, each once, in the order they came to be known, so that no slider moves under the hand. A slider at 1
+// may take its line out of the text and must not go with it: `kept`.
+function namesOf(node, state, found) {
+  if (found) state.written = [...found.values()].map((entry) => entry.name).filter((name) => name !== ALL);
+  const known = new Map();
+  for (const name of [...ranWith(node), ...upstream(node), ...state.written, ...state.kept.values()]) {
+    if (!known.has(normalised(name))) known.set(normalised(name), name);
+  }
+  const before = [...state.rows.keys()].filter((key) => known.has(key));
+  return new Map([...before.map((key) => [key, known.get(key)]), ...known]);
+}
+
+function make(tag, style, attributes = {}) {
+  const element = Object.assign(document.createElement(tag), attributes);
+  Object.assign(element.style, style);
+  return element;
+}
+
+function makeRow(node, state, key, name) {
+  const row = make("label", { display: "flex", alignItems: "center", gap: "6px", height: `${ROW}px` });
+  const label = make(
+    "span",
+    { flex: "1 1 40%", overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap" },
+    { textContent: name, title: writable(name) ? name : `${name}: the text cannot name it; use * for it` },
+  );
+  const slider = make(
+    "input",
+    { flex: "1 1 45%", minWidth: "0", margin: "0" },
+    { type: "range", min: "0", max: "1", step: "0.05" },
+  );
+  slider.setAttribute("aria-label", `strength of ${name}`);
+  const value = make("output", { flex: "0 0 4ch", textAlign: "right" });
+  slider.addEventListener("input", () => {
+    const text = widgetOf(node, "strengths");
+    state.kept.set(key, name);
+    text.value = withStrength(text.value, name, Number(slider.value));
+  });
+  row.append(label, slider, value);
+  return { row, slider, value, name };
+}
+
+function addPanel(node, state) {
+  const root = make("div", {
+    display: "flex",
+    flexDirection: "column",
+    boxSizing: "border-box",
+    padding: "2px 6px",
+    fontSize: "11px",
+    color: "var(--input-text)",
+    background: "var(--comfy-input-bg)",
+  });
+  const note = make("div", { color: "var(--error-text)" });
+  note.setAttribute("role", "status");
+  const filter = make("input", { margin: "2px 0" }, { type: "search" });
+  filter.setAttribute("aria-label", "filter concepts");
+  const list = make("div", { flex: "1 1 0", minHeight: "0", overflowY: "auto" });
+  list.setAttribute("role", "group");
+  list.setAttribute("aria-label", "strengths");
+  root.append(note, filter, list);
+  filter.addEventListener("input", () => applyFilter(state));
+  // The wheel scrolls a list that is too long; else it is the canvas's, as everywhere on a node.
+  root.dataset.captureWheel = "true";
+  root.addEventListener("wheel", (event) => {
+    event.stopPropagation();
+    if (!event.ctrlKey && list.scrollHeight > list.clientHeight) return;
+    event.preventDefault();
+    app.canvas.processMouseWheel(event);
+  });
+  // Last among the widgets: one in their midst that is not saved would shift the saved values behind it.
+  const widget = node.addDOMWidget(PANEL, "mace-strengths", root, {
+    serialize: false,
+    hideOnZoom: true,
+    margin: MARGIN,
+    getMinHeight: () => heightOf(state, 6) + 2 * MARGIN,
+    getMaxHeight: () => heightOf(state, 12) + 2 * MARGIN,
+  });
+  widget.serialize = false;
+  return { widget, root, note, filter, list };
+}
+
+const heightOf = (state, most) =>
+  Math.min(state.rows.size, most) * ROW + (state.rows.size > UNFILTERED ? 28 : 0) + 6;
+
+function applyFilter({ rows, panel: { filter } }) {
+  const wanted = rows.size > UNFILTERED ? normalised(filter.value) : "";
+  for (const [key, { row }] of rows) row.style.display = key.includes(wanted) ? "flex" : "none";
+}
+
+function showRows(node, state, names) {
+  state.rows = new Map([...names].map(([key, name]) => [key, makeRow(node, state, key, name)]));
+  if (!names.size) {
+    if (state.panel) node.removeWidget(state.panel.widget);
+    state.panel = null;
+    return;
+  }
+  const { root, filter, list } = (state.panel ??= addPanel(node, state));
+  list.replaceChildren(...[...state.rows.values()].map((entry) => entry.row));
+  filter.style.display = names.size > UNFILTERED ? "block" : "none";
+  filter.placeholder = `filter ${names.size} concepts`;
+  applyFilter(state);
+  root.style.minHeight = `${heightOf(state, 6)}px`;
+  root.style.maxHeight = `${heightOf(state, 12)}px`;
+  const size = node.computeSize();
+  node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
+}
+
+function render(node) {
+  const text = widgetOf(node, "strengths");
+  if (!text) return;
+  const state = (node.maceStrengths ??= { kept: new Map(), written: [], rows: new Map(), panel: null });
+  const found = parseStrengths(String(text.value));
+  const names = namesOf(node, state, found);
+  if ([...names.keys()].join("\n") !== [...state.rows.keys()].join("\n")) showRows(node, state, names);
+  if (!state.panel) return;
+  const linked = node.inputs?.some((input) => input.widget?.name === "strengths" && input.link != null);
+  const { note } = state.panel;
+  note.textContent = linked ? "The strengths come from another node." : "There is an error in the strengths.";
+  note.style.display = linked || !found ? "block" : "none";
+  const usual = found?.get(ALL)?.value ?? 1;
+  for (const [key, { slider, value, name }] of state.rows) {
+    slider.disabled = linked || !found || !writable(name);
+    if (!found) continue;
+    const strength = found.get(key)?.value ?? usual;
+    slider.value = strength;
+    value.textContent = String(strength);
+  }
+}
+
+// Also in subgraphs.
+function renderAll() {
+  const graphs = [app.rootGraph, ...(app.rootGraph?.subgraphs?.values() ?? [])];
+  for (const graph of graphs) for (const node of graph?.nodes ?? []) if (node.comfyClass === FUSE) render(node);
+}
+
+function after(prototype, method, then) {
+  const before = prototype[method];
+  prototype[method] = function () {
+    const result = before?.apply(this, arguments);
+    then(this);
+    return result;
+  };
+}
+
+app.registerExtension({
+  name: "MACE.Strengths",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!nodeData.name.startsWith("MACE_")) return;
+    // A link anywhere before the fusion may bring other concepts.
+    after(nodeType.prototype, "onConnectionsChange", renderAll);
+    const watched = { [FUSE]: "strengths", [CONCEPTS]: "concepts" }[nodeData.name];
+    if (!watched) return;
+    after(nodeType.prototype, "onNodeCreated", (node) => {
+      const widget = widgetOf(node, watched);
+      if (widget) after(widget, "callback", nodeData.name === FUSE ? () => render(node) : renderAll);
+    });
+    if (nodeData.name !== FUSE) return;
+    after(nodeType.prototype, "onConfigure", render);
+    after(nodeType.prototype, "onExecuted", render);
+  },
+  onNodeOutputsUpdated: renderAll,
+});

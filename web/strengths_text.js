@@ -1,0 +1,67 @@
+// Reads and rewrites the text of strengths and reads that of concepts, as mace/strengths.py and mace/concept.py do.
+
+export const ALL = "*";
+// Where Python's splitlines ends a line.
+const BREAK = /(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])/;
+const COMMENT = /(^|\s)#.*$/;
+// Narrower than float(): what it takes besides (1_0, inf) counts as an error here, and an error changes no text.
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+
+const collapsed = (name) => name.trim().split(/\s+/).join(" ");
+export const normalised = (name) => collapsed(name).toLowerCase();
+const uncommented = (line) => line.replace(COMMENT, "").trim();
+
+// Map of the normalised name to {name, value, part}, part being the line's place in text.split(BREAK).
+// null for a text that the node would refuse.
+export function parseStrengths(text) {
+  const found = new Map();
+  const parts = text.split(BREAK);
+  for (let part = 0; part < parts.length; part += 2) {
+    const line = uncommented(parts[part]);
+    if (!line) continue;
+    const equals = line.lastIndexOf("=");
+    const name = collapsed(line.slice(0, Math.max(equals, 0)));
+    const number = line.slice(equals + 1).trim();
+    const value = Number(number);
+    if (!name || !NUMBER.test(number) || value < 0 || value > 1) return null;
+    if (found.has(normalised(name))) return null;
+    found.set(normalised(name), { name, value, part });
+  }
+  return found;
+}
+
+// Whether a line for this concept can be written: a name with " #" in it would become a comment.
+export function writable(name) {
+  const key = normalised(name);
+  return key !== ALL && Boolean(parseStrengths(`${collapsed(name)} = 1`)?.has(key));
+}
+
+// The text with another strength for one concept; every other line stays as it is. A text with an error is given back.
+export function withStrength(text, name, value) {
+  const found = parseStrengths(text);
+  if (!found) return text;
+  // 1 is what counts where nothing is said, unless * says otherwise.
+  const needless = value === 1 && !found.has(ALL);
+  const entry = found.get(normalised(name));
+  const parts = text.split(BREAK);
+  if (!entry) {
+    if (needless) return text;
+    return `${text}${parts.at(-1) === "" ? "" : "\n"}${collapsed(name)} = ${value}`;
+  }
+  const line = parts[entry.part];
+  const comment = line.match(COMMENT)?.[0] ?? "";
+  if (needless && !comment) {
+    // With the break before it; the first line has only one after it.
+    parts.splice(Math.max(entry.part - 1, 0), 2);
+  } else {
+    const said = line.slice(0, line.length - comment.length);
+    parts[entry.part] = said.replace(/=(\s*)[^=\s]*(\s*)$/, `=$1${value}$2`) + comment;
+  }
+  return parts.join("");
+}
+
+// The targets in the lines of a Concepts node: target | alias, alias -> mapping.
+export function conceptNames(text) {
+  const lines = text.split(BREAK).filter((_, part) => part % 2 === 0);
+  return lines.map((line) => collapsed(uncommented(line).split(/->|\u2192|\|/)[0])).filter(Boolean);
+}
