@@ -81,3 +81,40 @@ def server(tmp_path_factory, demo_checkpoint):
     ) as running:
         running.client = Client(running.url)
         yield running
+
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+# By module and not by session: while it is open its event loop runs, and no test may start one of its own.
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser."""
+    path = os.environ.get("MACE_BROWSER")
+    if not path:
+        message = "no Chromium: install one, or name it in MACE_BROWSER"
+        pytest.fail(message) if os.environ.get("MACE_REQUIRE_BROWSER") else pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """ComfyUI's page in it, ready."""
+    opened = browser.new_page(viewport={"width": 1600, "height": 1000})
+    opened.goto(server.url)
+    opened.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
+    opened.wait_for_selector('[data-testid="queue-button"]', timeout=60_000)
+    yield opened
+    opened.close()

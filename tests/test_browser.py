@@ -1,61 +1,12 @@
 """The pack in ComfyUI's real page, in a real browser."""
 
-import os
-import time
-
 import pytest
 
-from devtools import host
 from devtools.graph import to_prompt
 from tests import graphs
+from tests.pages import load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
 
 pytestmark = pytest.mark.browser
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = os.environ.get("MACE_BROWSER")
-    if not path:
-        message = "no Chromium: install one, or name it in MACE_BROWSER"
-        pytest.fail(message) if os.environ.get("MACE_REQUIRE_BROWSER") else pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser, server):
-    opened = browser.new_page(viewport={"width": 1600, "height": 1000})
-    opened.goto(server.url)
-    opened.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
-    opened.wait_for_selector('[data-testid="queue-button"]', timeout=60_000)
-    yield opened
-    opened.close()
-
-
-def load(page, workflow):
-    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
-    page.wait_for_function("count => window.app.graph.nodes.length === count", arg=len(workflow["nodes"]))
-
-
-def history(server):
-    return host.get_json(server.url + "/history")
-
-
-def without_titles(prompt):
-    return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
 
 
 def example_names():
@@ -71,39 +22,32 @@ def test_a_workflow_round_trips(page, server, name):
     info = server.client.object_info()
     known = page.evaluate("Object.keys(LiteGraph.registered_node_types)")
     assert {node["type"] for node in workflow["nodes"]} <= {*known, "MarkdownNote", "Note"}
-    queued = page.evaluate("window.app.graphToPrompt()")
-    assert without_titles(queued["output"]) == without_titles(to_prompt(workflow, info))
-    saved = page.evaluate("window.app.graph.serialize()")
-    assert without_titles(to_prompt(saved, info)) == without_titles(queued["output"])
+    prompt = without_titles(queued(page))
+    assert prompt == without_titles(to_prompt(workflow, info))
+    assert without_titles(to_prompt(saved(page), info)) == prompt
 
 
 def test_queue_from_the_page(page, server):
     """The queue button runs the example: the save node names the file, the pictures appear."""
     load(page, graphs.workflow("refine"))
-    before = set(history(server))
-    page.click('[data-testid="queue-button"]')
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        done = {key: entry for key, entry in history(server).items() if key not in before}
-        if done:
-            break
-        time.sleep(0.5)
-    ((_, entry),) = done.items()
-    assert entry["status"]["status_str"] == "success"
-    page.wait_for_function(
-        "window.app.graph.nodes.filter(n => n.type === 'PreviewImage' && n.imgs && n.imgs.length === 6).length === 2"
-    )
-    reports = page.evaluate(
-        """() => Object.fromEntries(window.app.graph.nodes.flatMap(n =>
-            (n.widgets ?? []).filter(w => w.name === 'report').map(w => [n.type, w.element.value])))"""
-    )
-    assert "|T - I|" in reports["MACE_CFRRefine"] and "mu 10 (auto)" in reports["MACE_CFRRefine"]
-    assert "mace_demo_refined" in reports["MACE_SaveErasedModel"]
+    press_queue(page, server)
+    wait_for_pictures(page)
+    said = reports(page)
+    assert "|T - I|" in said["MACE_CFRRefine"] and "mu 10 (auto)" in said["MACE_CFRRefine"]
+    assert "mace_demo_refined" in said["MACE_SaveErasedModel"]
     # The reports belong to the run: neither the saved workflow nor the next prompt holds them.
-    saved = page.evaluate("window.app.graph.serialize()")
-    queued = page.evaluate("window.app.graphToPrompt()")
-    assert without_titles(to_prompt(saved, server.client.object_info())) == without_titles(queued["output"])
-    assert not any("report" in node["inputs"] for node in queued["output"].values())
+    prompt = queued(page)
+    assert without_titles(to_prompt(saved(page), server.client.object_info())) == without_titles(prompt)
+    assert not any("report" in node["inputs"] for node in prompt.values())
+
+
+def test_queue_the_one_node_version_from_the_page(page, server):
+    load(page, graphs.workflow("quick"))
+    press_queue(page, server)
+    wait_for_pictures(page)
+    said = reports(page)
+    assert "1 LoRAs trained" in said["MACE_EraseConcepts"] or "kept from before" in said["MACE_EraseConcepts"]
+    assert "mace_demo_quick" in said["MACE_SaveErasedModel"]
 
 
 def test_an_error_in_the_lines_stands_on_the_node(page, server):

@@ -1,0 +1,62 @@
+"""What the browser tests do with ComfyUI's page."""
+
+import time
+
+from devtools import host
+
+
+def load(page, workflow: dict) -> None:
+    """Open a workflow."""
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+    page.wait_for_function("count => window.app.graph.nodes.length === count", arg=len(workflow["nodes"]))
+
+
+def press_queue(page, server, timeout: float = 300) -> dict:
+    """Press the queue button; the history's entry of the run once it has succeeded."""
+    before = set(_history(server))
+    page.click('[data-testid="queue-button"]')
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        done = {key: entry for key, entry in _history(server).items() if key not in before}
+        if done:
+            break
+        time.sleep(0.5)
+    ((_, entry),) = done.items()
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    return entry
+
+
+def wait_for_pictures(page, nodes: int = 2, each: int = 6) -> None:
+    """Until as many Preview Image nodes show as many pictures, drawn."""
+    page.wait_for_function(
+        """([nodes, each]) => window.app.graph.nodes.filter(n => n.type === 'PreviewImage' && n.imgs &&
+            n.imgs.length === each && n.imgs.every(i => i.naturalWidth > 0)).length === nodes""",
+        arg=[nodes, each],
+    )
+
+
+def reports(page) -> dict[str, str]:
+    """What the nodes report of the run, by the nodes' type."""
+    return page.evaluate(
+        """() => Object.fromEntries(window.app.graph.nodes.flatMap(n =>
+            (n.widgets ?? []).filter(w => w.name === 'report').map(w => [n.type, w.element.value])))"""
+    )
+
+
+def saved(page) -> dict:
+    """The workflow as the page would save it."""
+    return page.evaluate("JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+
+
+def queued(page) -> dict:
+    """The prompt that the page would queue."""
+    return page.evaluate("window.app.graphToPrompt()")["output"]
+
+
+def without_titles(prompt: dict) -> dict:
+    """A prompt without what only the page needs."""
+    return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
+
+
+def _history(server) -> dict:
+    return host.get_json(server.url + "/history")

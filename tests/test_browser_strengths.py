@@ -1,0 +1,160 @@
+"""The sliders of Fuse LoRAs in ComfyUI's real page."""
+
+import pytest
+
+from devtools.graph import to_prompt
+from mace.concept import ConceptError
+from mace.strengths import parse_strengths
+from tests import graphs
+from tests.pages import load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
+
+pytestmark = pytest.mark.browser
+
+NODE = "const node = window.app.graph.nodes.find(n => n.type === 'MACE_FuseLoras');"
+TEXT = "const text = node.widgets.find(w => w.name === 'strengths');"
+MODULE = "import('/extensions/mace-comfyui/strengths_text.js')"
+
+LINES = [
+    "",
+    "# dog = 3",
+    "dog = 0.5\r\n\n* = .25 # rest\nC# = 1.",
+    " Hot  Air\tballoon=1e-1\x0bship = +0",
+    "a = b = 0.5",
+    "dog",
+    "= 0.5",
+    "dog = 1.5",
+    "dog = -0.1",
+    "dog = nan",
+    "dog = 0x1",
+    "dog =",
+    "dog = 1\n DOG = 0",
+]
+
+
+def slider(page, name):
+    return page.get_by_role("slider", name=f"strength of {name}", exact=True)
+
+
+def sliders(page):
+    """Name and value of every slider on the page, in order."""
+    return page.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll('input[aria-label^="strength of "]')].map(
+            s => [s.getAttribute('aria-label').slice(12), s.disabled ? null : Number(s.value)]))"""
+    )
+
+
+def text(page):
+    return page.evaluate(f"() => {{ {NODE} {TEXT} return text.value; }}")
+
+
+def write(page, value):
+    """As typed into the box."""
+    page.evaluate(
+        f"""value => {{ {NODE} {TEXT}
+            text.element.value = value;
+            text.element.dispatchEvent(new Event('input', {{bubbles: true}})); }}""",
+        value,
+    )
+
+
+def test_sliders_and_text_are_one(page, server):
+    """A slider by keyboard rewrites its line, the text moves the sliders; saved and sent is the text alone."""
+    load(page, graphs.workflow("fuse"))
+    slider(page, "dog").wait_for()
+    assert sliders(page) == {"dog": 1, "ship": 0.5, "airplane": 0}
+    slider(page, "ship").press("ArrowLeft")
+    assert text(page) == "dog = 1\nship = 0.45\nairplane = 0"
+    slider(page, "airplane").press("End")
+    assert text(page) == "dog = 1\nship = 0.45" and sliders(page)["airplane"] == 1
+    slider(page, "airplane").press("ArrowLeft")
+    assert text(page) == "dog = 1\nship = 0.45\nairplane = 0.95"
+    write(page, "# mine\nDog=0.3  # a little\nship = 2")
+    assert sliders(page) == {"dog": None, "ship": None, "airplane": None}
+    assert page.get_by_text("There is an error in the strengths.").is_visible()
+    write(page, "# mine\nDog=0.3  # a little\n* = 0.5")
+    assert sliders(page) == {"dog": 0.3, "ship": 0.5, "airplane": 0.5}
+    slider(page, "dog").press("End")
+    slider(page, "ship").press("End")
+    expected = "# mine\nDog=1  # a little\n* = 0.5\nship = 1"
+    assert text(page) == expected
+    prompt = queued(page)
+    (fuse,) = (node for node in prompt.values() if node["class_type"] == "MACE_FuseLoras")
+    wanted = next(
+        n
+        for n in to_prompt(graphs.workflow("fuse"), server.client.object_info()).values()
+        if n["class_type"] == "MACE_FuseLoras"
+    )
+    assert fuse["inputs"] == {**wanted["inputs"], "strengths": expected}
+    again = saved(page)
+    assert without_titles(to_prompt(again, server.client.object_info())) == without_titles(prompt)
+    load(page, again)
+    slider(page, "ship").wait_for()
+    assert sliders(page) == {"Dog": 1, "ship": 1}
+    assert without_titles(queued(page)) == without_titles(prompt)
+    write(page, "")
+    slider(page, "ship").wait_for(state="detached")
+
+
+def test_sliders_before_and_after_a_run(page, server):
+    """Without a word in the text: none before the run, all that were fused after it, and what they say is fused."""
+    load(page, graphs.workflow("fuse"))
+    write(page, "")
+    assert sliders(page) == {}
+    press_queue(page, server)
+    wait_for_pictures(page)
+    slider(page, "dog").wait_for()
+    names = list(sliders(page))
+    assert {"dog", "ship", "airplane", "Twemoji"} <= set(names) and set(sliders(page).values()) == {1}
+    slider(page, names[0]).press("Home")
+    slider(page, names[1]).press("ArrowLeft")
+    press_queue(page, server)
+    page.wait_for_function(
+        """words => window.app.graph.nodes.some(n => n.type === 'MACE_FuseLoras' &&
+            n.widgets.find(w => w.name === 'report').element.value.includes(words))""",
+        arg=f"strengths below 1: {names[0]} 0, {names[1]} 0.95",
+    )
+    assert "mace_demo" not in reports(page)["MACE_FuseLoras"]
+
+
+def test_the_names_of_the_list_in_the_graph(page):
+    """Concepts nodes before the fusion name the sliders, also as they are being written; a hundred stay usable."""
+    load(page, graphs.workflow("full"))
+    # All of it at once is too small for anything but boxes.
+    page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
+    slider(page, "dog").wait_for()
+    assert set(sliders(page)) == {"dog", "airplane", "ship", "Twemoji"} and text(page) == ""
+    page.evaluate(
+        """lines => { window.app.graph.nodes.find(n => n.type === 'MACE_Concepts').widgets.find(
+            w => w.name === 'concepts').value = lines; }""",
+        "\n".join(f"thing {number} | it {number} -> sky  # one" for number in range(100)),
+    )
+    assert len(sliders(page)) == 101
+    page.get_by_role("searchbox", name="filter concepts").fill("thing 42")
+    assert page.get_by_role("slider").count() == 1
+    slider(page, "thing 42").fill("0.5")
+    assert text(page) == "thing 42 = 0.5"
+    heights = page.evaluate(
+        f"() => {{ {NODE} return node.widgets.find(w => w.type === 'mace-strengths').computeLayoutSize(node); }}"
+    )
+    assert heights["minHeight"] < 250 and heights["maxHeight"] < 400
+
+
+def test_the_page_reads_strengths_as_the_node_does(page):
+    def read(lines):
+        try:
+            return parse_strengths(lines)
+        except ConceptError:
+            return None
+
+    found = page.evaluate(
+        f"""async texts => {{ const {{ parseStrengths }} = await {MODULE};
+            return texts.map(parseStrengths).map(
+                found => found && Object.fromEntries([...found].map(([key, entry]) => [key, entry.value]))); }}""",
+        LINES,
+    )
+    assert dict(zip(LINES, found, strict=True)) == {lines: read(lines) for lines in LINES}
+
+
+def test_names_that_the_text_cannot_hold(page):
+    names = ["dog", "C#", "a = b", "C # sharp", "#1 dog", "*", " "]
+    assert page.evaluate(f"async names => names.map((await {MODULE}).writable)", names) == [True] * 3 + [False] * 4
