@@ -72,11 +72,13 @@ function makeRow(node, state, key, name) {
   );
   slider.setAttribute("aria-label", `strength of ${name}`);
   const value = make("output", { flex: "0 0 4ch", textAlign: "right" });
-  slider.addEventListener("input", () => {
+  const write = (settled) => {
     const text = widgetOf(node, "strengths");
     state.kept.set(key, name);
-    text.value = withStrength(text.value, name, Number(slider.value));
-  });
+    text.value = withStrength(text.value, name, Number(slider.value), settled);
+  };
+  slider.addEventListener("input", () => write(false));
+  slider.addEventListener("change", () => write(true));
   row.append(label, slider, value);
   return { row, slider, value, name };
 }
@@ -170,8 +172,9 @@ function render(node) {
 
 // Also in subgraphs.
 function renderAll() {
-  const graphs = [app.rootGraph, ...(app.rootGraph?.subgraphs?.values() ?? [])];
-  for (const graph of graphs) for (const node of graph?.nodes ?? []) if (node.comfyClass === FUSE) render(node);
+  if (!app.isGraphReady) return;
+  const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
+  for (const graph of graphs) for (const node of graph.nodes) if (node.comfyClass === FUSE) render(node);
 }
 
 function after(prototype, method, then) {

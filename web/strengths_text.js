@@ -37,10 +37,11 @@ export function writable(name) {
 }
 
 // The text with another strength for one concept; every other line stays as it is. A text with an error is given back.
-export function withStrength(text, name, value) {
+// A strength of 1 takes the line out where 1 counts anyway, unless it bears a comment; with `settled` false it stays, so
+// that a slider on its way past 1 does not move its line to the end.
+export function withStrength(text, name, value, settled = true) {
   const found = parseStrengths(text);
   if (!found) return text;
-  // 1 is what counts where nothing is said, unless * says otherwise.
   const needless = value === 1 && !found.has(ALL);
   const entry = found.get(normalised(name));
   const parts = text.split(BREAK);
@@ -50,7 +51,7 @@ export function withStrength(text, name, value) {
   }
   const line = parts[entry.part];
   const comment = line.match(COMMENT)?.[0] ?? "";
-  if (needless && !comment) {
+  if (needless && settled && !comment) {
     // With the break before it; the first line has only one after it.
     parts.splice(Math.max(entry.part - 1, 0), 2);
   } else {
