@@ -4,7 +4,7 @@ import pytest
 
 from devtools.graph import to_prompt
 from tests import graphs
-from tests.pages import load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
+from tests.pages import fewer_steps, load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
 
 pytestmark = pytest.mark.browser
 
@@ -42,7 +42,7 @@ def test_queue_from_the_page(page, server):
 
 
 def test_queue_the_one_node_version_from_the_page(page, server):
-    load(page, graphs.workflow("quick"))
+    load(page, fewer_steps(graphs.workflow("quick")))
     press_queue(page, server)
     wait_for_pictures(page)
     said = reports(page)
