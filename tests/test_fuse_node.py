@@ -71,7 +71,9 @@ def test_strengths(comfy_host, demo, parts, numerics):
     fusing, refining = numerics
     model, clip, _ = demo
     _, refinement, _, loras = parts
-    fused = fuse(comfy_host, model, loras, strengths="dog = 0.5")[0]
+    node = fuse(comfy_host, model, loras, strengths="dog = 0.5")
+    fused = node[0]
+    assert node.ui["concepts"] == [["dog", 0.5], ["ship", 1.0]]
     transform = refining.refinement(refinement.moments, refinement.weights, strengths=[0.5, 1.0])
     both = [entry.lora for entry in loras.loras]
     key = next(iter(fused.patches))
@@ -79,6 +81,7 @@ def test_strengths(comfy_host, demo, parts, numerics):
     assert float((delta_of(fused, key).double() - expected).norm() / expected.norm()) < 1e-4
     none = fuse(comfy_host, model, loras, strengths="* = 0")
     assert not none[0].patches and "the model is as it was" in report(none)
+    assert none.ui["concepts"] == [["dog", 0.0], ["ship", 0.0]]
     pictures = [comfy_host.sample(m, clip, "a photo of the dog", steps=2) for m in (model, none[0])]
     assert torch.equal(*pictures)
 
