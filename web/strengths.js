@@ -95,7 +95,7 @@ function addPanel(node, state) {
   });
   const note = make("div", { color: "var(--error-text)" });
   note.setAttribute("role", "status");
-  const filter = make("input", { margin: "2px 0" }, { type: "search" });
+  const filter = make("input", { margin: "2px 0", font: "inherit", flex: "none" }, { type: "search" });
   filter.setAttribute("aria-label", "filter concepts");
   const list = make("div", { flex: "1 1 0", minHeight: "0", overflowY: "auto" });
   list.setAttribute("role", "group");
