@@ -5,20 +5,21 @@ prompt holds (start of text, the mean of the padding, common words), and fusion 
 concept and keeping the rest. With S the second moment of the tokens that Eq. 3 trains away (the set S there) and P' the
 mean second moment of a caption, the rows of A are here the r directions a that maximise
 
-    (a^T S a) / (a^T (P' + floor I) a)
+    (a^T S a) / (a^T (P' + floor R) a)
 
-(Fisher's criterion without a mean), and only B is trained. This is ours, not the paper's: without a focus training is
-the paper's. The result is an ordinary LoRA.
+(Fisher's criterion without a mean; R is I or the metric of `reading`), and only B is trained. This is ours, not the
+paper's: without a focus training is the paper's. The result is an ordinary LoRA.
 """
 
 import torch
 from torch import Tensor
 
 from .moments import unpack, working_device
+from .refine import add_scaled_metric
 
 # In units of P'. Smaller floors favour directions that captions never take, which synonyms do not share either; the
-# value was found on the demo model (see docs/results.md).
-FLOOR = 0.5
+# values, for I and for the reading metric, were found on the demo model (see docs/search.md).
+FLOOR, READING_FLOOR = 0.5, 50.0
 
 
 def selected_moment(embeddings: Tensor, phrase: Tensor, end: Tensor | None = None) -> tuple[Tensor, float]:
@@ -36,12 +37,18 @@ def selected_moment(embeddings: Tensor, phrase: Tensor, end: Tensor | None = Non
 
 
 def directions(
-    selected: Tensor, weight: float, caption: Tensor, rank: int, device: torch.device | None = None
+    selected: Tensor,
+    weight: float,
+    caption: Tensor,
+    rank: int,
+    device: torch.device | None = None,
+    metric: Tensor | None = None,
 ) -> Tensor:
     """A [rank, d] float32 on the CPU, its rows by falling criterion.
 
     selected, weight: of `selected_moment`.  caption: P', packed (see `Prior.mean`).  Each row answers the tokens as a
-    random A does on average, by |e| / rank, so that learning rates mean the same. device: where to solve.
+    random A does on average, by |e| / rank, so that learning rates mean the same. device: where to solve.  metric: R
+    [d, d] of `reading`, None for I.
     Raises ValueError for a rank beyond d or below 1.
     """
     width = len(selected)
@@ -50,7 +57,7 @@ def directions(
     where = working_device(device or torch.device("cpu"))
     own = selected.to(where, torch.float64)
     system = unpack(caption.to(where, torch.float64))
-    system.diagonal().add_(FLOOR)
+    add_scaled_metric(system, FLOOR if metric is None else READING_FLOOR, metric)
     factor = torch.linalg.cholesky(system)
     half = torch.linalg.solve_triangular(factor, own, upper=False)
     whitened = torch.linalg.solve_triangular(factor, half.mT, upper=False)

@@ -7,7 +7,8 @@ With M = sum_i S_i + l2 P + l3 D + mu I, the minimiser of Eq. 7 for a projection
 
 where concept i's LoRA is B_i A_i. The first term is one d x d matrix for all projections; the second has one row of
 length d for each rank of each LoRA. All of them share M, so there is one factorisation a model. The strengths s_i
-scale the targets (T is T(s), see `refine`), not the moments, and sums run over the concepts with s_i > 0.
+scale the targets (T is T(s), see `refine`), not the moments, and sums run over the concepts with s_i > 0. Another
+metric R than the paper's I (see `reading`) stands in its place, in T and here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .lora import Lora
 from .moments import ConceptMoments, unpack, working_device
-from .refine import RefineWeights, refinement, solve_right, weight_delta
+from .refine import RefineWeights, add_scaled_metric, refinement, solve_right, weight_delta
 
 REFINED = "refined"
 BASE = "base"
@@ -81,12 +82,14 @@ def fuse(
     preserve: Tensor | None = None,
     strengths: Sequence[float] | None = None,
     device: torch.device | None = None,
+    metric: Tensor | None = None,
 ) -> Fusion:
     """Eq. 7's W* - W, from the original W (not from W').
 
     moments and loras: one a concept; a concept without a LoRA has an empty mapping. prior: P, preserve: D, both
     [d, d] float64 or None. strengths: one a concept in 0..1, default all 1; a concept at 0 leaves the sums. device:
-    where to solve, default the CPU. A change of strengths or weights is this solve again, and nothing more.
+    where to solve, default the CPU. metric: R, see `reading`; None for the paper's I. A change of strengths or weights
+    is this solve again, and nothing more.
 
     Raises ValueError for counts that differ, a strength out of range, all strengths 0 (there is nothing to fuse),
     a LoRA that does not fit or is not finite; SingularSystem for a system without a stable solution.
@@ -97,7 +100,7 @@ def fuse(
     width = moments[0].cross.shape[0]
     for i, _ in active:
         _check(loras[i], i, width)
-    transform_delta = refinement(moments, refine_weights, prior, preserve, strengths, device)
+    transform_delta = refinement(moments, refine_weights, prior, preserve, strengths, device, metric)
     where = working_device(device or torch.device("cpu"))
 
     total = torch.zeros_like(moments[0].total, device=where)
@@ -110,10 +113,10 @@ def fuse(
             blocks.append(strength * downs @ unpack(packed))
     system = unpack(total)
     if fuse_weights.pull == REFINED:
-        system.diagonal().add_(fuse_weights.mu)
+        add_scaled_metric(system, fuse_weights.mu, metric)
     blocks.insert(0, transform_delta @ system)
     if fuse_weights.pull == BASE:
-        system.diagonal().add_(fuse_weights.mu)
+        add_scaled_metric(system, fuse_weights.mu, metric)
     for weight, moment in ((fuse_weights.lambda2, prior), (fuse_weights.lambda3, preserve)):
         if weight and moment is not None:
             system += weight * moment.to(where)

@@ -223,7 +223,7 @@ def _recipe_from_json(
     if entry is None:
         return None
     weights = RefineWeights(**entry["weights"])
-    numbers = {**asdict(weights), "strength": entry["strength"]}
+    numbers = {"lambda1": weights.lambda1, "lambda3": weights.lambda3, "mu": weights.mu, "strength": entry["strength"]}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value >= 0):
             raise LoraSetError(f"the refinement's {name} is {value!r}")

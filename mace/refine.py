@@ -6,7 +6,8 @@ Every to_k and to_v is refined by the same d x d matrix,
 
 since W stands on the left of every term of Eq. 19. With strengths s_i the sums run over the concepts with
 s_i > 0, and T(s) = I + sum_i s_i (A_i - G_i) (G + l1 P + l3 D + mu I)^-1. What is computed and kept is
-T - I, so that a small refinement does not drown in the rounding of one.
+T - I, so that a small refinement does not drown in the rounding of one. Another metric R than the paper's I
+(see `reading`) stands in its place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,10 @@ from .concept import Concept
 from .moments import ConceptMoments, unpack, working_device
 from .prior import Prior
 
+# What mu measures a change in: the embedding's directions all alike (the paper), or as the model reads them.
+ALIKE, READING = "alike", "reading"
+METRICS = (ALIKE, READING)
+
 
 class SingularSystem(ValueError):
     """The system of a closed form has no stable solution; the message names the cure."""
@@ -27,11 +32,17 @@ class SingularSystem(ValueError):
 @dataclass(frozen=True)
 class RefineWeights:
     """The weights of Eq. 19: lambda1 of the general prior, lambda3 of the concepts to preserve, mu of
-    ||W' - W||^2 (Appendix C.2, objects). All are >= 0 and without unit."""
+    ||W' - W||^2 (Appendix C.2, objects). All are >= 0 and without unit. metric: one of METRICS, what mu measures in;
+    the fusion of Eq. 7 and the focus of training measure in it too."""
 
     lambda1: float = 0.0
     lambda3: float = 0.0
     mu: float = 0.0
+    metric: str = ALIKE
+
+    def __post_init__(self):
+        if self.metric not in METRICS:
+            raise ValueError(f"the metric is {' or '.join(METRICS)}, not {self.metric!r}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,14 @@ class Refinement:
     transform_delta: Tensor
     fingerprint: Tensor
     clip_layer: int | None = None
+
+
+def add_scaled_metric(system: Tensor, mu: float, metric: Tensor | None) -> None:
+    """Add mu R to a system [d, d] in place. metric: R, None for I."""
+    if metric is None:
+        system.diagonal().add_(mu)
+    else:
+        system.add_(metric.to(system), alpha=mu)
 
 
 def solve_right(numerator: Tensor, system: Tensor, prior_weight: str = "lambda1") -> Tensor:
@@ -83,12 +102,14 @@ def refinement(
     preserve: Tensor | None = None,
     strengths: Sequence[float] | None = None,
     device: torch.device | None = None,
+    metric: Tensor | None = None,
 ) -> Tensor:
     """T - I of Eq. 19, float64 [d, d].
 
     prior: P, preserve: D, both [d, d] float64 or None. strengths: one a concept in 0..1, default all 1; a
-    concept at 0 leaves the sums. device: where to solve, default the CPU. Raises ValueError for weights or
-    strengths out of range, SingularSystem for a system without a stable solution.
+    concept at 0 leaves the sums. device: where to solve, default the CPU. metric: R, see `reading`; None for the
+    paper's I. Raises ValueError for weights or strengths out of range, SingularSystem for a system without a stable
+    solution.
     """
     strengths = [1.0] * len(concepts) if strengths is None else list(strengths)
     if len(strengths) != len(concepts):
@@ -111,7 +132,7 @@ def refinement(
         numerator.add_(concept.cross.to(where), alpha=strength)
     numerator -= unpack(scaled)
     system = unpack(paired)
-    system.diagonal().add_(weights.mu)
+    add_scaled_metric(system, weights.mu, metric)
     for weight, moment in ((weights.lambda1, prior), (weights.lambda3, preserve)):
         if weight and moment is not None:
             system += weight * moment.to(where)

@@ -5,6 +5,7 @@ from dataclasses import astuple
 from comfy_api.latest import io, ui
 
 from ..mace.presets import PRESETS
+from ..mace.refine import ALIKE
 from ..mace.settings import auto_weights
 from ..mace.strengths import parse_strengths, strengths_of
 from . import files
@@ -13,7 +14,7 @@ from .images import make_images
 from .loss_progress import send_text
 from .masks import ATTENTION, make_masks
 from .prior import BUILT_IN, BuildPrior
-from .refine import AUTO, PAPER, CFRRefine
+from .refine import AUTO, MEASURES, PAPER, CFRRefine
 from .train import train_loras
 from .training import TrainOptions
 from .types import CATEGORY, ConceptsType, LorasType, PriorType
@@ -100,9 +101,11 @@ class EraseConcepts(io.ComfyNode):
             prior = built.result[0]
         send_text("refining")
         # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
-        refine_as = (AUTO,) * 3 if chosen.refine is None else tuple(map(repr, astuple(chosen.refine)))
+        refine_as = (AUTO,) * 3 if chosen.refine is None else tuple(map(repr, astuple(chosen.refine)[:3]))
+        metric = chosen.refine.metric if chosen.refine else ALIKE
+        measures = next(name for name, value in MEASURES.items() if value == metric)
         fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse)[:3]))
-        node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior)
+        node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, measures)
         refined, refinement = node.result
         send_text("drawing training images")
         settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}

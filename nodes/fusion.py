@@ -19,7 +19,7 @@ from ..mace.strengths import strengths_of
 from .content import refinement_digest
 from .refine import check_preserved, concept_record, prior_record, read_weights
 from .text import TextEncoder
-from .unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched
+from .unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, reading
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
@@ -178,11 +178,12 @@ def fused_model(
     if not any(scaled):
         return model.clone(), [*lines, "all strengths are 0: the model is as it was"], listed
     moments = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
+    how = parts.recipe.weights
+    given = (*moments, scaled, model.load_device, reading(model, how.metric))
     if method == NAIVE:
-        delta = solve_refinement(parts.moments, parts.recipe.weights, *moments, scaled, model.load_device)
-        fusion = naive(parts.loras, delta, scaled)
+        fusion = naive(parts.loras, solve_refinement(parts.moments, how, *given), scaled)
     else:
-        fusion = fuse(parts.moments, parts.loras, parts.recipe.weights, chosen, *moments, scaled, model.load_device)
+        fusion = fuse(parts.moments, parts.loras, how, chosen, *given)
     refined = set(cross_attention_keys(model, parts.recipe.projections))
     touched = [key for key in keys if key in refined or key in fusion.stacks]
     progress = ProgressBar(len(touched))
@@ -214,6 +215,7 @@ def stage_record(
             "lambda1": recipe.weights.lambda1,
             "lambda3": recipe.weights.lambda3,
             "mu": recipe.weights.mu,
+            "metric": recipe.weights.metric,
             "strength": recipe.strength,
             "projections": recipe.projections,
         },

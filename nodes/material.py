@@ -32,11 +32,11 @@ class Material:
         """Copies that autograd can take part in: what the host gives are inference tensors."""
         return Material(*(None if t is None else t.to("cpu", torch.float32, copy=True) for t in vars(self).values()))
 
-    def directions(self, caption: Tensor, rank: int, device: torch.device) -> Tensor:
-        """A [rank, d] of mace.focus for these prompts. caption: the prior's mean moment, packed."""
+    def directions(self, caption: Tensor, rank: int, device: torch.device, metric: Tensor | None) -> Tensor:
+        """A [rank, d] of mace.focus for these prompts. caption: the prior's mean moment, packed.  metric: R or None."""
         end = self.tokens - self.phrase
         moment, weight = selected_moment(self.contexts, self.phrase, end if end.any() else None)
-        return directions(moment, weight, caption, rank, device)
+        return directions(moment, weight, caption, rank, device, metric)
 
 
 def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool) -> Material:

@@ -7,16 +7,18 @@ from comfy_api.latest import io, ui
 
 from ..mace.concept import Concept, normalised, phrases_by_key
 from ..mace.prior import Prior
-from ..mace.refine import Refinement, RefineWeights, refinement, weight_delta
+from ..mace.refine import ALIKE, READING, Refinement, RefineWeights, refinement, weight_delta
 from ..mace.settings import auto_weights
 from .content import base_of
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, PriorType, RefinementType
-from .unet import ATTACHMENT, BASE, PROJECTIONS, REFINEMENT, cross_attention_keys, has_fp8, patched
+from .unet import ATTACHMENT, BASE, PROJECTIONS, REFINEMENT, cross_attention_keys, has_fp8, patched, reading
 
 AUTO = "auto"
 PAPER, RELEASED = "paper", "as released (squared)"
 MOST_WEIGHT = 1e9
+EMBEDDINGS = "embeddings (paper)"
+MEASURES = {EMBEDDINGS: ALIKE, "as the model reads": READING}
 
 
 def read_weight(name: str, text: str) -> float | None:
@@ -43,7 +45,7 @@ def read_weights(*rows: tuple[str, str, float]) -> tuple[list[float], list[str]]
 
 
 def choose_weights(
-    concepts: tuple[Concept, ...], lambda1: str, lambda3: str, mu: str, lambda1_form: str
+    concepts: tuple[Concept, ...], lambda1: str, lambda3: str, mu: str, lambda1_form: str, mu_measures: str
 ) -> tuple[RefineWeights, list[str]]:
     """The weights to solve with, and a line on each for the artist."""
     auto = auto_weights(concepts)
@@ -53,7 +55,9 @@ def choose_weights(
     if lambda1_form == RELEASED:
         values[0] **= 2
         lines[0] += f", squared as released: {values[0]:g}"
-    return RefineWeights(*values), lines
+    if MEASURES[mu_measures] == READING:
+        lines[2] += ", measured as the model reads"
+    return RefineWeights(*values, MEASURES[mu_measures]), lines
 
 
 def check_preserved(concepts: tuple[Concept, ...], prior: Prior) -> None:
@@ -117,6 +121,7 @@ def stage_record(done: Refinement) -> dict:
         "lambda1": done.weights.lambda1,
         "lambda3": done.weights.lambda3,
         "mu": done.weights.mu,
+        "metric": done.weights.metric,
         "strength": done.strength,
         "projections": done.projections,
         "prior": prior_record(done.prior),
@@ -183,6 +188,15 @@ class CFRRefine(io.ComfyNode):
                     advanced=True,
                     tooltip="The published code applies lambda1 twice, which makes it its square (1e-8 for 1e-4).",
                 ),
+                io.Combo.Input(
+                    "mu_measures",
+                    options=list(MEASURES),
+                    optional=True,
+                    advanced=True,
+                    tooltip="What mu measures a change in: the text embeddings, as the paper has it, or what the "
+                    "model's values read of them (ours), which takes more of the synonyms and leaves more of the "
+                    "rest. Then raise mu: 1000 on the demo model. Fuse LoRAs and focus follow.",
+                ),
                 PriorType.Input(
                     "prior",
                     optional=True,
@@ -209,9 +223,20 @@ class CFRRefine(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, concepts, strength, lambda1, lambda3, mu, projections, lambda1_form, prior=None
+        cls,
+        model,
+        clip,
+        concepts,
+        strength,
+        lambda1,
+        lambda3,
+        mu,
+        projections,
+        lambda1_form,
+        prior=None,
+        mu_measures=EMBEDDINGS,
     ) -> io.NodeOutput:
-        weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form)
+        weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form, mu_measures)
         check_prior(concepts, weights, prior, lines)
         keys = cross_attention_keys(model, projections)
         encoder = TextEncoder(clip)
@@ -227,6 +252,7 @@ class CFRRefine(io.ComfyNode):
             prior.general_moment() if prior else None,
             prior.preserve_moment() if prior else None,
             device=model.load_device,
+            metric=reading(model, weights.metric),
         )
         if strength == 0:
             refined = model.clone()
@@ -234,6 +260,7 @@ class CFRRefine(io.ComfyNode):
         else:
             refined = patched(model, keys, lambda key, w: weight_delta(w, delta), strength, progress.update)
         settings = {"lambda1": lambda1, "lambda3": lambda3, "mu": mu, "lambda1_form": lambda1_form}
+        settings["mu_measures"] = mu_measures
         result = Refinement(
             concepts,
             moments,

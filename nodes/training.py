@@ -15,12 +15,12 @@ from ..mace.refine import Refinement
 from ..mace.schedule import Cfis, Timesteps
 from ..mace.settings import LoraRow, auto_lora
 from ..mace.train import Example, TrainSettings, train
-from .content import content_sha256, refinement_digest, training_key
+from .content import base_of, content_sha256, refinement_digest, training_key
 from .forward import trainable_copy
 from .material import loss_function, material
 from .store import ContentStore
 from .text import TextEncoder
-from .unet import cross_attention_keys
+from .unet import cross_attention_keys, reading
 
 # A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL.
 LORA_STORE_BYTES = 512 << 20
@@ -192,7 +192,8 @@ class Trainer:
         focus = None
         if self.options.focus and self.can_focus:
             caption, device = self.refinement.prior.mean.clone(), self.model.load_device
-            focus = [entry.directions(caption, settings.rank, device) for entry in materials]
+            metric = reading(base_of(self.model), self.refinement.weights.metric)
+            focus = [entry.directions(caption, settings.rank, device, metric) for entry in materials]
         examples = [
             Example(name, len(m.latents), len(m.contexts), tuple(m.latents.shape[1:]))
             for name, m in zip(names, materials, strict=True)

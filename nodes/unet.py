@@ -8,6 +8,9 @@ import comfy.lora
 import torch
 from comfy import model_management
 
+from ..mace.reading import reading_metric
+from ..mace.refine import READING
+
 PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
 
 # What was done to a MODEL travels with it: a tuple of records for the provenance, oldest first.
@@ -32,6 +35,16 @@ def cross_attention_keys(model, projections: str = "both") -> list[str]:
             "Diffusion UNets (SD1.x, SD2.x, SDXL and their fine-tunes)"
         )
     return keys
+
+
+def reading(model, metric: str) -> torch.Tensor | None:
+    """The metric R of `mace.reading` for a MODEL with all its patches, where `metric` asks for it, else None."""
+    if metric != READING:
+        return None
+    patches = model.get_key_patches("diffusion_model.")
+    device = model.load_device
+    values = (effective_weight(patches[key], key, device) for key in cross_attention_keys(model, "values"))
+    return reading_metric(values, device)
 
 
 def is_quantised(weight: torch.Tensor) -> bool:
