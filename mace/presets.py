@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .attention import SQUARED
 from .fuse import FuseWeights
-from .refine import RefineWeights
+from .refine import READING, RefineWeights
 from .settings import LoraRow, auto_lora
 
 
@@ -36,12 +36,11 @@ DEMO = "demo model (mace_demo)"
 
 PRESETS: dict[str, Preset] = {
     PAPER: Preset(auto_lora),
-    # Found by the search that docs/results.md tells of, with the prior of captions over the demo model's vocabulary.
+    # Found by the search that docs/search.md tells of, with the prior of captions over the demo model's vocabulary.
     DEMO: Preset(
         _demo_lora,
-        RefineWeights(lambda1=1e-4, mu=1.0),
-        FuseWeights(lambda2=6e-3, mu=1.0),
-        end_of_text=True,
+        RefineWeights(lambda1=1e-3, mu=1000.0, metric=READING),
+        FuseWeights(lambda2=3e-3, mu=1000.0),
         focus=True,
     ),
 }
