@@ -114,6 +114,7 @@ def test_wrong_entries_of_a_concept(part, value, message):
     [
         ("weights", {"lambda1": "x"}, "the refinement's lambda1 is 'x'"),
         ("weights", {"lambda9": 1}, "lambda9"),
+        ("weights", {"metric": "far"}, "the metric is alike or reading"),
         ("weights", {"mu": -1}, "the refinement's mu is -1"),
         ("strength", float("inf"), "the refinement's strength is inf"),
         ("strength", True, "the refinement's strength is True"),
