@@ -3,7 +3,8 @@
     python dev.py run python -m devtools.demo_prior
 
 Every thing the model draws is named in PATTERNS, but for the ten CIFAR-10 classes, which the examples and measurements
-erase, and hot dog is preserved by name. The prompts that erasing is measured with are kept out.
+erase, and hot dog is preserved by name. The prompts that erasing is measured and searched with are kept
+out; their words are not, as captions of a large set would hold them too.
 """
 
 import json
@@ -15,7 +16,15 @@ from safetensors.torch import save_file
 
 from .inprocess import REPO, open_host
 
-PATTERNS = ("{}", "an image of a {}", "a picture of the {}", "a drawing of a {}", "an icon of a {}")
+PATTERNS = (
+    "{}",
+    "an image of a {}",
+    "a picture of the {}",
+    "a drawing of a {}",
+    "an icon of a {}",
+    "{}, photo",
+    "illustration of {}",
+)
 # It shares its word with the dog of the examples; it counts where lambda3 is set.
 PRESERVED = "hot dog"
 ASSETS = REPO / "assets" / "demo"

@@ -41,6 +41,7 @@ PRESETS: dict[str, Preset] = {
         _demo_lora,
         RefineWeights(lambda1=1e-3, mu=1000.0, metric=READING),
         FuseWeights(lambda2=3e-3, mu=1000.0),
+        end_of_text=True,
         focus=True,
     ),
 }
