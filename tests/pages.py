@@ -40,6 +40,8 @@ def wait_for_pictures(page, nodes: int = 2, each: int = 6) -> None:
         """([nodes, each]) => window.app.graph.nodes.filter(n => n.type === 'PreviewImage' && n.imgs &&
             n.imgs.length === each && n.imgs.every(i => i.naturalWidth > 0)).length === nodes""",
         arg=[nodes, each],
+        # On a busy machine the page is slow to fetch and draw them.
+        timeout=180_000,
     )
 
 
