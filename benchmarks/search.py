@@ -2,9 +2,8 @@
 
     python dev.py run python -m benchmarks.search
 
-Judged with other prompts and another seed than the results in docs/results.md; their word "photo" stands in no caption
-of the prior. The last line is one
-JSON object with a row for each combination.
+Judged with other prompts and another seed than the results in docs/results.md; the prior's captions hold none of these
+prompts. The last line is one JSON object with a row for each combination.
 """
 
 import json
@@ -23,7 +22,7 @@ GRID = (
     (("3e-4", "3000", AS_READ), ()),
     (
         ("1e-3", "1000", AS_READ),
-        (("1.5e-2", "yes", ("6e-3",)), ("1.5e-2", "no", ("3e-3", "1e-2")), ("1e-2", "no", ("1.5e-3",))),
+        (("1.5e-2", "yes", ("3e-3", "6e-3")), ("1.5e-2", "no", ("3e-3", "1e-2")), ("1e-2", "no", ("1.5e-3",))),
     ),
 )
 
@@ -40,7 +39,7 @@ def main() -> None:
         masks = run("MACE_MaskConcept", model=bench.model, images=images, backend="attention", **common)[0]
 
         def note(model, **about):
-            rows.append({**about, **bench.measure(model, TEN)})
+            rows.append({**about, **bench.measure(model, TEN, style="Twemoji")})
             print(rows[-1], flush=True)
             RESULTS.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
