@@ -23,7 +23,7 @@ from devtools.inprocess import REPO, open_host
 
 RESULTS = REPO / "benchmarks" / "results" / "erasure.json"
 PRIOR = "mace_demo_vocabulary_prior.safetensors"
-PRESET, MEASURES = "demo model (mace_demo)", "as the model reads"
+PRESET = "demo model (mace_demo)"
 TEMPLATES = ("a photo of the {}", "an illustration of the {}")
 SEED, STEPS, EVERY = 9000, 8, 6
 MAPPINGS = {"airplane": "ground", "bird": "street", "cat": "forest", "deer": "street", "frog": "forest"}
@@ -86,7 +86,7 @@ class Bench:
         chosen = self.concepts(objects, style)
         numbers = dict(lambda1=repr(weights.refine.lambda1), lambda3=repr(weights.refine.lambda3))
         settings = dict(strength=1.0, mu=repr(weights.refine.mu), projections="both", lambda1_form="paper", **numbers)
-        settings["mu_measures"] = MEASURES
+        settings["mu_measures"] = self.host.module("nodes.refine").MEASURE_NAMES[weights.refine.metric]
         node = run("MACE_CFRRefine", model=self.model, concepts=chosen, prior=self.prior, **settings, **common)
         refined, refinement = node.result
         lap("refine")

@@ -13,8 +13,9 @@ on two CPU cores, with the preset *demo model (mace_demo)* for every concept: th
 ten, for objects and a style. A picture counts as showing a concept when the judge's first answer of its 210 names is
 that concept (see [the model's card](../assets/demo/CARD.md)). Every stage draws from the same noise as the base model,
 8 steps of ddim, guidance 4, with the prompts "a photo of the X" and "an illustration of the X". The settings were
-searched with other prompts ("a photo of a X", "a X in a photo") and another seed. The prior's captions hold none of
-these prompts; they hold the words photo and illustration ("X, photo", "illustration of X").
+searched with six other prompts ([search.md](search.md)) and another seed. Neither the prior's captions nor the
+templates that erasing reads hold any of these prompts; the captions hold their words in other arrangements, such as
+"a photo of a X" or "illustration of the X".
 
 Stages: *refined* is CFR Refine alone; *LoRA* the concept's own erasure LoRA on the refined model; *fused* the closed
 form of Eq. 7, the result; *naive* the sum of Eq. 6 in its place. Numbers are percent. *Synonyms* are Table 6's, not

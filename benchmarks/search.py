@@ -14,16 +14,23 @@ from benchmarks.erasure import AUTO_TRAIN, PICTURES, PRESET, TEN, Bench
 from devtools.inprocess import REPO
 
 RESULTS = REPO / "benchmarks" / "results" / "search.json"
-TEMPLATES, SEED, STEPS = ("a photo of a {}", "a {} in a photo"), 500, 8
+TEMPLATES = (
+    "a drawing of the {}",
+    "a picture of a {}",
+    "an icon of the {}",
+    "an image of the {}",
+    "illustration of a {}",
+    "a {} in a photo",
+)
+SEED, STEPS = 500, 8
 LIKE_PAPER, AS_READ = "embeddings (paper)", "as the model reads"
-# (lambda1, mu, what mu measures) of a refinement; its trainings: (rate, end of text, lambda2 of each fusion).
+# (lambda1, mu, what mu measures) of a refinement; its trainings: (rate, (lambda2, mu) of each fusion).
 GRID = (
-    (("1e-4", "1", LIKE_PAPER), (("1.5e-2", "yes", ("6e-3",)),)),
-    (("3e-4", "3000", AS_READ), ()),
-    (
-        ("1e-3", "1000", AS_READ),
-        (("1.5e-2", "yes", ("3e-3", "6e-3")), ("1.5e-2", "no", ("3e-3", "1e-2")), ("1e-2", "no", ("1.5e-3",))),
-    ),
+    (("1e-4", "1", LIKE_PAPER), (("1.5e-2", (("6e-3", "1"),)),)),
+    (("1e-3", "1000", AS_READ), (("1.5e-2", (("3e-3", "1000"),)),)),
+    (("1e-4", "1e4", AS_READ), ()),
+    (("1e-4", "2e5", AS_READ), (("5e-3", (("2e-4", "1000"),)),)),
+    (("1e-4", "1e5", AS_READ), (("3e-3", (("3e-4", "1e4"),)), ("5e-3", (("1e-3", "1e4"), ("1e-3", "3e4"))))),
 )
 
 
@@ -49,15 +56,15 @@ def main() -> None:
             refined, refinement = run("MACE_CFRRefine", model=bench.model, **refining, **common).result
             about = {"lambda1": lambda1, "mu": mu, "mu measures": measures}
             note(refined, **about, stage="refined")
-            for rate, end, lambdas in trainings:
-                settings = dict(learning_rate=rate, end_of_text=end, focus="yes", preset=PRESET)
+            for rate, fusions in trainings:
+                settings = dict(learning_rate=rate, end_of_text="yes", focus="yes", preset=PRESET)
                 training = dict(model=refined, images=images, masks=masks, **{**AUTO_TRAIN, **settings})
                 loras = run("MACE_TrainErasureLora", **training, **common)[0]
-                for lambda2 in lambdas:
-                    fusing = dict(loras=loras, refinement=refinement, strengths="", lambda2=lambda2, lambda3="0", mu=mu)
-                    fusing |= dict(method="closed form (Eq. 7)", pull="refined weights (release)")
+                for lambda2, pull in fusions:
+                    fusing = dict(loras=loras, refinement=refinement, strengths="", lambda2=lambda2, lambda3="0")
+                    fusing |= dict(mu=pull, method="closed form (Eq. 7)", pull="refined weights (release)")
                     fused = run("MACE_FuseLoras", model=bench.model, **fusing)[0]
-                    note(fused, **about, stage="fused", rate=rate, lambda2=lambda2, **{"end of text": end})
+                    note(fused, **about, stage="fused", rate=rate, lambda2=lambda2, **{"fusion's mu": pull})
     print(json.dumps(rows))
 
 

@@ -2,12 +2,14 @@
 
     python dev.py run python -m devtools.demo_prior
 
-Every thing the model draws is named in PATTERNS, but for the ten CIFAR-10 classes, which the examples and measurements
-erase, and hot dog is preserved by name. The prompts that erasing is measured and searched with are kept
-out; their words are not, as captions of a large set would hold them too.
+Every thing the model draws is named in EACH of PATTERNS, chosen at random, but for the ten CIFAR-10 classes, which the
+examples and measurements erase, and hot dog is preserved by name. The patterns hold the words that prompts have around a
+thing's name, in the many arrangements that captions of a large set hold too; the prompts that erasing is measured and
+searched with are kept out.
 """
 
 import json
+import random
 import tempfile
 from pathlib import Path
 
@@ -18,13 +20,41 @@ from .inprocess import REPO, open_host
 
 PATTERNS = (
     "{}",
-    "an image of a {}",
-    "a picture of the {}",
-    "a drawing of a {}",
-    "an icon of a {}",
+    "a {}",
+    "the {}",
     "{}, photo",
-    "illustration of {}",
+    "a photo of a {}",
+    "photo of the {}",
+    "a picture of the {}",
+    "a picture of {}",
+    "the {} in a picture",
+    "an image of the {} on a blue background",
+    "{} in an image",
+    "a drawing of a {}",
+    "drawing of {}",
+    "an icon of a {}",
+    "{} icon",
+    "{} emoji",
+    "an illustration of a {}",
+    "illustration of the {}",
+    "a {} in the forest",
+    "the {} on the street",
+    "{} on the ground, photo",
+    "a {} by the water",
+    "red {}",
+    "a green {}",
+    "an orange {} on black",
+    "art of a {}",
+    "{} in the style of pink art",
+    "{} under the blue sky",
+    "a yellow {}, illustration",
+    "an animal, a thing and a {}",
+    "food and the {}",
+    "{} on a gray background",
+    "the {} in a drawing",
+    "a {} in an illustration",
 )
+EACH = 12
 # It shares its word with the dog of the examples; it counts where lambda3 is set.
 PRESERVED = "hot dog"
 ASSETS = REPO / "assets" / "demo"
@@ -32,10 +62,11 @@ PRIOR = ASSETS / "mace_demo_vocabulary_prior.safetensors"
 
 
 def captions() -> list[str]:
-    """One line for each pattern and thing."""
+    """EACH lines for each thing, the same ones each time."""
     words = json.loads((ASSETS / "vocabulary.json").read_text(encoding="utf-8"))
     names = [name for name in words["concepts"] if name not in words["synonyms"]]
-    return [pattern.format(name) for name in names for pattern in PATTERNS]
+    chosen = random.Random(0)
+    return [pattern.format(name) for name in names for pattern in chosen.sample(PATTERNS, EACH)]
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ class Preset:
 
 def _demo_lora(type: str) -> LoraRow:
     """The same for every type of concept."""
-    return LoraRow(rank=1, steps=50, learning_rate=1.5e-2)
+    return LoraRow(rank=1, steps=50, learning_rate=5e-3)
 
 
 PAPER = "paper (Table 10)"
@@ -39,8 +39,8 @@ PRESETS: dict[str, Preset] = {
     # Found by the search that docs/search.md tells of, with the prior of captions over the demo model's vocabulary.
     DEMO: Preset(
         _demo_lora,
-        RefineWeights(lambda1=1e-3, mu=1000.0, metric=READING),
-        FuseWeights(lambda2=3e-3, mu=1000.0),
+        RefineWeights(lambda1=1e-4, mu=1e5, metric=READING),
+        FuseWeights(lambda2=1e-3, mu=3e4),
         end_of_text=True,
         focus=True,
     ),

@@ -14,7 +14,7 @@ from .images import make_images
 from .loss_progress import send_text
 from .masks import ATTENTION, make_masks
 from .prior import BUILT_IN, BuildPrior
-from .refine import AUTO, MEASURES, PAPER, CFRRefine
+from .refine import AUTO, MEASURE_NAMES, PAPER, CFRRefine
 from .train import train_loras
 from .training import TrainOptions
 from .types import CATEGORY, ConceptsType, LorasType, PriorType
@@ -103,9 +103,8 @@ class EraseConcepts(io.ComfyNode):
         # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
         refine_as = (AUTO,) * 3 if chosen.refine is None else tuple(map(repr, astuple(chosen.refine)[:3]))
         metric = chosen.refine.metric if chosen.refine else ALIKE
-        measures = next(name for name, value in MEASURES.items() if value == metric)
         fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse)[:3]))
-        node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, measures)
+        node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, MEASURE_NAMES[metric])
         refined, refinement = node.result
         send_text("drawing training images")
         settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}

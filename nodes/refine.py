@@ -19,6 +19,7 @@ PAPER, RELEASED = "paper", "as released (squared)"
 MOST_WEIGHT = 1e9
 EMBEDDINGS = "embeddings (paper)"
 MEASURES = {EMBEDDINGS: ALIKE, "as the model reads": READING}
+MEASURE_NAMES = {metric: name for name, metric in MEASURES.items()}
 
 
 def read_weight(name: str, text: str) -> float | None:
