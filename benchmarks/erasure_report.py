@@ -45,8 +45,9 @@ object on the model with its own LoRA alone.
 """
 
 ABOUT_TEN = """
-Wanted were at most 10 for the objects and the style, at most 30 for the synonyms, and others within 4 points of the base.
-The naive sum does as well here: with this prior the refinement does most of the work, and the LoRAs add little to it.
+Wanted were at most 10 for the objects and the style, at most 30 for the synonyms, and others within 4 points of the
+base. The naive sum does as well here: with this prior the refinement does most of the work, and the LoRAs add little to
+it.
 """
 
 SHARED = """

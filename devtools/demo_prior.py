@@ -3,9 +3,9 @@
     python dev.py run python -m devtools.demo_prior
 
 Every thing the model draws is named in EACH of PATTERNS, chosen at random, but for the ten CIFAR-10 classes, which the
-examples and measurements erase, and hot dog is preserved by name. The patterns hold the words that prompts have around a
-thing's name, in the many arrangements that captions of a large set hold too; the prompts that erasing is measured and
-searched with are kept out.
+examples and measurements erase, and hot dog is preserved by name. The patterns hold the words that prompts have around
+a thing's name, in the many arrangements that captions of a large set hold too; the prompts that erasing is measured
+and searched with are kept out.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
 from comfy import model_management
@@ -125,6 +126,11 @@ class Trainer:
         prior = self.refinement.prior if self.refinement else None
         return prior is not None and prior.mean is not None
 
+    @cached_property
+    def metric(self) -> Tensor | None:
+        """R of the refinement's mu, that of focus' floor too."""
+        return reading(base_of(self.model), self.refinement.weights.metric)
+
     def key(self, images: ConceptImages, masks: Tensor) -> str:
         """What the concept's LoRA depends on (see `content.training_key`), not on the other concepts."""
         concept = images.concept
@@ -192,8 +198,7 @@ class Trainer:
         focus = None
         if self.options.focus and self.can_focus:
             caption, device = self.refinement.prior.mean.clone(), self.model.load_device
-            metric = reading(base_of(self.model), self.refinement.weights.metric)
-            focus = [entry.directions(caption, settings.rank, device, metric) for entry in materials]
+            focus = [entry.directions(caption, settings.rank, device, self.metric) for entry in materials]
         examples = [
             Example(name, len(m.latents), len(m.contexts), tuple(m.latents.shape[1:]))
             for name, m in zip(names, materials, strict=True)
