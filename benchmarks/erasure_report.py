@@ -34,10 +34,11 @@ synonyms (Table 1 of the paper).
 """
 
 ABOUT_ONE = """
-Wanted were at most 10 for the concept, others within 2 points, synonyms at most 20 and H_o above 92.6. **The synonyms of
-one object alone are not erased as they should be.** For a list of one, lambda2 of the fusion is too large: it takes
-back part of what the refinement did, while the LoRA on the refined model, which the naive sum of one is, erases most of
-the synonyms and keeps nearly all others. A lambda2 that grows with the number of concepts is the next thing to try.
+Wanted were at most 10 for the concept, others within 2 points, synonyms at most 20 and H_o above 92.6. **The synonyms
+of one object alone are not erased as they should be.** For a list of one, lambda2 of the fusion is too large: it
+takes back part of what the refinement did, while the LoRA on the refined model, which the naive sum of one is, erases
+most of the synonyms and keeps nearly all others. A lambda2 that grows with the number of concepts is the next thing
+to try.
 """
 
 TEN = """
