@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.erasure import AUTO_TRAIN, PICTURES, PRESET, TEN, Bench
 from devtools.inprocess import REPO
+from mace.refine import ALIKE, READING
 
 RESULTS = REPO / "benchmarks" / "results" / "search.json"
 TEMPLATES = (
@@ -23,14 +24,13 @@ TEMPLATES = (
     "a {} in a photo",
 )
 SEED, STEPS = 500, 8
-LIKE_PAPER, AS_READ = "embeddings (paper)", "as the model reads"
 # (lambda1, mu, what mu measures) of a refinement; its trainings: (rate, (lambda2, mu) of each fusion).
 GRID = (
-    (("1e-4", "1", LIKE_PAPER), (("1.5e-2", (("6e-3", "1"),)),)),
-    (("1e-3", "1000", AS_READ), (("1.5e-2", (("3e-3", "1000"),)),)),
-    (("1e-4", "1e4", AS_READ), ()),
-    (("1e-4", "2e5", AS_READ), (("5e-3", (("2e-4", "1000"),)),)),
-    (("1e-4", "1e5", AS_READ), (("3e-3", (("3e-4", "1e4"),)), ("5e-3", (("1e-3", "1e4"), ("1e-3", "3e4"))))),
+    (("1e-4", "1", ALIKE), (("1.5e-2", (("6e-3", "1"),)),)),
+    (("1e-3", "1000", READING), (("1.5e-2", (("3e-3", "1000"),)),)),
+    (("1e-4", "1e4", READING), ()),
+    (("1e-4", "2e5", READING), (("5e-3", (("2e-4", "1000"),)),)),
+    (("1e-4", "1e5", READING), (("3e-3", (("3e-4", "1e4"),)), ("5e-3", (("1e-3", "1e4"), ("1e-3", "3e4"))))),
 )
 
 
@@ -50,7 +50,9 @@ def main() -> None:
             print(rows[-1], flush=True)
             RESULTS.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
-        for (lambda1, mu, measures), trainings in GRID:
+        names = bench.host.module("nodes.refine").MEASURE_NAMES
+        for (lambda1, mu, metric), trainings in GRID:
+            measures = names[metric]
             refining = dict(lambda1=lambda1, lambda3="0", mu=mu, mu_measures=measures, strength=1.0)
             refining |= dict(projections="both", lambda1_form="paper", concepts=chosen, prior=bench.prior)
             refined, refinement = run("MACE_CFRRefine", model=bench.model, **refining, **common).result

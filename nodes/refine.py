@@ -196,7 +196,7 @@ class CFRRefine(io.ComfyNode):
                     advanced=True,
                     tooltip="What mu measures a change in: the text embeddings, as the paper has it, or what the "
                     "model's values read of them (ours), which takes more of the synonyms and leaves more of the "
-                    "rest. Then raise mu: 1000 on the demo model. Fuse LoRAs and focus follow.",
+                    "rest. Then raise mu: 1e5 on the demo model. Fuse LoRAs and focus follow.",
                 ),
                 PriorType.Input(
                     "prior",
