@@ -98,7 +98,8 @@ class Bench:
         loras, singles = run("MACE_TrainErasureLora", **training, **common).result[:2]
         lap("train")
         fusing = dict(model=self.model, loras=loras, refinement=refinement, strengths="")
-        fusing |= dict(lambda2=repr(weights.fuse.lambda2), lambda3=repr(weights.fuse.lambda3), mu=repr(weights.fuse.mu))
+        fuse = weights.fuse(len(chosen))
+        fusing |= dict(lambda2=repr(fuse.lambda2), lambda3=repr(fuse.lambda3), mu=repr(fuse.mu))
         fusing |= dict(pull="refined weights (release)")
         fused = run("MACE_FuseLoras", method="closed form (Eq. 7)", **fusing)[0]
         lap("fuse")

@@ -13,14 +13,15 @@ from .settings import LoraRow, auto_lora
 class Preset:
     """Settings of the whole of MACE.
 
-    lora: rank, steps and rate by type.  refine, fuse: the weights of Eq. 19 and Eq. 7, None for Table 10's.
+    lora: rank, steps and rate by type.  refine: the weights of Eq. 19, None for Table 10's.  fuse: the weights of Eq. 7
+    by the number of concepts, None for Table 10's.
     loss: one of mace.attention.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     focus: whether LoRAs read the directions of mace.focus.
     """
 
     lora: Callable[[str], LoraRow]
     refine: RefineWeights | None = None
-    fuse: FuseWeights | None = None
+    fuse: Callable[[int], FuseWeights] | None = None
     loss: str = SQUARED
     end_of_text: bool = False
     focus: bool = False
@@ -29,6 +30,14 @@ class Preset:
 def _demo_lora(type: str) -> LoraRow:
     """The same for every type of concept."""
     return LoraRow(rank=1, steps=50, learning_rate=5e-3)
+
+
+def _demo_fuse(count: int) -> FuseWeights:
+    """In proportion to the number of concepts.
+
+    The sums of Eq. 7 grow with the list and the prior's does not, so a fixed lambda2 holds a short list back more.
+    """
+    return FuseWeights(lambda2=1e-4 * count, mu=3e3 * count)
 
 
 PAPER = "paper (Table 10)"
@@ -40,7 +49,7 @@ PRESETS: dict[str, Preset] = {
     DEMO: Preset(
         _demo_lora,
         RefineWeights(lambda1=1e-4, mu=1e5, metric=READING),
-        FuseWeights(lambda2=1e-3, mu=3e4),
+        _demo_fuse,
         end_of_text=True,
         focus=True,
     ),

@@ -2,7 +2,7 @@
 
 from dataclasses import astuple
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..mace.presets import PRESETS
 from ..mace.refine import ALIKE
@@ -103,7 +103,7 @@ class EraseConcepts(io.ComfyNode):
         # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
         refine_as = (AUTO,) * 3 if chosen.refine is None else tuple(map(repr, astuple(chosen.refine)[:3]))
         metric = chosen.refine.metric if chosen.refine else ALIKE
-        fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse)[:3]))
+        fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
         node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, MEASURE_NAMES[metric])
         refined, refinement = node.result
         send_text("drawing training images")
@@ -119,9 +119,10 @@ class EraseConcepts(io.ComfyNode):
             by_type=chosen.lora,
         )
         loras, about_training = train_loras(refined, clip, images, masks, options)
-        fused, about_fusion, _ = fused_model(
+        fused, about_fusion, listed = fused_model(
             model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
         )
         about = {"Refinement": node.ui.as_dict()["text"], "Masks": about_masks, "Training": about_training}
         lines = [line for name, part in {**about, "Fusion": about_fusion}.items() for line in (f"{name}:", *part)]
-        return io.NodeOutput(fused, loras, ui=ui.PreviewText("\n".join(lines)))
+        # The concepts are for the page's sliders, which cannot know what a preset holds.
+        return io.NodeOutput(fused, loras, ui={"text": ("\n".join(lines),), "concepts": listed})

@@ -1,4 +1,4 @@
-"""The sliders of Fuse LoRAs in ComfyUI's real page."""
+"""The sliders of Fuse LoRAs and Erase Concepts in ComfyUI's real page."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.pages import fewer_steps, load, press_queue, queued, saved, wait_for_
 
 pytestmark = pytest.mark.browser
 
-NODE = "const node = window.app.graph.nodes.find(n => n.type === 'MACE_FuseLoras');"
+NODE = "const node = window.app.graph.nodes.find(n => ['MACE_FuseLoras', 'MACE_EraseConcepts'].includes(n.type));"
 TEXT = "const text = node.widgets.find(w => w.name === 'strengths');"
 MODULE = "import('/extensions/mace-comfyui/strengths_text.js')"
 
@@ -113,6 +113,18 @@ def test_sliders_before_and_after_a_run(page, server):
             n.widgets.find(w => w.name === 'report').element.value.includes(words))""",
         arg=f"strengths below 1: {names[0]} 0, {names[1]} 0.95",
     )
+
+
+def test_the_one_node_version_has_them_too(page, server):
+    load(page, fewer_steps(graphs.workflow("quick")))
+    slider(page, "dog").wait_for()
+    assert sliders(page) == {"dog": 1} and text(page) == ""
+    slider(page, "dog").press("ArrowLeft")
+    assert text(page) == "dog = 0.95"
+    press_queue(page, server)
+    wait_for_pictures(page)
+    fused = page.evaluate(f"() => {{ {NODE} return window.app.nodeOutputs[node.id].concepts; }}")
+    assert fused == [["dog", 0.95]]
 
 
 def test_the_names_of_the_list_in_the_graph(page):

@@ -1,9 +1,9 @@
-// One slider a concept below the text of strengths in Fuse LoRAs. The text stays the only truth: a slider rewrites its
-// concept's line and nothing else, and nothing of the sliders is saved or sent.
+// One slider a concept below the text of strengths in Fuse LoRAs and Erase Concepts. The text stays the only truth: a
+// slider rewrites its concept's line and nothing else, and nothing of the sliders is saved or sent.
 import { app } from "../../scripts/app.js";
 import { ALL, conceptNames, normalised, parseStrengths, withStrength, writable } from "./strengths_text.js";
 
-const FUSE = "MACE_FuseLoras";
+const FUSING = ["MACE_FuseLoras", "MACE_EraseConcepts"];
 const CONCEPTS = "MACE_Concepts";
 const PANEL = "strength sliders";
 const ROW = 22;
@@ -36,7 +36,7 @@ function upstream(node) {
   };
   // A refinement's list decides what is fused.
   const refined = node.inputs?.some((input) => input.name === "refinement" && input.link != null);
-  follow(node, [refined ? "refinement" : "loras"]);
+  follow(node, refined ? ["refinement"] : ["loras", "concepts"]);
   return names;
 }
 
@@ -174,7 +174,7 @@ function render(node) {
 function renderAll() {
   if (!app.isGraphReady) return;
   const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
-  for (const graph of graphs) for (const node of graph.nodes) if (node.comfyClass === FUSE) render(node);
+  for (const graph of graphs) for (const node of graph.nodes) if (FUSING.includes(node.comfyClass)) render(node);
 }
 
 function after(prototype, method, then) {
@@ -192,13 +192,13 @@ app.registerExtension({
     if (!nodeData.name.startsWith("MACE_")) return;
     // A link anywhere before the fusion may bring other concepts.
     after(nodeType.prototype, "onConnectionsChange", renderAll);
-    const watched = { [FUSE]: "strengths", [CONCEPTS]: "concepts" }[nodeData.name];
-    if (!watched) return;
+    const fuses = FUSING.includes(nodeData.name);
+    if (!fuses && nodeData.name !== CONCEPTS) return;
     after(nodeType.prototype, "onNodeCreated", (node) => {
-      const widget = widgetOf(node, watched);
-      if (widget) after(widget, "callback", nodeData.name === FUSE ? () => render(node) : renderAll);
+      const widget = widgetOf(node, fuses ? "strengths" : "concepts");
+      if (widget) after(widget, "callback", fuses ? () => render(node) : renderAll);
     });
-    if (nodeData.name !== FUSE) return;
+    if (!fuses) return;
     after(nodeType.prototype, "onConfigure", render);
     after(nodeType.prototype, "onExecuted", render);
   },
