@@ -1,8 +1,8 @@
-"""Pictures of the demo model in the real host, many prompts in one batch; and what the judge sees in them."""
+"""Pictures of the demo model in the real host, many prompts in one batch."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,48 +14,51 @@ BATCH, CFG, SAMPLER, SCHEDULER = 32, 4.0, "ddim", "normal"
 
 
 class Studio:
-    """Draws with any MODEL of one checkpoint and judges. host: an InProcessHost; clip, vae: of the checkpoint."""
+    """Draws with any MODEL of one checkpoint. host: an InProcessHost; clip, vae: of the checkpoint; judge: its own."""
 
-    def __init__(self, host, clip, vae, steps):
-        self.host, self.clip, self.vae, self.steps = host, clip, vae, steps
+    def __init__(self, host, clip, vae, steps: int, sampler: str = SAMPLER):
+        self.host, self.clip, self.vae, self.steps, self.sampler = host, clip, vae, steps, sampler
         self.judge = Judge(REPO / "assets/demo/judge.safetensors")
         self._embeddings: dict[str, Tensor] = {}
 
-    def _encoded(self, prompts: Sequence[str]) -> Tensor:
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeddings:
-                self._embeddings[prompt] = self.host.encode(self.clip, prompt)[0][0]
-        return torch.cat([self._embeddings[prompt] for prompt in prompts])
+    def encoded(self, prompt: str) -> Tensor:
+        """The embeddings [77, d] of a prompt, by the host."""
+        if prompt not in self._embeddings:
+            self._embeddings[prompt] = self.host.encode(self.clip, prompt)[0][0][0]
+        return self._embeddings[prompt]
 
-    def draw(self, model, prompts: Sequence[str], seed: int) -> Tensor:
-        """Pictures [B, 3, 64, 64]; a prompt has the same noise for every model, whatever it is drawn with."""
+    def draw(
+        self,
+        model,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        encode: Callable[[str], Tensor] | None = None,
+    ) -> Tensor:
+        """Pictures [B, 3, 64, 64]; a prompt and a seed have the same noise for every model and in every batch.
+
+        negative: the prompt to draw away from.  encode: a prompt's embeddings, in place of `encoded`.
+        """
         import comfy.sample
 
         drawn = []
         with torch.inference_mode():
+            away = self.encoded(negative)
             for start in range(0, len(prompts), BATCH):
-                part = prompts[start : start + BATCH]
+                part = range(start, min(start + BATCH, len(prompts)))
                 empty = torch.zeros(len(part), 4, 8, 8)
-                noise = torch.stack([_noise(prompt, seed) for prompt in part])
+                noise = torch.stack([noise_of(prompts[i], seeds[i]) for i in part])
                 # The host takes one row of a conditioning for each latent.
-                positive, negative = [[self._encoded(part), {}]], [[self._encoded([""] * len(part)), {}]]
-                how = (self.steps, CFG, SAMPLER, SCHEDULER, positive, negative, empty)
-                latents = comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seed)
+                towards = torch.stack([(encode or self.encoded)(prompts[i]) for i in part])
+                positive, others = [[towards, {}]], [[away.expand_as(towards), {}]]
+                how = (self.steps, CFG, self.sampler, SCHEDULER, positive, others, empty)
+                latents = comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seeds[part.start])
                 drawn.append(self.host.decode(self.vae, latents))
         return torch.cat(drawn)
 
-    def right(self, model, asked: Sequence[tuple[str, str]], seed: int) -> Tensor:
-        """For (prompt, name): 1 where the judge's first answer is the name, else 0; [B]."""
-        found = self.judge(self.draw(model, [prompt for prompt, _ in asked], seed)).argmax(-1)
-        wanted = torch.tensor([self.judge.names.index(name) for _, name in asked])
-        return (found == wanted).float()
 
-    def in_style(self, model, prompts: Sequence[str], style: str, seed: int) -> Tensor:
-        """1 where the judge sees the style, else 0; [B]."""
-        return (self.judge.style(self.draw(model, prompts, seed)).argmax(-1) == self.judge.styles.index(style)).float()
-
-
-def _noise(prompt: str, seed: int) -> Tensor:
+def noise_of(prompt: str, seed: int) -> Tensor:
+    """The noise [4, 8, 8] of a prompt and a seed."""
     digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
     return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")))
 

@@ -1,4 +1,4 @@
-"""The main rows of the search for the demo model's preset: ten concepts in one run, by refinement, training and fusion.
+"""The main rows of the search for the demo model's preset: ten concepts in one run, and CIFAR classes alone.
 
     python dev.py run python -m benchmarks.search
 
@@ -8,10 +8,13 @@ prompts. The last line is one JSON object with a row for each combination.
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.erasure import AUTO_TRAIN, PICTURES, PRESET, TEN, Bench
-from devtools.inprocess import REPO
+from benchmarks.erasure.bench import STYLE, Bench, Work
+from benchmarks.erasure.questions import Question, asked
+from benchmarks.erasure.tasks import TEN
+from devtools.inprocess import REPO, open_host
 from mace.refine import ALIKE, READING
 
 RESULTS = REPO / "benchmarks" / "results" / "search.json"
@@ -23,7 +26,7 @@ TEMPLATES = (
     "illustration of a {}",
     "a {} in a photo",
 )
-SEED, STEPS = 500, 8
+SEED, EVERY = 500, 4
 # (lambda1, mu, what mu measures) of a refinement; its trainings: (rate, (lambda2, mu) of each fusion).
 GRID = (
     (("1e-4", "1", ALIKE), (("1.5e-2", (("6e-3", "1"),)),)),
@@ -32,42 +35,83 @@ GRID = (
     (("1e-4", "2e5", READING), (("5e-3", (("2e-4", "1000"),)),)),
     (("1e-4", "1e5", READING), (("3e-3", (("3e-4", "1e4"),)), ("5e-3", (("1e-3", "1e4"), ("1e-3", "3e4"))))),
 )
+# The same for each of these alone.
+ALONE = ("ship", "bird", "horse", "automobile", "deer")
+ALONE_GRID = (
+    (
+        ("1e-4", "1e5", READING),
+        (
+            ("5e-3", (("1e-4", "3e3"), ("3.2e-4", "1e4"), ("1e-3", "3e4"), ("1e-3", "1e5"))),
+            ("3e-3", (("1e-4", "3e3"),)),
+        ),
+    ),
+)
+
+
+def questions(bench: Bench, erased: Sequence[str]) -> dict[str, list[Question]]:
+    """By group. Each word has every other template, each other thing one of them."""
+    words = {word: name for name in erased for word in bench.synonyms.get(name, ())}
+    own = [asked({word: name}, TEMPLATES[i % 2 :: 2], seed=SEED) for i, (word, name) in enumerate(words.items())]
+    others = [name for name in bench.words["concepts"] if name not in erased]
+    kept = [asked([name], (TEMPLATES[i % len(TEMPLATES)],), seed=SEED) for i, name in enumerate(others)]
+    return {
+        "erased": asked(erased, TEMPLATES[::3] if len(erased) > 1 else TEMPLATES, seed=SEED),
+        "synonyms": sum(own, []),
+        "others": sum(kept[::EVERY], []),
+    }
+
+
+class Search:
+    """Runs a grid, and notes what is found in `rows` and on disk."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.rows = bench, []
+        self.names = bench.host.module("nodes.refine").MEASURE_NAMES
+
+    def note(self, model, group: dict, **about) -> None:
+        """Judge a model. Counts only what the base model draws right."""
+        found = {}
+        for name, asked_for in group.items():
+            base = self.bench.examiner.ask(self.bench.model, asked_for, "base").right
+            right = self.bench.examiner.ask(model, asked_for).right
+            found[name] = round(float((base * right).sum() / base.sum()), 3)
+        if about["concepts"] == "ten":
+            others = [thing for thing in self.bench.words["concepts"] if thing not in TEN]
+            styled = asked(others[::8], (f"a {STYLE} emoji of a {{}}",), seed=SEED)
+            found["style"] = round(float((self.bench.examiner.ask(model, styled).style > 0.5).float().mean()), 3)
+        self.rows.append({**about, **found})
+        print(self.rows[-1], flush=True)
+        RESULTS.write_text(json.dumps(self.rows, indent=1), encoding="utf-8")
+
+    def run(self, name: str, objects: Sequence[str], style: bool, grid) -> None:
+        """One list of concepts through a grid."""
+        bench, group = self.bench, questions(self.bench, objects)
+        run, common = bench.host.run, dict(model=bench.model)
+        work = Work(bench.concepts(objects, style), seconds={})
+        bench.draw_training_images(work)
+        for (lambda1, mu, metric), trainings in grid:
+            refining = dict(lambda1=lambda1, lambda3="0", mu=mu, mu_measures=self.names[metric], strength=1.0)
+            refining |= dict(projections="both", lambda1_form="paper", concepts=work.concepts, prior=bench.prior)
+            work.refined, work.refinement = run("MACE_CFRRefine", clip=bench.clip, **refining, **common).result
+            about = {"concepts": name, "lambda1": lambda1, "mu": mu, "mu measures": metric}
+            self.note(work.refined, group, stage="refined", **about)
+            for rate, fusions in trainings:
+                bench.train(work, learning_rate=rate, end_of_text="yes", focus="yes")
+                for lambda2, pull in fusions:
+                    fusing = dict(loras=work.loras, refinement=work.refinement, strengths="", lambda2=lambda2)
+                    fusing |= dict(lambda3="0", mu=pull, method="closed form (Eq. 7)", pull="refined weights (release)")
+                    fused = run("MACE_FuseLoras", **fusing, **common)[0]
+                    self.note(fused, group, stage="fused", rate=rate, lambda2=lambda2, **{"fusion's mu": pull}, **about)
 
 
 def main() -> None:
     """The command."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), TEMPLATES, SEED, STEPS)
-        run, common = bench.host.run, dict(clip=bench.clip)
-        chosen = bench.concepts(TEN, "Twemoji -> art")
-        show = dict(model=bench.model, vae=bench.vae, concepts=chosen, prompt="auto", negative="", **PICTURES)
-        images = run("MACE_ConceptImages", **show, **common)[0]
-        masks = run("MACE_MaskConcept", model=bench.model, images=images, backend="attention", **common)[0]
-
-        def note(model, **about):
-            rows.append({**about, **bench.measure(model, TEN, style="Twemoji")})
-            print(rows[-1], flush=True)
-            RESULTS.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-
-        names = bench.host.module("nodes.refine").MEASURE_NAMES
-        for (lambda1, mu, metric), trainings in GRID:
-            measures = names[metric]
-            refining = dict(lambda1=lambda1, lambda3="0", mu=mu, mu_measures=measures, strength=1.0)
-            refining |= dict(projections="both", lambda1_form="paper", concepts=chosen, prior=bench.prior)
-            refined, refinement = run("MACE_CFRRefine", model=bench.model, **refining, **common).result
-            about = {"lambda1": lambda1, "mu": mu, "mu measures": measures}
-            note(refined, **about, stage="refined")
-            for rate, fusions in trainings:
-                settings = dict(learning_rate=rate, end_of_text="yes", focus="yes", preset=PRESET)
-                training = dict(model=refined, images=images, masks=masks, **{**AUTO_TRAIN, **settings})
-                loras = run("MACE_TrainErasureLora", **training, **common)[0]
-                for lambda2, pull in fusions:
-                    fusing = dict(loras=loras, refinement=refinement, strengths="", lambda2=lambda2, lambda3="0")
-                    fusing |= dict(mu=pull, method="closed form (Eq. 7)", pull="refined weights (release)")
-                    fused = run("MACE_FuseLoras", model=bench.model, **fusing)[0]
-                    note(fused, **about, stage="fused", rate=rate, lambda2=lambda2, **{"fusion's mu": pull})
-    print(json.dumps(rows))
+        search = Search(Bench(open_host(Path(folder))))
+        search.run("ten", TEN, True, GRID)
+        for name in ALONE:
+            search.run(name, (name,), False, ALONE_GRID)
+    print(json.dumps(search.rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What "auto" means: the paper's Table 10, or settings found on another model and named after it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,11 +34,9 @@ def _demo_lora(type: str) -> LoraRow:
 
 
 def _demo_fuse(count: int) -> FuseWeights:
-    """In proportion to the number of concepts.
-
-    The sums of Eq. 7 grow with the list and the prior's does not, so a fixed lambda2 holds a short list back more.
-    """
-    return FuseWeights(lambda2=1e-4 * count, mu=3e3 * count)
+    """By the number of concepts: the sums of Eq. 7 grow with the list and the prior's does not, so a fixed lambda2
+    would hold a short list back more than a long one."""
+    return FuseWeights(lambda2=1e-4 * count, mu=1e4 * math.sqrt(count))
 
 
 PAPER = "paper (Table 10)"

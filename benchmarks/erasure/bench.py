@@ -1,0 +1,127 @@
+"""The host with the demo model, and the stages of an erasure by the pack's own nodes."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from benchmarks.erasure.questions import TEMPLATES, Examiner, asked
+from benchmarks.pictures import Studio, vocabulary
+from devtools.cache import REPO
+
+PRIOR = "mace_demo_vocabulary_prior.safetensors"
+PRESET = "demo model (mace_demo)"
+STYLE, STYLE_LINE = "Twemoji", "Twemoji -> art"
+STEPS = 8
+MAPPINGS = {"airplane": "ground", "bird": "street", "cat": "forest", "deer": "street", "frog": "forest"}
+MAPPINGS |= {"horse": "forest", "ship": "ground"}
+PICTURES = dict(count=8, width=64, height=64, seed=0, steps=12, cfg=4.0, sampler_name="ddim", scheduler="normal")
+AUTO_TRAIN = dict.fromkeys(("rank", "steps", "learning_rate", "loss", "end_of_text", "focus", "side_by_side"), "auto")
+AUTO_TRAIN |= dict(projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, save_memory=False)
+CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
+
+
+@dataclass
+class Work:
+    """An erasure on its way: what the nodes gave so far, and the seconds that each stage took."""
+
+    concepts: object
+    refined: object = None
+    refinement: object = None
+    images: object = None
+    masks: object = None
+    loras: object = None
+    singles: Sequence = ()
+    seconds: dict[str, float] | None = None
+
+
+class Bench:
+    """host: an InProcessHost.  steps: of the pictures that are judged."""
+
+    def __init__(self, host, steps: int = STEPS):
+        self.host = host
+        priors = Path(host.folder_paths.get_folder_paths("mace_priors")[0])
+        priors.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPO / "assets/demo" / PRIOR, priors / PRIOR)
+        self.model, self.clip, self.vae = self.host.load_checkpoint(self.host.demo_checkpoint)
+        self.prior = self.host.run("MACE_LoadPrior", prior_name=PRIOR)[0]
+        self.studio = Studio(self.host, self.clip, self.vae, steps)
+        self.examiner = Examiner(self.studio, STYLE)
+        self.words = vocabulary()
+        self.preset = self.host.module("mace.presets").PRESETS[PRESET]
+
+    @cached_property
+    def synonyms(self) -> dict[str, list[str]]:
+        """The synonyms of the CIFAR classes that the base model draws in half of the pictures or more.
+
+        Only what the base model draws can be erased from it, or kept.
+        """
+        words = {word: name for name, found in self.words["synonyms"].items() for word in found}
+        questions = asked(words)
+        right = self.examiner.ask(self.model, questions, "base").right.view(len(words), len(TEMPLATES)).mean(dim=1)
+        drawn = {word for word, share in zip(words, right.tolist(), strict=True) if share >= 0.5}
+        return {name: [word for word in found if word in drawn] for name, found in self.words["synonyms"].items()}
+
+    def concepts(self, objects: Sequence[str], style: bool = False):
+        """A list of concepts, with the paper's mappings."""
+        chosen = dict(type="object", preset="none", prompt_file="none")
+        found = None
+        if objects:
+            lines = "\n".join(f"{name} -> {MAPPINGS.get(name, 'sky')}" for name in objects)
+            found = self.host.run("MACE_Concepts", concepts=lines, **chosen)[0]
+        if style:
+            more = {} if found is None else {"more": found}
+            found = self.host.run("MACE_Concepts", concepts=STYLE_LINE, **{**chosen, "type": "style"}, **more)[0]
+        return found
+
+    def prepare(self, objects: Sequence[str], style: bool = False) -> Work:
+        """Refinement, images and masks."""
+        work = Work(self.concepts(objects, style), seconds={})
+        weights, run = self.preset.refine, self.host.run
+        settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
+        settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
+        settings["mu_measures"] = self.host.module("nodes.refine").MEASURE_NAMES[weights.metric]
+        start = time.perf_counter()
+        given = dict(model=self.model, concepts=work.concepts, prior=self.prior, clip=self.clip)
+        work.refined, work.refinement = run("MACE_CFRRefine", **given, **settings).result
+        work.seconds["refine"] = time.perf_counter() - start
+        return work
+
+    def draw_training_images(self, work: Work) -> None:
+        """Training images and masks, with the seconds that they take."""
+        start, run = time.perf_counter(), self.host.run
+        show = dict(model=self.model, vae=self.vae, concepts=work.concepts, prompt="auto", negative="", clip=self.clip)
+        work.images = run("MACE_ConceptImages", **show, **PICTURES)[0]
+        seeing = dict(model=self.model, images=work.images, backend="attention", clip=self.clip)
+        work.masks = run("MACE_MaskConcept", **seeing)[0]
+        work.seconds["images and masks"] = time.perf_counter() - start
+
+    def train(self, work: Work, **settings) -> None:
+        """The erasure LoRAs, with the seconds that they take. settings: of the node, other than the preset's."""
+        if work.images is None:
+            self.draw_training_images(work)
+        start = time.perf_counter()
+        training = dict(model=work.refined, images=work.images, masks=work.masks, clip=self.clip)
+        training |= {"preset": PRESET, **AUTO_TRAIN, **settings}
+        result = self.host.run("MACE_TrainErasureLora", **training).result
+        work.loras, work.singles = result[:2]
+        work.seconds["train"] = time.perf_counter() - start
+
+    def fuse(self, work: Work, method: str = CLOSED_FORM):
+        """The fused MODEL, by the preset's weights for as many concepts."""
+        weights = self.preset.fuse(len(work.concepts))
+        numbers = dict(lambda2=repr(weights.lambda2), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
+        given = dict(model=self.model, loras=work.loras, refinement=work.refinement, strengths="", method=method)
+        start = time.perf_counter()
+        fused = self.host.run("MACE_FuseLoras", **given, **numbers, pull="refined weights (release)")[0]
+        if method == CLOSED_FORM:
+            work.seconds["fuse"] = time.perf_counter() - start
+        return fused
+
+    def with_lora(self, work: Work, place: int):
+        """The refined MODEL with one concept's LoRA on it, by the host's own loader."""
+        import comfy_extras.nodes_train as theirs
+
+        return theirs.LoraModelLoader.execute(work.refined, work.singles[place], 1.0, False).result[0]

@@ -1,0 +1,87 @@
+"""What a model is asked to draw, and what the judge sees in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.pictures import Studio
+
+TEMPLATES = ("a photo of the {}", "an illustration of the {}")
+SEED = 9000
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture to draw: the prompt, the name that the judge is asked about, the seed of its noise."""
+
+    prompt: str
+    name: str
+    seed: int = SEED
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of B pictures. right: [B], 1 where the judge's first answer is the name.  probability: [B], of the name.
+    features: [B, F], what the judge's last layer reads.  style: [B], probability of the style asked about."""
+
+    right: Tensor
+    probability: Tensor
+    features: Tensor
+    style: Tensor
+
+    @classmethod
+    def gathered(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Many as one."""
+        names = ("right", "probability", "features", "style")
+        return cls(*(torch.stack([getattr(part, name) for part in parts]) for name in names))
+
+
+class Examiner:
+    """Asks models. A model's answers are kept by question where it is known by a key, such as the base model."""
+
+    def __init__(self, studio: Studio, style: str):
+        self.studio, self.style = studio, style
+        self._kept: dict[tuple[str, Question], Answers] = {}
+
+    def ask(self, model, questions: Sequence[Question], key: str | None = None, **how) -> Answers:
+        """The answers to some questions, in order. key: of a model that is asked again.  how: see `Studio.draw`."""
+        if key is None:
+            return self._answers(model, questions, **how)
+        new = [question for question in dict.fromkeys(questions) if (key, question) not in self._kept]
+        if new:
+            found = self._answers(model, new, **how)
+            for i, question in enumerate(new):
+                self._kept[key, question] = Answers(
+                    found.right[i], found.probability[i], found.features[i], found.style[i]
+                )
+        return Answers.gathered([self._kept[key, question] for question in questions])
+
+    def _answers(self, model, questions: Sequence[Question], **how) -> Answers:
+        judge = self.studio.judge
+        seeds = [question.seed for question in questions]
+        pictures = self.studio.draw(model, [question.prompt for question in questions], seeds, **how)
+        with torch.inference_mode():
+            features = judge.f(pictures * 2 - 1).mean((2, 3))
+            likely, styles = judge.c(features).softmax(-1), judge.s(features).softmax(-1)
+        wanted = torch.tensor([judge.names.index(question.name) for question in questions])
+        return Answers(
+            (likely.argmax(-1) == wanted).float(),
+            likely.gather(1, wanted[:, None])[:, 0],
+            features,
+            styles[:, judge.styles.index(self.style)],
+        )
+
+
+def asked(
+    names: Sequence[str] | Mapping[str, str], templates: Sequence[str] = TEMPLATES, seeds: int = 1, seed: int = SEED
+) -> list[Question]:
+    """Every name with every template and seed. names: or {word in the prompt: name the judge is asked about}."""
+    words = names if isinstance(names, Mapping) else {name: name for name in names}
+    return [
+        Question(template.format(word), name, seed + 100 * k)
+        for k in range(seeds)
+        for word, name in words.items()
+        for template in templates
+    ]

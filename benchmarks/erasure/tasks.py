@@ -1,0 +1,131 @@
+"""The experiments. Each adds the cells that its records do not hold yet: what one model answered to its questions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.erasure.bench import STYLE, Bench
+from benchmarks.erasure.methods import BASE, STAGES, Subject
+from benchmarks.erasure.questions import TEMPLATES, Question, asked
+from benchmarks.erasure.records import Records, rounded, told
+
+TEN = ("airplane", "automobile", "bird", "deer", "dog", "frog", "horse", "ship", "truck")
+SHARED = {"dog": ("hot dog",), "fire": ("fire engine", "fireworks")}
+COUNTS = (1, 5, 10, 100)
+# The base model's answers are kept, so any number of cells may compare with them.
+KEPT = "base"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a task to run. only: the name of one erasure; None for all."""
+
+    methods: Sequence[str] = STAGES
+    only: str | None = None
+
+
+def groups(bench: Bench, erased: Sequence[str], share: int = 1, offset: int = 0, seeds: int = 1) -> dict:
+    """Questions by group: the erased names, their synonyms, the other CIFAR classes, and the other things.
+
+    Each other thing is asked for with one template, always the same one; of these questions each `share`-th, from
+    `offset` on. seeds: of every group but the synonyms' and erased ones', which have more where there are few names.
+    """
+    cifar = [name for name in bench.words["synonyms"] if name not in erased]
+    rest = [name for name in bench.words["concepts"] if name not in bench.words["synonyms"]]
+    one_each = [(TEMPLATES[i % len(TEMPLATES)], name) for i, name in enumerate(rest)]
+    one_each = [entry for entry in one_each if entry[1] not in erased][offset::share]
+    words = {word: name for name in erased for word in bench.synonyms.get(name, ())}
+    return {
+        "erased": asked(erased, seeds=max(1, min(4, 40 // len(erased)))),
+        "synonyms": asked(words, seeds=2 if len(erased) == 1 else 1),
+        "classes": asked(cifar, seeds=seeds),
+        "others": [question for t, name in one_each for question in asked([name], (t,), seeds)],
+    }
+
+
+def examine(bench: Bench, made: tuple[object, Mapping], questions: Mapping[str, Sequence[Question]]) -> dict:
+    """A cell's answers by group. made: the MODEL, and what to draw with besides (see `Subject.model`)."""
+    model, how = made
+    found = {}
+    for name, group in questions.items():
+        if not group:
+            continue
+        base = bench.examiner.ask(bench.model, group, KEPT)
+        answers = base if model is bench.model and not how else bench.examiner.ask(model, group, **how)
+        found[name] = told(group, answers, base)
+        if name == "style":
+            found[name]["style"] = rounded(answers.style)
+    return {"groups": found}
+
+
+def objects(bench: Bench, records: Records, plan: Plan) -> None:
+    """Table 1: each CIFAR class alone. The classes take turns with the other things, half of them each."""
+    for place, name in enumerate(bench.words["synonyms"]):
+        if plan.only not in (None, name):
+            continue
+        questions = groups(bench, [name], share=2, offset=place % 2)
+        fill(bench, records, Subject(bench, [name]), questions, plan, name)
+
+
+def mixed(bench: Bench, records: Records, plan: Plan) -> None:
+    """Fig. 8a in small: nine CIFAR classes and the style Twemoji in one run."""
+    questions = groups(bench, TEN, seeds=2)
+    questions["style"] = styled(bench, TEN, 2)
+    fill(bench, records, Subject(bench, TEN, style=True), questions, plan, "ten")
+
+
+def styles(bench: Bench, records: Records, plan: Plan) -> None:
+    """Table 3 in small: the style Twemoji alone; what is asked for in it, and what is asked for without it."""
+    names = bench.words["concepts"]
+    questions = {"style": styled(bench, (), 2), "others": asked(names[::2], TEMPLATES[:1])}
+    fill(bench, records, Subject(bench, (), style=True), questions, plan, STYLE)
+
+
+def mass(bench: Bench, records: Records, plan: Plan) -> None:
+    """Fig. 7c: 1, 5, 10 and 100 things erased in one run, the same 106 others kept."""
+    cifar = list(bench.words["synonyms"])
+    rest = [name for name in bench.words["concepts"] if name not in cifar]
+    order = cifar + [name for i, name in enumerate(rest) if i % 13 < 6][: max(COUNTS) - len(cifar)]
+    kept = [name for name in rest if name not in order]
+    for count in COUNTS:
+        erased = order[:count]
+        questions = {"erased": asked(erased, seeds=max(1, 20 // count)), "others": asked(kept)}
+        fill(bench, records, Subject(bench, erased), questions, plan, str(count))
+
+
+def shared(bench: Bench, records: Records, plan: Plan) -> None:
+    """A concept whose word stands in the name of one that is to stay."""
+    for name, kept in SHARED.items():
+        questions = {"erased": asked([name], seeds=4), "kept": asked(kept, seeds=4)}
+        fill(bench, records, Subject(bench, [name]), questions, plan, name)
+
+
+def styled(bench: Bench, without: Sequence[str], share: int) -> list[Question]:
+    """Pictures in the style, of each `share`-th thing that stays."""
+    names = [name for name in bench.words["concepts"] if name not in without]
+    return asked(names[::share], (f"a {STYLE} emoji of a {{}}",))
+
+
+def fill(bench: Bench, records: Records, subject: Subject, questions: Mapping, plan: Plan, name: str) -> None:
+    """Add the cells of one erasure, by method."""
+    for method in (BASE, *plan.methods):
+        key = f"{name}/{method}"
+        if key not in records and plan.only in (None, name):
+            cell = examine(bench, subject.model(method), questions)
+            spent = {stage: round(value, 2) for stage, value in subject.seconds(method).items()}
+            records.add(key, erased=name, method=method, seconds=spent, **cell)
+            print(key, summary(cell["groups"]), spent, flush=True)
+
+
+def summary(found: Mapping[str, Mapping]) -> str:
+    """Percent right by group."""
+    shares = {name: group["right"].count("1") / len(group["right"]) for name, group in found.items()}
+    return ", ".join(f"{name} {100 * share:.0f}" for name, share in shares.items())
+
+
+COMPARISONS: dict[str, Callable[[Bench, Records, Plan], None]] = {
+    "objects": objects,
+    "mass": mass,
+    "styles": styles,
+    "mixed": mixed,
+    "shared": shared,
+}

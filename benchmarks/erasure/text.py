@@ -1,0 +1,143 @@
+"""The words of docs/results.md around its tables."""
+
+NAMES = {
+    "base": "base model",
+    "refined": "refined",
+    "fused": "**MACE (fused)**",
+    "naive": "naive sum",
+}
+
+HEAD = """# What erasing does to the demo model
+
+Recorded by
+
+    python dev.py run python -m benchmarks.erasure --task all --report
+
+on two CPU cores, with the preset *demo model (mace_demo)* for every concept: the same settings for one object and for
+ten, for objects and a style. A picture counts as showing a concept when the judge's first answer of its 210 names is
+that concept (see [the model's card](../assets/demo/CARD.md)). Every method draws from the same noise as the base model
+(seed 9000 and steps of 100 from it), 8 steps of ddim, guidance 4, with the prompts "a photo of the X" and "an
+illustration of the X". The settings were searched with six other prompts and another seed ([search.md](search.md)).
+Neither the prior's captions nor the templates that erasing reads hold any of these prompts; the captions hold their
+words in other arrangements, such as "a photo of a X" or "illustration of the X".
+
+*Refined* is CFR Refine alone; *fused* is the result, closed form of Eq. 7; *naive sum* is Eq. 6 in its place, which
+for one concept is its LoRA on the refined model. Numbers are percent, in brackets the middle 95 % of 2,000 bootstrap
+samples over the erasures and over the pictures. *Others* are things of the model's 206 besides the CIFAR classes.
+*Others moved* is the mean squared distance, in the judge's features, between the pictures of the erased and the base
+model with the same noise, where two base pictures of different things are 1 apart. The recorded answers, picture by
+picture, are in [benchmarks/results/erasure](../benchmarks/results/erasure).
+"""
+
+ABOUT = {
+    "objects": (
+        """
+## One object at a time
+
+Acc_e is the accuracy on the erased class, Acc_s on the nine other CIFAR classes, Acc_g on its synonyms of Table 6,
+which are not given as aliases, and only those that the base model draws in half of the pictures or more. H_o is the
+harmonic mean of 1 - Acc_e, Acc_s and 1 - Acc_g for each class, averaged over the classes, as in Table 1 of the paper.
+""",
+        """
+""",
+    ),
+    "mixed": (
+        """
+## Nine objects and a style in one run
+
+airplane, automobile, bird, deer, dog, frog, horse, ship and truck, and the style Twemoji, erased together. *Style* is
+the share of pictures asked for as "a Twemoji emoji of a X" in which the judge sees that style, *content in style* how
+often it sees the X there.
+""",
+        """
+""",
+    ),
+    "shared": (
+        """
+## Words that a kept concept shares
+
+Nothing is preserved by name here. *Kept* are the concepts whose names hold the erased word.
+""",
+        """
+""",
+    ),
+    "mass": (
+        """
+## Many things in one run
+
+The CIFAR classes, then things from all over the model's vocabulary; the same 106 others are kept each time. H_c is the
+harmonic mean of 1 - Acc_e and Acc_s (Fig. 7c of the paper). *Time* is from the list of concepts to the erased model.
+""",
+        """
+""",
+    ),
+    "styles": (
+        """
+## A style alone
+
+Twemoji erased, mapped to "art". *Style* is the share of "a Twemoji emoji of a X" in which the judge sees that style;
+*content* is how often it sees the X, there and in "a photo of the X".
+""",
+        """
+""",
+    ),
+    "leak": (
+        """
+## What leaks through the other words
+
+As in Fig. 2b of the paper: the class's own tokens are replaced by the final end-of-text's embedding, so that it is left
+in the words around it alone. How often the class still appears, in percent of 8 pictures:
+""",
+        """
+""",
+    ),
+    "ablations": (
+        """
+## Parts left out
+
+The ten concepts of above, on half of the others, with one thing changed at a time. *All* is the preset: keys and
+values, 50 steps, CFIS, squared norm, end-of-text and padding in the loss, focus.
+""",
+        """
+""",
+    ),
+    "unseen": (
+        """
+## Prompts of other forms
+
+Dog, airplane and ship, each erased alone, with words that have an embedding and words that have none, before and behind
+the name. Percent of pictures that show the class, four of each form, and of 17 others with the same form.
+""",
+        """
+""",
+    ),
+    "maps": (
+        """
+## Where the words look
+
+As in Figs. 2a and 10: attention to each token of "a photo of the dog" in pictures of dogs, averaged over layers, heads,
+three timesteps and eight pictures. Brightness is on one scale in each column.
+""",
+        """
+""",
+    ),
+    "sheets": (
+        """
+## Pictures
+
+The base model and the erased one, from the same noise.
+
+""",
+        """
+""",
+    ),
+    "sampling": (
+        """
+## How few steps
+
+The base model on all of its 206 things, "a photo of the X", by sampler and number of steps.
+""",
+        """
+""",
+    ),
+}
