@@ -27,32 +27,37 @@ class Studio:
                 self._embeddings[prompt] = self.host.encode(self.clip, prompt)[0][0]
         return torch.cat([self._embeddings[prompt] for prompt in prompts])
 
-    def draw(self, model, prompts: Sequence[str], seed: int) -> Tensor:
-        """Pictures [B, 3, 64, 64]; a prompt has the same noise for every model, whatever it is drawn with."""
+    def draw(self, model, prompts: Sequence[str], seed: int, negative=None) -> Tensor:
+        """Pictures [B, 3, 64, 64]; a prompt has the same noise for every model, whatever it is drawn with.
+
+        negative: one CONDITIONING for all prompts, that of the empty prompt if None.
+        """
         import comfy.sample
 
         drawn = []
+        against = self._encoded([""]) if negative is None else negative[0][0]
         with torch.inference_mode():
             for start in range(0, len(prompts), BATCH):
                 part = prompts[start : start + BATCH]
                 empty = torch.zeros(len(part), 4, 8, 8)
                 noise = torch.stack([_noise(prompt, seed) for prompt in part])
                 # The host takes one row of a conditioning for each latent.
-                positive, negative = [[self._encoded(part), {}]], [[self._encoded([""] * len(part)), {}]]
-                how = (self.steps, CFG, SAMPLER, SCHEDULER, positive, negative, empty)
+                conditionings = [[self._encoded(part), {}]], [[against.repeat(len(part), 1, 1), {}]]
+                how = (self.steps, CFG, SAMPLER, SCHEDULER, *conditionings, empty)
                 latents = comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seed)
                 drawn.append(self.host.decode(self.vae, latents))
         return torch.cat(drawn)
 
-    def right(self, model, asked: Sequence[tuple[str, str]], seed: int) -> Tensor:
-        """For (prompt, name): 1 where the judge's first answer is the name, else 0; [B]."""
-        found = self.judge(self.draw(model, [prompt for prompt, _ in asked], seed)).argmax(-1)
+    def right(self, model, asked: Sequence[tuple[str, str]], seed: int, negative=None) -> Tensor:
+        """For (prompt, name): 1 where the judge's first answer is the name, else 0; [B]. negative: as in `draw`."""
+        found = self.judge(self.draw(model, [prompt for prompt, _ in asked], seed, negative)).argmax(-1)
         wanted = torch.tensor([self.judge.names.index(name) for _, name in asked])
         return (found == wanted).float()
 
-    def in_style(self, model, prompts: Sequence[str], style: str, seed: int) -> Tensor:
-        """1 where the judge sees the style, else 0; [B]."""
-        return (self.judge.style(self.draw(model, prompts, seed)).argmax(-1) == self.judge.styles.index(style)).float()
+    def in_style(self, model, prompts: Sequence[str], style: str, seed: int, negative=None) -> Tensor:
+        """1 where the judge sees the style, else 0; [B]. negative: as in `draw`."""
+        seen = self.judge.style(self.draw(model, prompts, seed, negative)).argmax(-1)
+        return (seen == self.judge.styles.index(style)).float()
 
 
 def _noise(prompt: str, seed: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Nodes of published methods that need no training, for comparison with MACE."""
