@@ -35,8 +35,8 @@ class Studio:
         import comfy.sample
 
         drawn = []
-        against = self._encoded([""]) if negative is None else negative[0][0]
         with torch.inference_mode():
+            against = self._encoded([""]) if negative is None else negative[0][0]
             for start in range(0, len(prompts), BATCH):
                 part = prompts[start : start + BATCH]
                 empty = torch.zeros(len(part), 4, 8, 8)
