@@ -1,1 +1,1 @@
-"""Nodes of published methods that need no training, for comparison with MACE."""
+"""The nodes of earlier methods, to compare MACE with."""
