@@ -3,6 +3,9 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import files
+from .baselines.negative import NegativePrompt
+from .baselines.sld import SafeLatentDiffusion
+from .baselines.uce import UnifiedConceptEditing
 from .concepts import Concepts
 from .erase import EraseConcepts
 from .export_lora import ExportLora
@@ -37,6 +40,9 @@ NODES: list[type[io.ComfyNode]] = [
     ImportLora,
     ExportLora,
     ResidualPrompt,
+    UnifiedConceptEditing,
+    SafeLatentDiffusion,
+    NegativePrompt,
 ]
 
 

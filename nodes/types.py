@@ -14,3 +14,5 @@ ImagesType = io.Custom("MACE_IMAGES")
 LorasType = io.Custom("MACE_LORAS")
 
 CATEGORY = "MACE"
+# Published methods without training, for comparison.
+BASELINES = f"{CATEGORY}/baselines"

@@ -60,5 +60,5 @@ def test_developers_tools_are_left_out_of_the_archive():
 
 
 def test_numerics_do_not_know_the_host():
-    for path in (REPO / "mace").glob("*.py"):
+    for path in (REPO / "mace").rglob("*.py"):
         assert not re.search(r"^\s*(?:import|from) (?:comfy|folder_paths|nodes)\b", path.read_text(), re.MULTILINE)

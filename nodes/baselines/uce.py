@@ -1,0 +1,143 @@
+"""UCE: unified concept editing of the concepts' own tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+
+from ...mace.baselines.uce import UceWeights, edited_tokens, uce
+from ...mace.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
+from ...mace.lists import RETENTION
+from ...mace.moments import concept_moments
+from ...mace.refine import weight_delta
+from .. import files
+from ..prior import keepers
+from ..refine import concept_record
+from ..text import TextEncoder, chunks
+from ..types import BASELINES, ConceptsType
+from ..unet import ATTACHMENT, cross_attention_keys, has_fp8, patched
+
+BY_TYPE, MAPPINGS, NOTHING = "by type", "mappings", "nothing"
+MOST_SCALE = 1e6
+
+
+def destination_of(concept: Concept, choice: str) -> str:
+    """The phrase that a concept is edited to; empty for nothing."""
+    if choice == NOTHING or choice == BY_TYPE and concept.type == "explicit":
+        return ""
+    return concept.mapping
+
+
+def edit_batches(encoder: TextEncoder, edits: Sequence[tuple[str, str]], progress: ProgressBar) -> Iterator[tuple]:
+    """The batches of `concept_moments` for edits (phrase, destination), each read as a prompt of its own."""
+    for part in chunks(edits):
+        targets, destinations = (encoder.encoded([edit[side] for edit in part]) for side in (0, 1))
+        pairings = [edited_tokens(encoder.length(t), encoder.length(d), encoder.window) for t, d in part]
+        yield targets, destinations, pairings
+        progress.update(len(part))
+
+
+class UnifiedConceptEditing(io.ComfyNode):
+    """Edits keys and values so that the concepts' own tokens read as their destinations'."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def scale(name: str, default: float, tooltip: str):
+            return io.Float.Input(name, default=default, min=0.0, max=MOST_SCALE, step=0.01, tooltip=tooltip)
+
+        return io.Schema(
+            node_id="MACE_BaselineUCE",
+            display_name="UCE (MACE baseline)",
+            category=BASELINES,
+            description="Unified Concept Editing (Gandikota et al. 2024) in its published form, to compare MACE with: "
+            "one closed form edits what the concept's own tokens mean to the model. Adds patches, touches no weight.",
+            search_aliases=["mace", "uce", "unified concept editing", "baseline", "comparison", "erase", "closed form"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from. LoRAs and merges before this node count."),
+                io.Clip.Input("clip", tooltip="Its text encoder; a clip skip set before this node counts."),
+                ConceptsType.Input("concepts", tooltip="What to erase, from Concepts: targets and aliases."),
+                io.String.Input(
+                    "preserve",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="concepts to preserve, one a line",
+                    tooltip="Concepts to preserve, one a line; aliases after | are preserved too. With none at all "
+                    "the empty prompt is preserved, as in the release.",
+                ),
+                io.Combo.Input(
+                    "retention",
+                    options=[files.NONE, *RETENTION],
+                    default=files.NONE,
+                    tooltip="MACE's lists of concepts to keep (Tables 7 and 9), added to the lines.",
+                ),
+                scale("erase_scale", 1.0, "Weight of the edits, without unit. Larger erases more; 0 changes nothing."),
+                scale("preserve_scale", 0.1, "Weight of what is preserved, without unit. Larger keeps more."),
+                scale(
+                    "lamb",
+                    0.5,
+                    "Weight of staying near the original matrices (lambda), without unit. Larger keeps more. Both "
+                    "releases run with 0.5; the first one's function has 0.1, which its script overrides.",
+                ),
+                io.Combo.Input(
+                    "destination",
+                    options=[BY_TYPE, MAPPINGS, NOTHING],
+                    default=BY_TYPE,
+                    advanced=True,
+                    tooltip="What a concept becomes. By type: the list's mapping (art for styles), and for explicit "
+                    "content the empty prompt, as published. Mappings: the list's for all. Nothing: the empty prompt "
+                    "for all, the release's default for objects.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", tooltip="The edited model: the input with patches on to_k and to_v.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, preserve=None):
+        if preserve is None:  # linked: it is there only when the node runs
+            return True
+        try:
+            parse_concepts(preserve, TYPES[0], mapped=False)
+        except ConceptError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model, clip, concepts, preserve, retention, erase_scale, preserve_scale, lamb, destination=BY_TYPE
+    ) -> io.NodeOutput:
+        weights = UceWeights(erase_scale, preserve_scale, lamb)
+        kept = [concept.target for concept in keepers(preserve, TYPES[0], retention)]
+        erased = phrases_by_key(concepts)
+        for phrase in kept:
+            if normalised(phrase) in erased:
+                raise ValueError(f"{phrase!r} is both to be erased and to be preserved; take it out of one list")
+        keys = cross_attention_keys(model)
+        encoder = TextEncoder(clip)
+        encoder.check_width(model)
+        edits = [(phrase, destination_of(concept, destination)) for concept in concepts for phrase in concept.phrases]
+        prompts = kept or [""]
+        progress = ProgressBar(len(edits) + len(prompts) + len(keys))
+        moments = concept_moments(edit_batches(encoder, edits, progress), encoder.width, encoder.device)
+        delta = uce(moments, weights, encoder.gram(prompts, progress.update), model.load_device)
+        if erase_scale == 0:
+            edited = model.clone()
+            progress.update(len(keys))
+        else:
+            edited = patched(model, keys, lambda key, w: weight_delta(w, delta), 1.0, progress.update)
+            record = {
+                "stage": "UCE (baseline)",
+                "concepts": [{**concept_record(c), "destination": destination_of(c, destination)} for c in concepts],
+                "preserved": kept,
+                "settings": asdict(weights),
+                "clip_layer": clip.layer_idx,
+            }
+            edited.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
+        lines = [f"{phrase} -> {becomes or 'the empty prompt'}" for phrase, becomes in edits]
+        lines.append(f"{len(kept)} concepts preserved" if kept else "the empty prompt preserved")
+        lines.append(f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}")
+        if has_fp8(model, keys):
+            lines.append("fp8 weights were upcast to float32 to compute the edit")
+        return io.NodeOutput(edited, ui=ui.PreviewText("\n".join(lines)))
