@@ -3,6 +3,9 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import files
+from .baselines.ablation import BaselineAC
+from .baselines.esd import BaselineESD
+from .baselines.forget import BaselineFMN
 from .concepts import Concepts
 from .erase import EraseConcepts
 from .export_lora import ExportLora
@@ -37,6 +40,9 @@ NODES: list[type[io.ComfyNode]] = [
     ImportLora,
     ExportLora,
     ResidualPrompt,
+    BaselineESD,
+    BaselineAC,
+    BaselineFMN,
 ]
 
 

@@ -1,0 +1,1 @@
+"""The nodes of earlier methods, to compare MACE with."""
