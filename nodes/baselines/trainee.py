@@ -139,7 +139,8 @@ class Trainee:
 
 def trainable(model):
     """MODEL, or for one that computes in fp16 a clone that computes in bf16 or fp32: fp16 loses small gradients."""
-    if model.model.get_dtype_inference() != torch.float16:
+    computes_in = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+    if computes_in != torch.float16:
         return model
     clone = model.clone()
     clone.set_model_compute_dtype(
