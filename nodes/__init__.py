@@ -3,6 +3,9 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import files
+from .baselines.ablation import BaselineAC
+from .baselines.esd import BaselineESD
+from .baselines.forget import BaselineFMN
 from .baselines.negative import NegativePrompt
 from .baselines.sld import SafeLatentDiffusion
 from .baselines.uce import UnifiedConceptEditing
@@ -43,6 +46,9 @@ NODES: list[type[io.ComfyNode]] = [
     UnifiedConceptEditing,
     SafeLatentDiffusion,
     NegativePrompt,
+    BaselineESD,
+    BaselineAC,
+    BaselineFMN,
 ]
 
 

@@ -1,6 +1,7 @@
 """What an artist sees while erasure LoRAs train: concept, step and loss in words, and the losses as curves."""
 
 import time
+from collections.abc import Sequence
 
 import torch
 from comfy.utils import ProgressBar
@@ -64,11 +65,12 @@ class LossProgress:
         if now - self._sent >= EVERY_SECONDS or step in (1, steps):
             self._sent = now
             preview = ("JPEG", loss_curves(names, torch.stack(self._history), steps), None)
-            send_text(f"{_listed(names)}: step {step} of {steps}, loss {float(losses.mean()):.4g}")
+            send_text(f"{listed(names)}: step {step} of {steps}, loss {float(losses.mean()):.4g}")
         self.bar.update_absolute(self.bar.current + len(names), preview=preview)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 

@@ -1,0 +1,57 @@
+"""The training loop of the baselines: chosen weights in float32, one optimizer, a seeded stream of draws."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..train import stream
+
+
+@dataclass(frozen=True)
+class Fit:
+    """steps: of the optimizer.  weight_decay: of AdamW; 0 is Adam.  clip: the largest norm of the gradient over all
+    weights, None for any.  seed: of the draws."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    clip: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError("there must be at least one step")
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and (self.clip is None or self.clip > 0)):
+            raise ValueError("learning rate and clip must be above 0, weight decay at least 0")
+
+
+def fit(
+    weights: Mapping[str, Tensor],
+    loss_of: Callable[[torch.Generator], Tensor],
+    settings: Fit,
+    report: Callable[[int, Tensor], None] = lambda step, loss: None,
+) -> Tensor:
+    """Train the weights in place; returns the losses [steps], on the CPU.
+
+    weights: leaves that require a gradient, by name.  loss_of: draws from the generator (on the CPU, so that draws are
+    the same on every device) -> a scalar, differentiable in the weights. A weight the loss does not depend on stays as
+    it is to the bit.  report(step, loss) is called after each step and may raise to stop. Raises ValueError when a loss
+    is not finite.
+    """
+    optimizer = torch.optim.AdamW(list(weights.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    generator = stream(settings.seed, "baseline", "draws")
+    history = []
+    for step in range(1, settings.steps + 1):
+        loss = loss_of(generator)
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is not finite in step {step}; lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(weights.values(), settings.clip)
+        optimizer.step()
+        history.append(loss.detach().float().cpu())
+        report(step, history[-1])
+    return torch.stack(history)

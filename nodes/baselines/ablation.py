@@ -1,0 +1,180 @@
+"""Concept Ablation (Kumari et al. 2023, arXiv 2303.13516): the target's prompts learn to give what the anchor's do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...mace.baselines.fitting import Fit
+from ...mace.baselines.objectives import ablation_loss, denoised, descent
+from ...mace.baselines.parts import keys_and_values, whole
+from ...mace.concept import Concept
+from ...mace.schedule import Uniform
+from ...mace.tokens import fill
+from ...mace.train import stream
+from ..loss_progress import LossProgress, send_text
+from ..text import TextEncoder
+from ..types import BASELINES, ConceptsType
+from .inputs import outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
+from .trainee import Texts, Trainee, result, train_baseline
+
+PARTS = {"cross-attention (to_k, to_v)": keys_and_values, "full": whole}
+# 2e-6 times the batch of 8, as released (two devices with 4 each). AdamW and the clip are the release's too.
+STEPS, RATE, DECAY, CLIP = 100, 1.6e-5, 0.01, 1.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The rows of an anchor image's prompt, and of that prompt with each of the target's phrases."""
+
+    anchor: int
+    targets: tuple[int, ...]
+
+
+def plan(concepts: Sequence[Concept], count: int) -> tuple[list[str], list[Picture]]:
+    """(prompts, row 0 the empty one; `count` pictures for each concept, its prompts in turn)."""
+    prompts, pictures = [""], []
+    for concept in concepts:
+        rows = []
+        for template in concept.prompts[:count]:
+            filled = [fill(template, phrase) for phrase in (concept.mapping, *concept.phrases)]
+            rows.append(Picture(len(prompts), tuple(range(len(prompts) + 1, len(prompts) + len(filled)))))
+            prompts += filled
+        pictures += [rows[i % len(rows)] for i in range(count)]
+    return prompts, pictures
+
+
+def anchor_images(
+    trainee: Trainee,
+    pictures: Sequence[Picture],
+    batch: int,
+    size: tuple[int, int],
+    steps: int,
+    guidance: float,
+    seed: int,
+    progress: LossProgress,
+) -> Tensor:
+    """Latents [n, ch, h, w] of the anchor prompts in the model's own scale, drawn by the original model."""
+    generator = stream(seed, "baseline", "anchor images")
+    sigmas = trainee.sigmas(descent(steps, 0))
+    made = []
+    for first in range(0, len(pictures), batch):
+        part = pictures[first : first + batch]
+        send_text(f"anchor images: {first} of {len(pictures)}")
+        start = trainee.start(trainee.noise(len(part), size, generator), sigmas[0])
+        prompts, nothing = trainee.rows([picture.anchor for picture in part]), trainee.rows([0] * len(part))
+        made.append(denoised(trainee.original, start, [*sigmas.tolist(), 0.0], prompts, nothing, guidance))
+        progress.skip(len(part))
+    return torch.cat(made)
+
+
+class BaselineAC(io.ComfyNode):
+    """Concept Ablation, model-based."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_BaselineAC",
+            display_name="Concept Ablation (MACE baseline)",
+            category=BASELINES,
+            description="Concept Ablation (Kumari et al. 2023), model-based, to compare MACE with: trains the model to "
+            "predict, for prompts with the target, what it predicts for the same prompts with the mapping.",
+            search_aliases=["mace", "ac", "concept ablation", "anchor", "erase", "unlearn", "baseline"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                ConceptsType.Input(
+                    "concepts",
+                    tooltip="What to erase, from Concepts. The mapping is the anchor concept: what the target is to "
+                    "become. Images of all concepts are drawn from alike.",
+                ),
+                io.Combo.Input(
+                    "train",
+                    options=list(PARTS),
+                    tooltip="What is trained: keys and values of the cross-attentions, as published for objects and "
+                    "styles, or the whole UNet.",
+                ),
+                steps_input(STEPS, "100"),
+                rate_input(RATE, "2e-6 times the batch of 8, AdamW"),
+                io.Int.Input(
+                    "batch",
+                    default=8,
+                    min=1,
+                    max=64,
+                    tooltip="Images in a training step, each with its own timestep. Published: 8.",
+                ),
+                io.Int.Input(
+                    "images",
+                    default=200,
+                    min=1,
+                    max=2000,
+                    tooltip="Anchor images for each concept, drawn by the model itself. Published: 1000 in the paper, "
+                    "200 in the code. Fewer are faster.",
+                ),
+                io.Int.Input("sampling_steps", default=50, min=1, max=1000, tooltip="DDIM steps of the anchor images."),
+                io.Float.Input(
+                    "guidance",
+                    default=6.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Guidance scale of the anchor images; the code's examples sample with 6.",
+                ),
+                *side_inputs("the anchor images"),
+                seed_input(),
+            ],
+            outputs=outputs("the trained weights"),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, learning_rate=None):
+        try:
+            rate_of(learning_rate, RATE)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        concepts,
+        train,
+        steps,
+        learning_rate,
+        batch,
+        images,
+        sampling_steps,
+        guidance,
+        width,
+        height,
+        seed,
+    ) -> io.NodeOutput:
+        settings = Fit(steps, rate_of(learning_rate, RATE), DECAY, CLIP, seed)
+        prompts, pictures = plan(concepts, images)
+        texts = Texts.of(TextEncoder(clip), model, prompts)
+
+        def prepare(trainee: Trainee, progress: LossProgress):
+            latents = anchor_images(trainee, pictures, batch, (width, height), sampling_steps, guidance, seed, progress)
+
+            def loss_of(generator: torch.Generator) -> Tensor:
+                chosen = torch.randint(len(pictures), (batch,), generator=generator).tolist()
+                shown = [pictures[place] for place in chosen]
+                sigmas = trainee.sigmas(Uniform().sample(batch, generator).tolist())
+                x = trainee.noised(latents[chosen], trainee.noise(batch, (width, height), generator), sigmas)
+                phrases = [int(torch.randint(len(picture.targets), (), generator=generator)) for picture in shown]
+                target = [picture.targets[phrase] for picture, phrase in zip(shown, phrases, strict=True)]
+                anchor = [picture.anchor for picture in shown]
+                return ablation_loss(trainee.predict, x, sigmas, trainee.rows(target), trainee.rows(anchor))
+
+            return loss_of
+
+        names = [concept.target for concept in concepts]
+        changes, losses = train_baseline(model, PARTS[train], texts, settings, names, prepare, len(pictures))
+        record = dict(train=train, steps=steps, learning_rate=settings.learning_rate, batch=batch, images=images)
+        record |= dict(sampling_steps=sampling_steps, guidance=guidance, seed=seed, weight_decay=DECAY, clip=CLIP)
+        return result(model, clip, "baseline AC", concepts, record, changes, losses)

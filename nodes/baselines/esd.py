@@ -1,0 +1,147 @@
+"""ESD (Gandikota et al. 2023, arXiv 2303.07345): the model learns from its own negative guidance."""
+
+import torch
+from comfy_api.latest import io
+
+from ...mace.baselines.fitting import Fit
+from ...mace.baselines.objectives import denoised, descent, esd_loss
+from ...mace.baselines.parts import cross_attention, unconditional
+from ...mace.concept import Concept
+from ...mace.schedule import Uniform
+from ...mace.tokens import fill
+from ..images import template_of
+from ..text import TextEncoder
+from ..types import BASELINES, ConceptsType
+from .inputs import outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
+from .trainee import Texts, Trainee, result, train_baseline
+
+METHODS = {"ESD-x (cross-attention)": cross_attention, "ESD-u (all but cross-attention)": unconditional}
+STEPS, RATE = 1000, 1e-5
+
+
+class BaselineESD(io.ComfyNode):
+    """Erased Stable Diffusion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_BaselineESD",
+            display_name="ESD (MACE baseline)",
+            category=BASELINES,
+            description="Erased Stable Diffusion (Gandikota et al. 2023), to compare MACE with: trains the model to "
+            "predict, for the concept, what its old self predicts when guided away from it.",
+            search_aliases=["mace", "esd", "erase", "unlearn", "baseline", "negative guidance"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                ConceptsType.Input(
+                    "concepts",
+                    tooltip="What to erase, from Concepts. Each step draws one of the targets and aliases; mappings "
+                    "play no part.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    tooltip="What is trained. ESD-x: all weights of the cross-attentions, for what is named in the "
+                    "prompt. ESD-u: all others but the timestep's embedding and the last convolution, for what "
+                    "comes unnamed.",
+                ),
+                steps_input(STEPS, "1000"),
+                rate_input(RATE, "Adam"),
+                io.Float.Input(
+                    "eta",
+                    display_name="negative guidance eta",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How far the prediction is to be led away from the concept (eta, without unit). Published: "
+                    "1. Larger erases more.",
+                ),
+                io.Float.Input(
+                    "start_guidance",
+                    default=3.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Guidance scale of the samples that training looks at. Published: 3.",
+                ),
+                io.Int.Input(
+                    "sampling_steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="DDIM steps that a whole sample would take; half of them are made in each training step "
+                    "on average, with two predictions each. Published: 50. Fewer are faster.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Samples in a training step, of one concept and one timestep. Published: 1.",
+                ),
+                *side_inputs("the samples"),
+                io.String.Input(
+                    "prompt",
+                    default="{}",
+                    tooltip="The prompt that is erased, with {} for the concept's phrase. Published: the phrase alone. "
+                    "auto: by type, as in Concept Images.",
+                ),
+                seed_input(),
+            ],
+            outputs=outputs("the trained weights"),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, learning_rate=None, prompt=None):
+        try:
+            rate_of(learning_rate, RATE)
+            if prompt is not None:
+                template_of(Concept("x", "y", "object"), prompt)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        concepts,
+        method,
+        steps,
+        learning_rate,
+        eta,
+        start_guidance,
+        sampling_steps,
+        batch,
+        width,
+        height,
+        prompt,
+        seed,
+    ) -> io.NodeOutput:
+        settings = Fit(steps, rate_of(learning_rate, RATE), seed=seed)
+        prompts = [fill(template_of(concept, prompt), phrase) for concept in concepts for phrase in concept.phrases]
+        texts = Texts.of(TextEncoder(clip), model, ["", *prompts])
+
+        def prepare(trainee: Trainee, progress):
+            def loss_of(generator: torch.Generator) -> torch.Tensor:
+                row = 1 + int(torch.randint(len(prompts), (), generator=generator))
+                timestep = int(Uniform().sample(1, generator))
+                noise = trainee.noise(batch, (width, height), generator)
+                sigmas = trainee.sigmas(descent(sampling_steps, timestep))
+                concept, nothing = trainee.rows([row] * batch), trainee.rows([0] * batch)
+                start = trainee.start(noise, sigmas[0])
+                x = denoised(trainee.predict, start, sigmas.tolist(), concept, nothing, start_guidance)
+                level = sigmas[-1].expand(batch)
+                return esd_loss(trainee.predict, trainee.original, x, level, concept, nothing, eta)
+
+            return loss_of
+
+        names = [concept.target for concept in concepts]
+        changes, losses = train_baseline(model, METHODS[method], texts, settings, names, prepare)
+        record = dict(method=method, steps=steps, learning_rate=settings.learning_rate, eta=eta, prompt=prompt)
+        record |= dict(start_guidance=start_guidance, sampling_steps=sampling_steps, batch=batch, seed=seed)
+        return result(model, clip, "baseline ESD", concepts, record, changes, losses)

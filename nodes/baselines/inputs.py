@@ -1,0 +1,64 @@
+"""Inputs and outputs that the baselines' nodes share, and reading them."""
+
+from comfy_api.latest import io
+
+from ..refine import AUTO
+from ..train import MOST_RATE, read_number
+
+MOST_STEPS = 100_000
+
+
+def steps_input(published: int, note: str) -> io.Int.Input:
+    """Steps of the optimizer."""
+    return io.Int.Input(
+        "steps",
+        default=published,
+        min=1,
+        max=MOST_STEPS,
+        tooltip=f"Training steps over all concepts together, each with one drawn concept. Published: {note}.",
+    )
+
+
+def rate_input(published: float, note: str) -> io.String.Input:
+    """The learning rate, as text for its many decimals."""
+    return io.String.Input(
+        "learning_rate",
+        default=AUTO,
+        tooltip=f"Learning rate, above 0 and up to 1. auto: the published {published:g} ({note}), which is for Stable "
+        "Diffusion 1.x; a small model needs more.",
+    )
+
+
+def seed_input() -> io.Int.Input:
+    """The seed of all draws."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, tooltip="Seed of all draws."
+    )
+
+
+def side_inputs(what: str) -> list[io.Int.Input]:
+    """Width and height of what is sampled in training."""
+    return [
+        io.Int.Input(
+            side,
+            default=512,
+            min=64,
+            max=4096,
+            step=8,
+            tooltip=f"{side.capitalize()} of {what} in pixels: what the model was made for (512 for SD1.x).",
+        )
+        for side in ("width", "height")
+    ]
+
+
+def outputs(what: str) -> list:
+    """The MODEL and the losses."""
+    return [
+        io.Model.Output("model", tooltip=f"The erased model: the input with patches on {what}."),
+        io.Custom("LOSS_MAP").Output("losses", tooltip="The loss of every step, for Plot Loss Graph."),
+    ]
+
+
+def rate_of(text: str | None, published: float) -> float:
+    """The learning rate an artist wrote. Raises ValueError."""
+    return read_number("learning_rate", text or AUTO, MOST_RATE) or published

@@ -1,0 +1,210 @@
+"""What the baselines that train share: a copy of the model with some weights in training, and the change as patches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from comfy import model_management
+from comfy_api.latest import io, ui
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ...mace.baselines.fitting import Fit, fit
+from ...mace.baselines.parts import Part
+from ...mace.concept import Concept
+from ..forward import extra_inputs, trainable_copy
+from ..loss_progress import LossProgress, listed
+from ..refine import concept_record
+from ..text import TextEncoder, chunks
+from ..unet import ATTACHMENT, BASE, FP8, REFINEMENT, is_quantised
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Encoded prompts: embeddings [P, N, d], and pooled text [P, c] where the model reads it (SDXL)."""
+
+    contexts: Tensor
+    pooled: Tensor | None
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, model, prompts: Sequence[str]) -> "Texts":
+        """The prompts, each row one, on the CPU."""
+        encoder.check_width(model)
+        contexts = torch.cat([encoder.encoded(part).cpu() for part in chunks(prompts)])
+        return cls(contexts, encoder.pooled(prompts).cpu() if encoder.has_pooled(model) else None)
+
+
+class _Scope(nn.Module):
+    """Lets `functional_call` put other weights into the host's model, which has no forward of its own."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable):
+        return run()
+
+
+class Trainee:
+    """A copy of a MODEL (from `trainable_copy`) whose chosen weights train as float32 masters.
+
+    The copy's own weights stay as they are: they are the original model. Raises ValueError for quantised weights.
+    """
+
+    def __init__(self, copy, part: Part, texts: Texts):
+        self.copy, self.device = copy, copy.load_device
+        self.own = {name: weight for name, weight in copy.model.named_parameters() if part(name)}
+        if not self.own:
+            raise ValueError(
+                f"{type(copy.model).__name__} has no weights of this kind: the baselines work on Stable Diffusion "
+                "UNets (SD1.x, SD2.x, SDXL and their fine-tunes)"
+            )
+        strange = next((name for name, weight in self.own.items() if is_quantised(weight)), None)
+        if strange is not None:
+            raise ValueError(f"{strange} is quantised and cannot be trained: load the fp16, bf16 or fp32 model")
+        self.masters = {
+            name: weight.detach().to(self.device, torch.float32, copy=True).requires_grad_(True)
+            for name, weight in self.own.items()
+        }
+        # What the node encoded are inference tensors, which autograd cannot take.
+        self.contexts, self.pooled = (
+            None if rows is None else rows.to(self.device, torch.float32, copy=True)
+            for rows in (texts.contexts, texts.pooled)
+        )
+        self._scope = _Scope(copy.model)
+
+    def edited(self, run: Callable):
+        """run() with the masters in the model, in the dtype the model computes in."""
+        dtype = self.copy.model.get_dtype_inference()
+        return functional_call(
+            self._scope, {f"model.{name}": master.to(dtype) for name, master in self.masters.items()}, (run,)
+        )
+
+    def original(self, x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
+        """eps of the model as it was (see mace.baselines.objectives.Predict). prompts: rows of the texts, [B]."""
+        model_management.throw_exception_if_processing_interrupted()
+        pooled = None if self.pooled is None else self.pooled[prompts]
+        clean = self.copy.model.apply_model(
+            x,
+            sigma,
+            c_crossattn=self.contexts[prompts],
+            transformer_options=self.copy.model_options["transformer_options"].copy(),
+            **extra_inputs(self.copy, x, pooled),
+        )
+        # Whatever the model predicts (noise or v): the host gives x0, and x = x0 + sigma eps.
+        return (x - clean) / sigma.view(-1, *[1] * (x.dim() - 1))
+
+    def predict(self, x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
+        """eps of the model in training, differentiable in the masters."""
+        return self.edited(lambda: self.original(x, sigma, prompts))
+
+    def rows(self, places: Sequence[int]) -> Tensor:
+        """Row numbers of the texts as `Predict` takes them."""
+        return torch.tensor(places, device=self.device)
+
+    def sigmas(self, timesteps: Sequence[int]) -> Tensor:
+        """sigma at timesteps."""
+        wanted = torch.tensor(timesteps, dtype=torch.float32, device=self.device)
+        return self.copy.model.model_sampling.sigma(wanted).to(self.device)
+
+    def noise(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Noise [count, ch, h, w] for pictures of size (width, height) in pixels, drawn on the CPU."""
+        form = self.copy.get_model_object("latent_format")
+        sides = (side // form.spacial_downscale_ratio for side in reversed(size))
+        return torch.randn(count, form.latent_channels, *sides, generator=generator).to(self.device)
+
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Noise as sampling starts from it at sigma (a scalar)."""
+        sampling = self.copy.model.model_sampling
+        # The host adds the latents into the noise in place.
+        return sampling.noise_scaling(sigma, noise.clone(), torch.zeros_like(noise), max_denoise=True)
+
+    def noised(self, latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+        """x = x0 + sigma noise of latents [B, ch, h, w] in the model's own scale at sigmas [B]."""
+        shaped = sigmas.view(-1, *[1] * (latents.dim() - 1))
+        return self.copy.model.model_sampling.noise_scaling(shaped, noise.clone(), latents)
+
+    def changes(self) -> dict[str, Tensor]:
+        """What training changed, by weight, in the weight's own dtype (float32 for fp8, too coarse for a difference).
+
+        Weights that have not moved are left out.
+        """
+        found = {}
+        for name, own in self.own.items():
+            change = self.masters[name].detach() - own.to(self.device, torch.float32)
+            if change.any():
+                found[name] = change.to(torch.float32 if own.dtype in FP8 else own.dtype)
+        return found
+
+
+def trainable(model):
+    """MODEL, or for one that computes in fp16 a clone that computes in bf16 or fp32: fp16 loses small gradients."""
+    computes_in = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+    if computes_in != torch.float16:
+        return model
+    clone = model.clone()
+    clone.set_model_compute_dtype(
+        torch.bfloat16 if model_management.should_use_bf16(model.load_device) else torch.float32
+    )
+    return clone
+
+
+def train_baseline(
+    model, part: Part, texts: Texts, settings: Fit, names: Sequence[str], prepare: Callable, before: int = 0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(what training changed, by weight; losses [steps]).
+
+    prepare(trainee, progress) -> the loss of a step, as `mace.baselines.fitting.fit` takes it.  names: of the
+    concepts, for the artist.  before: progress that `prepare` makes by itself. MODEL and the host stay as they were,
+    also when the host's interrupt ends training between two steps.
+    """
+    progress = LossProgress(settings.steps + before)
+
+    def report(step: int, loss: Tensor) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        progress.report([listed(names)], step, loss[None], settings.steps)
+
+    try:
+        with trainable_copy(trainable(model)) as copy:
+            trainee = Trainee(copy, part, texts)
+            history = fit(trainee.masters, prepare(trainee, progress), settings, report)
+            return trainee.changes(), history
+    except Exception as error:
+        model_management.raise_non_oom(error)
+        raise RuntimeError(
+            "out of memory: use smaller pictures or a smaller batch, or train the cross-attentions alone"
+        ) from error
+
+
+def with_changes(model, changes: dict[str, Tensor]):
+    """A clone of MODEL with the changes added as patches, kept where the host keeps the model when it is not in use."""
+    clone = model.clone()
+    patches = {name: ("diff", (change.to(model.offload_device),)) for name, change in changes.items()}
+    missing = set(patches) - set(clone.add_patches(patches))
+    if missing:
+        raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")
+    return clone
+
+
+def result(
+    model, clip, stage: str, concepts: Sequence[Concept], settings: dict, changes: dict[str, Tensor], losses: Tensor
+) -> io.NodeOutput:
+    """A baseline's outputs: the changed MODEL, with a record of what was done, and the losses."""
+    done = with_changes(model, changes)
+    record = {
+        "stage": stage,
+        "concepts": [concept_record(concept) for concept in concepts],
+        "settings": settings,
+        "clip_layer": clip.layer_idx,
+    }
+    done.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
+    # It is no longer the refinement of its base: whatever comes next starts from it as it is.
+    for name in (BASE, REFINEMENT):
+        done.remove_attachments(name)
+    tenth = max(len(losses) // 10, 1)
+    first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
+    text = (
+        f"{listed([concept.target for concept in concepts])}: {len(changes)} weights changed in {len(losses)} steps\n"
+        f"loss {first:.4g} to {last:.4g} (means of the first and the last tenth)"
+    )
+    return io.NodeOutput(done, {"loss": [float(loss) for loss in losses]}, ui=ui.PreviewText(text))

@@ -1,0 +1,195 @@
+"""The baselines' first losses through the real host, against what the host's own sampler and attention give."""
+
+import pytest
+import torch
+
+from tests.baselines import runner
+from tests.stages import images
+from tests.test_refine_node import concepts
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def run(comfy_host, demo):
+    return runner(comfy_host, demo)
+
+
+@pytest.fixture
+def trainee(comfy_host, demo):
+    """A Trainee of the demo model's cross-attentions with the texts "", "a photo of the dog", "a photo of the sky"."""
+    module, forward = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.forward")
+    prompts = ["", "a photo of the dog", "a photo of the sky"]
+    with torch.inference_mode():
+        texts = module.Texts.of(comfy_host.module("nodes.text").TextEncoder(demo[1]), demo[0], prompts)
+    with forward.trainable_copy(demo[0]) as copy:
+        yield module.Trainee(copy, comfy_host.module("mace.baselines.parts").cross_attention, texts)
+
+
+def host_sample(host, model, clip, prompts, noise, sigmas, guidance):
+    """What the host's own sampler makes of the noise at the last sigma, in the model's own scale."""
+    import comfy.sample
+    import comfy.samplers
+
+    positive, negative = (
+        [[torch.cat([host.encode(clip, prompt)[0][0] for prompt in row]), {}]] for row in (prompts, [""] * len(prompts))
+    )
+    with torch.inference_mode():
+        made = comfy.sample.sample_custom(
+            model,
+            noise,
+            guidance,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
+        return model.model.process_latent_in(made).clone()
+
+
+def eps_of(host, model, clip, x, sigma, prompt):
+    from comfy import model_management
+
+    model_management.load_models_gpu([model])
+    with torch.inference_mode():
+        context = host.encode(clip, prompt)[0][0].expand(len(x), -1, -1)
+        clean = model.model.apply_model(x, sigma, c_crossattn=context)
+        return ((x - clean) / sigma.view(-1, 1, 1, 1)).double()
+
+
+def test_esds_first_loss(comfy_host, demo, run):
+    """The partial sample by the host's own sampler, and the objective written out."""
+    model, clip, _ = demo
+    generator = comfy_host.module("mace.train").stream(0, "baseline", "draws")
+    torch.randint(1, (), generator=generator)
+    timestep = int(comfy_host.module("mace.schedule").Uniform().sample(1, generator))
+    noise = torch.randn(2, 4, 8, 8, generator=generator)
+    steps = [t for t in (999, 749, 499, 249) if t > timestep] + [timestep]
+    assert len(steps) > 2
+    sigmas = model.model.model_sampling.sigma(torch.tensor(steps, dtype=torch.float32))
+    prompt = "a photo of the dog"
+    x = host_sample(comfy_host, model, clip, [prompt] * 2, noise, sigmas, 3.0)
+    level = sigmas[-1].expand(2)
+    named, bare = (eps_of(comfy_host, model, clip, x, level, text) for text in (prompt, ""))
+    wanted = bare - 1.0 * (named - bare)
+    expected = float(((named - wanted) ** 2).mean())
+    assert run("ESD", steps=1)[1]["loss"][0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_anchor_images_are_the_hosts(comfy_host, demo, trainee):
+    """And what Concept Ablation trains on: rows, pictures by prompt in turn."""
+    model, clip, _ = demo
+    module = comfy_host.module("nodes.baselines.ablation")
+    pictures = [module.Picture(2, (1,)), module.Picture(1, (2,)), module.Picture(2, (1,))]
+    progress = comfy_host.module("nodes.loss_progress").LossProgress(3)
+    found = module.anchor_images(trainee, pictures, 2, (64, 64), 3, 4.0, 7, progress)
+    assert progress.bar.current == 3
+    generator = comfy_host.module("mace.train").stream(7, "baseline", "anchor images")
+    noise = torch.cat([torch.randn(count, 4, 8, 8, generator=generator) for count in (2, 1)])
+    sigmas = model.model.model_sampling.sigma(torch.tensor([999.0, 666.0, 332.0, 0.0]))
+    prompts = ["a photo of the sky", "a photo of the dog", "a photo of the sky"]
+    expected = host_sample(comfy_host, model, clip, prompts, noise, torch.cat([sigmas, torch.zeros(1)]), 4.0)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_the_ablations_plan(comfy_host):
+    module = comfy_host.module("nodes.baselines.ablation")
+    chosen = concepts(comfy_host, "dog | pooch -> sky\nship -> ground")
+    prompts, pictures = module.plan(chosen, 45)
+    assert prompts[0] == "" and len(pictures) == 90
+    templates = chosen[0].prompts
+    for place, picture in enumerate(pictures[:45]):
+        template = templates[place % len(templates)]
+        assert prompts[picture.anchor] == template.format("sky")
+        assert [prompts[row] for row in picture.targets] == [template.format(word) for word in ("dog", "pooch")]
+    assert prompts[pictures[45].anchor] == templates[0].format("ground") and len(pictures[45].targets) == 1
+    assert len(module.plan(chosen, 2)[0]) == 1 + 2 * 3 + 2 * 2
+
+
+@pytest.mark.parametrize("end_of_text, positions", [(False, [5]), (True, [5, *range(6, 77)])])
+def test_forget_me_nots_first_loss(comfy_host, demo, run, end_of_text, positions):
+    """The sum of squares of the host's own attention probabilities to the concept's tokens, in float64."""
+    from comfy import model_management
+
+    model, clip, _ = demo
+    shown = images(comfy_host, demo, concepts(comfy_host, "dog -> sky"))[0]
+    generator = comfy_host.module("mace.train").stream(0, "baseline", "draws")
+    torch.randint(1, (1,), generator=generator)
+    latents = shown[0].latents[int(torch.randint(len(shown[0]), (), generator=generator))][None].clone()
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    timestep = comfy_host.module("mace.schedule").Uniform().sample(1, generator)
+    sigma = model.model.model_sampling.sigma(timestep.float())
+    total = []
+
+    def watch(q, k, v, options):
+        from comfy.ldm.modules.attention import attention_pytorch
+
+        heads = options["n_heads"]
+        for queries, keys in zip(q[0].double().chunk(heads, -1), k[0].double().chunk(heads, -1), strict=True):
+            chances = torch.softmax(queries @ keys.T / queries.shape[-1] ** 0.5, dim=-1)
+            total.append(float((chances[:, positions] ** 2).sum()))
+        return attention_pytorch(q, k, v, heads)
+
+    watched = model.clone()
+    for block in ("input", 1), ("middle", 0), ("output", 0), ("output", 1):
+        watched.set_model_attn2_replace(watch, *block)
+    model_management.load_models_gpu([watched])
+    with torch.inference_mode():
+        x = model.model.process_latent_in(latents) + sigma * noise
+        context = comfy_host.encode(clip, "a photo of the dog")[0][0]
+        options = watched.model_options["transformer_options"]
+        watched.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
+    assert len(total) == 4 * 8
+    found = run("FMN", steps=1, end_of_text=end_of_text)[1]["loss"][0]
+    assert found == pytest.approx(sum(total), rel=1e-4)
+
+
+def test_sdxls_size_and_pooled_text(comfy_host):
+    """A small network in SDXL's layout with random weights: y goes in as the host makes it, and gradients come out."""
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    config = comfy.supported_models.SDXL(
+        dict(
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=64,
+            num_res_blocks=[1, 1],
+            channel_mult=[1, 1],
+            use_spatial_transformer=True,
+            use_linear_in_transformer=True,
+            transformer_depth=[0, 1],
+            transformer_depth_middle=1,
+            transformer_depth_output=[0, 0, 1, 1],
+            context_dim=2048,
+            num_classes="sequential",
+            adm_in_channels=2816,
+            legacy=False,
+            dtype=torch.float32,
+        )
+    )
+    config.manual_cast_dtype = None
+    network = config.get_model({})
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        weight.requires_grad_(False).normal_(std=0.05, generator=generator)
+    model = ModelPatcher(network, torch.device("cpu"), torch.device("cpu"))
+    parts, module = comfy_host.module("mace.baselines.parts"), comfy_host.module("nodes.baselines.trainee")
+    texts = module.Texts(*(torch.randn(3, *shape, generator=generator) for shape in ((77, 2048), (1280,))))
+    trainee = module.Trainee(model, parts.cross_attention, texts)
+    x = torch.randn(2, 4, 8, 16, generator=generator)
+    sigma, rows = torch.tensor([2.0, 0.5]), trainee.rows([2, 1])
+    found = trainee.predict(x, sigma, rows)
+    for sample, row in enumerate((2, 1)):
+        y = network.encode_adm(device="cpu", pooled_output=texts.pooled[row : row + 1], width=128, height=64)
+        part = slice(sample, sample + 1)
+        clean = network.apply_model(x[part], sigma[part], c_crossattn=texts.contexts[row : row + 1], y=y)
+        torch.testing.assert_close(found[part], (x[part] - clean) / sigma[part], rtol=1e-3, atol=1e-4)
+    found.square().mean().backward()
+    assert all(master.grad is not None and master.grad.any() for master in trainee.masters.values())
+    names = {name for name, _ in network.named_parameters() if parts.unconditional(name)}
+    assert names and not any("label_emb" in name or "attn2" in name for name in names)
