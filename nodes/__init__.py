@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import files
 from .concepts import Concepts
 from .erase import EraseConcepts
+from .evaluate import EvaluateErasure
 from .export_lora import ExportLora
 from .fuse import FuseLoras
 from .images import ConceptImagesNode
@@ -37,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     ImportLora,
     ExportLora,
     ResidualPrompt,
+    EvaluateErasure,
 ]
 
 
