@@ -93,12 +93,19 @@ class ClipJudge:
         from transformers import AutoConfig, CLIPModel, CLIPProcessor
 
         self.name, self.key = name, content_sha256(self.kind, stamps(path))
-        kind = _from_folder(AutoConfig.from_pretrained, path, "a CLIP model").model_type
-        if kind != "clip":
+        config = _from_folder(AutoConfig.from_pretrained, path, "a CLIP model")
+        if config.model_type != "clip":
             raise ValueError(
-                f"{name} is a model of the type {kind}: choose the folder of a whole CLIP model (type clip)"
+                f"{name} is a model of the type {config.model_type}: choose a whole CLIP model's folder (type clip)"
             )
         self._processor = _from_folder(CLIPProcessor.from_pretrained, path, "a CLIP model's processor")
+        # Without its files transformers makes an empty tokenizer, for which all names are alike.
+        known, words = config.text_config.vocab_size, len(self._processor.tokenizer)
+        if not known / 2 < words <= known:
+            raise ValueError(
+                f"{name} cannot be read as a CLIP model: its tokenizer has {words} tokens and the model {known}; put the "
+                "tokenizer's files (tokenizer.json, or vocab.json and merges.txt) into the folder"
+            )
         self._network = _network(CLIPModel.from_pretrained, path, "a CLIP model")
         self._places: dict[str, int] = {}
         self._candidates: Tensor | None = None
