@@ -91,12 +91,12 @@ def evaluate(base, erased, clip, vae, plan: Plan, judge, settings: dict, batch: 
     shown = {place for row in plan.sheet for place in row}
     progress = ProgressBar(2 * len(asked) * settings["steps"])
     prompts = Prompts(encoder)
-    galleries = {
-        name: Gallery(model, prompts, vae, judge, settings, batch, progress, f"{name} model")
-        for name, model in ((BASE, base), (ERASED_MODEL, erased))
-    }
     try:
         judge.choose_among(plan.labels)
+        galleries = {
+            name: Gallery(model, prompts, vae, judge, settings, batch, progress, f"{name} model")
+            for name, model in ((BASE, base), (ERASED_MODEL, erased))
+        }
         looked = {name: gallery.look(asked, shown) for name, gallery in galleries.items()}
         seen = {name: found for name, (found, _) in looked.items()}
         measured = _detections(plan, seen, threshold) if judge.kind == NUDENET else _classified(plan, seen, judge)
@@ -122,7 +122,8 @@ def _as_dict(compared: dict) -> dict:
 def _classified(plan: Plan, seen: dict[str, Sequence[dict]], judge) -> dict:
     """Accuracies, CLIP scores and distances of both models."""
     drawn = draws_for(plan.subjects, len(plan.seeds))
-    names = accuracy_names(any(subject.group == SYNONYM for subject in plan.subjects))
+    with_synonyms = any(subject.group == SYNONYM for subject in plan.subjects)
+    names = accuracy_names(with_synonyms)
     measures: dict[str, dict[str, np.ndarray]] = {"top-1": {}, "probability": {}}
     for which, found in seen.items():
         for measure, values in zip(measures.values(), judge.answers(found, plan.labels), strict=True):
@@ -132,7 +133,7 @@ def _classified(plan: Plan, seen: dict[str, Sequence[dict]], judge) -> dict:
         measures["CLIP score"] = {
             which: judge.scores(found, asked).double().numpy().reshape(plan.shape) for which, found in seen.items()
         }
-    results = {}
+    results: dict = {"H is": "H_o (Eq. 8)" if with_synonyms else "H_c (Eq. 9)"}
     for measure, values in measures.items():
         called = CLIP_NAMES if measure == "CLIP score" else names
         results[measure] = _as_dict(compare(plan.subjects, values[BASE], values[ERASED_MODEL], called, drawn))

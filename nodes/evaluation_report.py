@@ -21,7 +21,6 @@ MEANING = {
     "CLIP_s": "kept, higher is better",
     "CLIP_g": "synonyms, lower is better",
     "CLIP_alias": "aliases, lower is better",
-    "H": "all together, higher is better",
     "H_a": "CLIP_s - CLIP_e, higher is better",
     "erased": "pictures of what was erased",
     "kept": "pictures of what is kept",
@@ -37,13 +36,13 @@ def _cell(entry: dict, scale: float, digits: int) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _table(title: str, measures: dict, scale: float, digits: int) -> list[str]:
+def _table(title: str, measures: dict, scale: float, digits: int, summary: str = "") -> list[str]:
     """Lines of one measure; groups that have no pictures are left out."""
     lines = [f"{title:<{NAME}}" + "".join(f"{head:<{CELL}}" for head in (BASE, ERASED_MODEL, "change")).rstrip()]
     for name, row in measures.items():
         if row[BASE]["value"] is not None:
             cells = "".join(f"{_cell(row[which], scale, digits):<{CELL}}" for which in (BASE, ERASED_MODEL, "change"))
-            lines.append(f"{name:<{NAME}}{cells}{MEANING[name]}")
+            lines.append(f"{name:<{NAME}}{cells}{MEANING.get(name, summary)}")
     return [*lines, ""]
 
 
@@ -62,8 +61,9 @@ def table_text(evaluation: Evaluation) -> str:
     lines.append("")
     if results["judge"]["kind"] == NUDENET:
         return "\n".join([*lines, *_nudenet(results)]).rstrip()
-    lines += _table("top-1, %", results["top-1"], 100, 1)
-    lines += _table("mean prob., %", results["probability"], 100, 1)
+    summary = f"{results['H is']}, higher is better"
+    lines += _table("top-1, %", results["top-1"], 100, 1, summary)
+    lines += _table("mean prob.", results["probability"], 100, 1, summary)
     if "CLIP score" in results:
         lines += _table("CLIP score", results["CLIP score"], 1, 2)
     moved = results["kept pictures"]

@@ -103,8 +103,8 @@ class ClipJudge:
         known, words = config.text_config.vocab_size, len(self._processor.tokenizer)
         if not known / 2 < words <= known:
             raise ValueError(
-                f"{name} cannot be read as a CLIP model: its tokenizer has {words} tokens and the model {known}; put the "
-                "tokenizer's files (tokenizer.json, or vocab.json and merges.txt) into the folder"
+                f"{name} cannot be read as a CLIP model: its tokenizer has {words} tokens and the model {known}; put "
+                "the tokenizer's files (tokenizer.json, or vocab.json and merges.txt) into the folder"
             )
         self._network = _network(CLIPModel.from_pretrained, path, "a CLIP model")
         self._places: dict[str, int] = {}

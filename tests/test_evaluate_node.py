@@ -116,6 +116,7 @@ def test_the_base_model_against_itself(comfy_host, demo, evaluate, drawn):
     for name in ("Acc_e", "Acc_s", "Acc_g", "H"):
         assert found["top-1"][name]["change"] == {"value": 0, "low": 0, "high": 0}
     assert found["kept pictures"]["paired distance"] == 0 and found["kept pictures"]["Frechet distance"] < 1e-6
+    assert found["H is"] == "H_o (Eq. 8)" and "H_o (Eq. 8), higher is better" in text
     assert found["same model"] and "the two models are the same" in text
     # The same content: the erased model's pictures are the base model's.
     assert len(drawn) == 10 and found["pictures"] == {"of each model": 10, "drawn now": 10}
