@@ -118,7 +118,11 @@ def prepare_base(base_dir: Path, pack_dir=REPO, checkpoint=None) -> None:
     (base_dir / "custom_nodes").mkdir(parents=True, exist_ok=True)
     if pack_dir is not None:
         _link_folder(Path(pack_dir).resolve(), base_dir / "custom_nodes" / PACK_NAME)
-        for folder, names in (("mace_priors", "*prior*.safetensors"), ("mace_loras", "*loras*.safetensors")):
+        for folder, names in (
+            ("mace_priors", "*prior*.safetensors"),
+            ("mace_loras", "*loras*.safetensors"),
+            ("mace_judges", "judge.safetensors"),
+        ):
             for asset in (Path(pack_dir) / "assets" / "demo").glob(names):
                 # Small, and a file of the checkout: a copy, so that neither side can change the other's.
                 _put_file(asset, base_dir / "models" / folder / asset.name, (shutil.copyfile,))

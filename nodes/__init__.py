@@ -11,6 +11,7 @@ from .baselines.sld import SafeLatentDiffusion
 from .baselines.uce import UnifiedConceptEditing
 from .concepts import Concepts
 from .erase import EraseConcepts
+from .evaluate import EvaluateErasure
 from .export_lora import ExportLora
 from .fuse import FuseLoras
 from .images import ConceptImagesNode
@@ -43,6 +44,7 @@ NODES: list[type[io.ComfyNode]] = [
     ImportLora,
     ExportLora,
     ResidualPrompt,
+    EvaluateErasure,
     UnifiedConceptEditing,
     SafeLatentDiffusion,
     NegativePrompt,

@@ -15,12 +15,13 @@ from torch import Tensor
 
 PRIORS = "mace_priors"
 LORAS = "mace_loras"
+JUDGES = "mace_judges"
 NONE = "none"
 
 
 def register_folders() -> None:
-    """Make the folders mace_priors and mace_loras of models/ and output/ known to the host as places of such files."""
-    for kind in (PRIORS, LORAS):
+    """Make the folders mace_priors, mace_loras and mace_judges of models/ and output/ known to the host."""
+    for kind in (PRIORS, LORAS, JUDGES):
         for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
             folder_paths.add_model_folder_path(kind, os.path.join(root, kind))
         folder_paths.folder_names_and_paths[kind][1].add(".safetensors")

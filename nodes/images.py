@@ -77,29 +77,30 @@ class Sampling:
         empty = torch.zeros(s["count"], 4, s["height"] // 8, s["width"] // 8)
         empty = comfy.sample.fix_empty_latent_channels(self.model, empty, 8)
         noise = comfy.sample.prepare_noise(empty, s["seed"])
-        previewer = latent_preview.get_previewer(self.model.load_device, self.model.model.latent_format)
-        start = self.progress.current
-
-        def callback(step, x0, x, total):
-            model_management.throw_exception_if_processing_interrupted()
-            preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
-            self.progress.update_absolute(start + step + 1, preview=preview)
-
-        latents = comfy.sample.sample(
-            self.model,
-            noise,
-            s["steps"],
-            s["cfg"],
-            s["sampler_name"],
-            s["scheduler"],
-            clip.encode_from_tokens_scheduled(clip.tokenize(prompt)),
-            clip.encode_from_tokens_scheduled(clip.tokenize(self.negative)),
-            empty,
-            callback=callback,
-            disable_pbar=True,
-            seed=s["seed"],
+        positive, negative = (
+            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, self.negative)
         )
-        return latents.to("cpu", torch.float32)
+        return sampled(self.model, noise, positive, negative, empty, s, s["seed"], self.progress)
+
+
+def sampled(model, noise, positive, negative, empty, settings: dict, seed: int, progress: ProgressBar, each: int = 1):
+    """Latents of the host's sampler on the CPU, float32. settings: steps, cfg, sampler_name and scheduler.
+
+    Advances progress by `each` a step, with the host's previews. Raises the host's interrupt.
+    """
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    start = progress.current
+
+    def callback(step, x0, x, total):
+        model_management.throw_exception_if_processing_interrupted()
+        preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
+        progress.update_absolute(start + (step + 1) * each, preview=preview)
+
+    how = (settings[name] for name in ("steps", "cfg", "sampler_name", "scheduler"))
+    latents = comfy.sample.sample(
+        model, noise, *how, positive, negative, empty, callback=callback, disable_pbar=True, seed=seed
+    )
+    return latents.to("cpu", torch.float32)
 
 
 def _finite(values: Tensor, concept: Concept) -> Tensor:

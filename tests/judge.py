@@ -1,5 +1,5 @@
 """The demo model's judge, for the tests."""
 
-from devtools.judge import Judge
+from mace.judge import Judge
 
 __all__ = ["Judge"]

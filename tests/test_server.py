@@ -29,7 +29,7 @@ def saved_file(server, result, node_id):
 
 def recorded(key, spec):
     """A name's type and settings; the files it may name are those of the moment."""
-    left_out = {"tooltip", "options"} if key in ("prior_name", "loras_name", "lora_name") else {"tooltip"}
+    left_out = {"tooltip", "options"} if key in ("prior_name", "loras_name", "lora_name", "judge_file") else {"tooltip"}
     return [spec[0], {k: v for k, v in spec[1].items() if k not in left_out}]
 
 
@@ -61,7 +61,7 @@ def test_object_info_snapshot(server):
 
 def test_every_input_and_output_is_explained(server):
     info = {name: entry for name, entry in server.client.object_info().items() if name.startswith("MACE_")}
-    assert len(info) == 19
+    assert len(info) == 23
     for name, entry in info.items():
         assert entry["description"], name
         assert entry["search_aliases"], name

@@ -63,7 +63,7 @@ class Examiner:
         seeds = [question.seed for question in questions]
         pictures = self.studio.draw(model, [question.prompt for question in questions], seeds, **how)
         with torch.inference_mode():
-            features = judge.f(pictures * 2 - 1).mean((2, 3))
+            features = judge.features(pictures)
             likely, styles = judge.c(features).softmax(-1), judge.s(features).softmax(-1)
         wanted = torch.tensor([judge.names.index(question.name) for question in questions])
         return Answers(

@@ -1,0 +1,69 @@
+"""A small classifier that says what a picture shows: the layout of the demo model's judge (assets/demo)."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+CHANNELS = (3, 24, 48, 96, 160)
+SIZE = 64
+
+
+def _stage(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width, stride in ((inputs, 2), (outputs, 1)):
+        layers += [nn.Conv2d(width, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class Judge(nn.Module):
+    """The classifier of a safetensors file, in float32 on the CPU.
+
+    names: its concepts, in order, from the file's metadata "concepts"; styles: its styles, from "styles".
+    Raises ValueError for a file of another layout, with what is missing.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        try:
+            with safe_open(path, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                state = {name: opened.get_tensor(name) for name in opened.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{Path(path).name} is not a safetensors file or is damaged: {error}") from None
+        missing = {"concepts", "styles"} - set(metadata)
+        if missing:
+            raise ValueError(
+                f"{Path(path).name} is not a judge's file: its metadata lacks {', '.join(sorted(missing))}"
+            )
+        self.names: list[str] = json.loads(metadata["concepts"])
+        self.styles: list[str] = json.loads(metadata["styles"])
+        self.f = nn.Sequential(*(_stage(a, b) for a, b in zip(CHANNELS, CHANNELS[1:], strict=False)))
+        self.c = nn.Linear(CHANNELS[-1], len(self.names))
+        self.s = nn.Linear(CHANNELS[-1], len(self.styles))
+        try:
+            self.load_state_dict({name: value.float() for name, value in state.items()})
+        except RuntimeError as error:
+            raise ValueError(f"{Path(path).name} is not a judge's file: {error}") from None
+        self.eval()
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Features [B, 160] of pictures [B, 3, SIZE, SIZE] in 0..1."""
+        # What the host gives are inference tensors, which a layer that may keep its input does not take.
+        return self.f(pictures.clone() * 2 - 1).mean((2, 3))
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Probabilities [B, concepts] of pictures [B, 3, SIZE, SIZE] in 0..1."""
+        return self.c(self.features(pictures)).softmax(-1)
+
+    @torch.no_grad()
+    def style(self, pictures: Tensor) -> Tensor:
+        """Probabilities [B, styles] of the styles."""
+        return self.s(self.features(pictures)).softmax(-1)
+
+    def accuracy(self, pictures: Tensor, name: str) -> float:
+        """The share of the pictures that the judge calls `name`."""
+        return float((self(pictures).argmax(-1) == self.names.index(name)).float().mean())

@@ -1,0 +1,105 @@
+"""What an evaluation asks for: erased concepts, their aliases and synonyms, and what is to stay."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .concept import Concept, normalised, uncommented
+
+ERASED, ALIAS, SYNONYM, KEPT = "erased", "alias", "synonym", "kept"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One phrase that pictures are asked for by.
+
+    phrase: as it stands in the prompts.  label: what the judge is to see: the concept's target, for its aliases and
+    synonyms too.  group: ERASED, ALIAS (named when the concept was erased), SYNONYM (not named) or KEPT.
+    """
+
+    phrase: str
+    label: str
+    group: str
+
+
+def parse_names(text: str) -> list[str]:
+    """Names, one a line or separated by commas; text after ` #` is a comment. Each once, in order."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        for part in uncommented(line).split(","):
+            name = " ".join(part.split())
+            if name:
+                found.setdefault(normalised(name), name)
+    return list(found.values())
+
+
+def parse_templates(text: str) -> list[str]:
+    """Prompt templates, one a line, each with {} for the phrase. Raises ValueError for a line without, or for none."""
+    found = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = " ".join(uncommented(raw).split())
+        if not line:
+            continue
+        rest = line.replace("{}", "")
+        if rest == line or "{" in rest or "}" in rest:
+            raise ValueError(f"line {number}: {line!r} needs {{}} where the phrase goes, and no other braces")
+        found.append(line)
+    if not found:
+        raise ValueError("there is no prompt template: write one such as: a photo of the {}")
+    return list(dict.fromkeys(found))
+
+
+def parse_synonyms(text: str) -> dict[str, list[str]]:
+    """Synonyms by target, from lines `target: synonym, synonym`. Raises ValueError for a line that cannot be read."""
+    found: dict[str, list[str]] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = uncommented(raw)
+        if not line:
+            continue
+        target, colon, rest = line.partition(":")
+        target, names = " ".join(target.split()), parse_names(rest)
+        if not colon or not target or not names:
+            raise ValueError(f"line {number}: {line!r} is not a concept and its synonyms; write: dog: canine, hound")
+        if re.search(r"[{}:]", rest):
+            raise ValueError(f"line {number}: a synonym holds a colon or a brace; write: dog: canine, hound")
+        if normalised(target) in map(normalised, found):
+            raise ValueError(f"line {number}: {target!r} has synonyms already; write them in one line")
+        found[target] = names
+    return found
+
+
+def subjects(concepts: Sequence[Concept], synonyms: str, keep: str) -> tuple[Subject, ...]:
+    """All phrases of an evaluation: each erased concept with its aliases and synonyms, then what is to stay.
+
+    A synonym that is an alias counts as the alias it is, since it was named. Raises ValueError for synonyms of a
+    concept that is not in the list, for a phrase that is kept and erased, and for one that stands twice.
+    """
+    given = {normalised(target): (target, names) for target, names in parse_synonyms(synonyms).items()}
+    unknown = [target for key, (target, _) in given.items() if key not in {normalised(c.target) for c in concepts}]
+    if unknown:
+        raise ValueError(
+            f"synonyms: {unknown[0]!r} is not among the erased concepts; write their targets before the colon"
+        )
+    asked = [subject for concept in concepts for subject in _of_concept(concept, given)]
+    asked += [Subject(name, name, KEPT) for name in parse_names(keep)]
+    seen: dict[str, Subject] = {}
+    for subject in asked:
+        other = seen.setdefault(normalised(subject.phrase), subject)
+        if other is not subject:
+            raise ValueError(
+                f"{subject.phrase!r} is {_place(subject)} and {_place(other)}: remove one of them, since one picture "
+                "cannot count for both"
+            )
+    return tuple(asked)
+
+
+def _of_concept(concept: Concept, given: dict) -> Iterable[Subject]:
+    yield Subject(concept.target, concept.target, ERASED)
+    yield from (Subject(alias, concept.target, ALIAS) for alias in concept.aliases)
+    aliases = set(map(normalised, concept.aliases))
+    _, names = given.get(normalised(concept.target), (None, ()))
+    yield from (Subject(name, concept.target, SYNONYM) for name in names if normalised(name) not in aliases)
+
+
+def _place(subject: Subject) -> str:
+    return "to be kept" if subject.group == KEPT else f"{subject.group} ({subject.label})"
