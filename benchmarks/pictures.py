@@ -32,18 +32,19 @@ class Studio:
         model,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        negative: str = "",
+        negative: Tensor | None = None,
         encode: Callable[[str], Tensor] | None = None,
     ) -> Tensor:
         """Pictures [B, 3, 64, 64]; a prompt and a seed have the same noise for every model and in every batch.
 
-        negative: the prompt to draw away from.  encode: a prompt's embeddings, in place of `encoded`.
+        negative: embeddings [77, d] to draw away from, of the empty prompt if None.  encode: a prompt's embeddings,
+        in place of `encoded`.
         """
         import comfy.sample
 
         drawn = []
         with torch.inference_mode():
-            away = self.encoded(negative)
+            away = self.encoded("") if negative is None else negative
             for start in range(0, len(prompts), BATCH):
                 part = range(start, min(start + BATCH, len(prompts)))
                 empty = torch.zeros(len(part), 4, 8, 8)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.figures import FIGURES
-from benchmarks.erasure.methods import STAGES
+from benchmarks.erasure.methods import METHODS, STAGES
 from benchmarks.erasure.records import RESULTS, Records
 from benchmarks.erasure.report import write_report
 from benchmarks.erasure.studies import STUDIES
@@ -29,7 +29,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", action="append", choices=(*TASKS, "all"), default=[])
-    parser.add_argument("--method", action="append", help="a method to compare, in place of all")
+    parser.add_argument("--method", action="append", choices=METHODS, help="a method to compare, in place of all")
     parser.add_argument("--only", help="the name of one erasure of the task")
     parser.add_argument("--report", action="store_true", help="write docs/results.md of what is recorded")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of results")

@@ -1,12 +1,15 @@
 """Ways to erase a list of concepts: MACE's stages, and the baselines by their nodes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+from benchmarks.erasure.baselines import BASELINES
 from benchmarks.erasure.bench import NAIVE, Bench, Work
 
 BASE, REFINED, FUSED, SUM = "base", "refined", "fused", "naive"
 STAGES = (REFINED, FUSED, SUM)
+METHODS = (*STAGES, *BASELINES)
 
 
 class Subject:
@@ -14,6 +17,7 @@ class Subject:
 
     def __init__(self, bench: Bench, objects: Sequence[str], style: bool = False):
         self.bench, self.objects, self.style = bench, tuple(objects), style
+        self._spent: dict[str, float] = {}
 
     @cached_property
     def work(self) -> Work:
@@ -36,9 +40,15 @@ class Subject:
             return self.bench.fuse(self.trained()), {}
         if method == SUM:
             return self.bench.fuse(self.trained(), NAIVE), {}
-        raise ValueError(f"{method} is not a method")
+        work, start = Work(self.bench.concepts(self.objects, self.style), seconds={}), time.perf_counter()
+        made = BASELINES[method](self.bench, work, method)
+        self._spent[method] = time.perf_counter() - start
+        return made
 
     def seconds(self, method: str) -> Mapping[str, float]:
         """By stage, what the method took on the way from the concepts to its model."""
-        stages = {BASE: (), REFINED: ("refine",)}.get(method, tuple(self.work.seconds or ()))
-        return {stage: self.work.seconds[stage] for stage in stages}
+        if method == BASE:
+            return {}
+        if method in BASELINES:
+            return {"all": self._spent[method]}
+        return {name: value for name, value in self.work.seconds.items() if method != REFINED or name == "refine"}

@@ -5,6 +5,13 @@ NAMES = {
     "refined": "refined",
     "fused": "**MACE (fused)**",
     "naive": "naive sum",
+    "UCE": "UCE",
+    "ESD-x": "ESD-x",
+    "ESD-u": "ESD-u",
+    "AC": "AC",
+    "FMN": "FMN",
+    "SLD-M": "SLD-M",
+    "negative prompt": "negative prompt",
 }
 
 HEAD = """# What erasing does to the demo model

@@ -1,0 +1,72 @@
+"""The baselines by their nodes, on the demo model.
+
+Published settings throughout, but for what they were tuned to on Stable Diffusion: the learning rates and numbers of
+steps of the methods that train were searched on the demo model (RATES; docs/search.md), with the search's prompts.
+"""
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.erasure.bench import Bench, Work
+
+SIZE = dict(width=64, height=64, seed=0)
+ESD = dict(steps=100, eta=1.0, start_guidance=3.0, sampling_steps=8, batch=1, prompt="{}", **SIZE)
+AC = dict(train="cross-attention (to_k, to_v)", steps=100, batch=8, images=64, sampling_steps=8, guidance=6.0, **SIZE)
+FMN = dict(train="cross-attention", end_of_text=False, steps=35, batch=1, seed=0)
+RATES = {"ESD-x": "1e-4", "ESD-u": "1e-4", "AC": "1e-4", "FMN": "3e-5"}
+METHODS = {"ESD-x": "ESD-x (cross-attention)", "ESD-u": "ESD-u (all but cross-attention)"}
+
+# (MODEL, what to draw with besides: see `Studio.draw`)
+Made = tuple[object, Mapping]
+
+
+def run(bench: Bench, node: str, **inputs):
+    """A node's outputs for the demo model."""
+    return bench.host.run(f"MACE_Baseline{node}", clip=bench.clip, **inputs)
+
+
+def esd(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """ESD-x or ESD-u."""
+    chosen = {**ESD, "learning_rate": RATES[name], "method": METHODS[name], **settings}
+    return run(bench, "ESD", model=bench.model, concepts=work.concepts, **chosen)[0], {}
+
+
+def ablation(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """Concept Ablation."""
+    chosen = {**AC, "learning_rate": RATES[name], **settings}
+    return run(bench, "AC", model=bench.model, concepts=work.concepts, **chosen)[0], {}
+
+
+def forget(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """Forget-Me-Not, on the same pictures as MACE's training."""
+    if work.images is None:
+        bench.draw_training_images(work)
+    chosen = {**FMN, "learning_rate": RATES[name], **settings}
+    return run(bench, "FMN", model=bench.model, images=work.images, **chosen)[0], {}
+
+
+def uce(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """UCE."""
+    chosen = dict(preserve="", retention="none", erase_scale=1.0, preserve_scale=0.1, lamb=0.5, **settings)
+    return run(bench, "UCE", model=bench.model, concepts=work.concepts, **chosen)[0], {}
+
+
+def sld(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """SLD with the medium setting."""
+    return run(bench, "SLD", model=bench.model, concepts=work.concepts, preset="medium", **settings)[0], {}
+
+
+def negative(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """A negative prompt."""
+    conditioning = run(bench, "Negative", concepts=work.concepts, **settings)[0]
+    return bench.model, {"negative": conditioning[0][0][0]}
+
+
+BASELINES: dict[str, Callable[..., Made]] = {
+    "UCE": uce,
+    "ESD-x": esd,
+    "ESD-u": esd,
+    "AC": ablation,
+    "FMN": forget,
+    "SLD-M": sld,
+    "negative prompt": negative,
+}
