@@ -91,7 +91,7 @@ def test_what_moves(comfy_host, demo, run, name, settings, what):
 def test_the_loss_falls(run):
     """Against the same draws without learning."""
     for name, settings in {
-        "ESD": dict(steps=24, batch=1),
+        "ESD": dict(steps=40, batch=2),
         "AC": dict(steps=16, batch=4),
         "FMN": dict(steps=8),
     }.items():

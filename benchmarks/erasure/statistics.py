@@ -35,12 +35,15 @@ def resampled(clusters: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
     One cluster is resampled over its values alone.
     """
     generator = np.random.default_rng(seed)
-    # Every cluster's resampled mean, and which clusters a draw takes.
-    means = np.stack(
-        [cluster[generator.integers(len(cluster), size=(DRAWS, len(cluster)))].mean(axis=1) for cluster in clusters]
-    )
+    sizes = np.array([len(cluster) for cluster in clusters])
+    padded = np.zeros((len(clusters), sizes.max()))
+    for row, cluster in zip(padded, clusters, strict=True):
+        row[: len(cluster)] = cluster
     taken = generator.integers(len(clusters), size=(DRAWS, len(clusters)))
-    return np.take_along_axis(means.T, taken, axis=1).mean(axis=1)
+    counted = np.arange(sizes.max()) < sizes[taken][..., None]
+    places = (generator.random(counted.shape) * sizes[taken][..., None]).astype(int)
+    drawn = padded[taken[..., None], places]
+    return ((drawn * counted).sum(axis=2) / sizes[taken]).mean(axis=1)
 
 
 def mean_of(clusters: Sequence[np.ndarray]) -> Estimate:

@@ -47,10 +47,10 @@ harmonic mean of 1 - Acc_e, Acc_s and 1 - Acc_g for each class, averaged over th
 """,
         """
 
-The targets were Acc_e at most 10, the rest within 2 points, Acc_g at most 20, H_o above 92.6 (the paper's own average on
-SD1.4). The first three are met on average; automobile costs truck, and ship an airplane. **H_o is 91, short of its
-target by deer alone**: hart, stag and doe lie far from deer in this model's text encoder ([search.md](search.md)), which
-knows them as words of their own, and the other nine classes have 98 on average.
+The targets were Acc_e at most 10, the rest within 2 points, Acc_g at most 20, H_o above 92.6 (the paper's own average
+on SD1.4). The first three are met on average; automobile costs truck, and ship an airplane. **H_o is 91, short of its
+target by deer alone**: hart, stag and doe lie far from deer in this model's text encoder ([search.md](search.md)),
+which knows them as words of their own, and the other nine classes have 98 on average.
 """,
     ),
     "mixed": (
@@ -72,8 +72,9 @@ Nothing is preserved by name here. *Kept* are the concepts whose names hold the 
 """,
         """
 
-Eq. 7 keeps hot dog, which the sum of the LoRA loses: hot dog is in the prior's captions. Fire engine and fireworks are in
-them too, and go with fire all the same. Whoever needs them names them in Prior's preserve and gives lambda3 a weight.
+Eq. 7 keeps hot dog, which the sum of the LoRA loses: hot dog is in the prior's captions. Fire engine and fireworks
+are in them too, and go with fire all the same. Whoever needs them names them in Prior's preserve and gives lambda3 a
+weight.
 """,
     ),
     "mass": (
