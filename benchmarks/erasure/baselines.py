@@ -45,8 +45,13 @@ def forget(bench: Bench, work: Work, name: str, **settings) -> Made:
 
 
 def uce(bench: Bench, work: Work, name: str, **settings) -> Made:
-    """UCE."""
-    chosen = dict(preserve="", retention="none", erase_scale=1.0, preserve_scale=0.1, lamb=0.5, **settings)
+    """UCE, preserving all other things by name, as MACE's prior knows them from its captions.
+
+    With nothing to preserve it loses all of them.
+    """
+    erased = {concept.target for concept in work.concepts}
+    kept = "\n".join(thing for thing in bench.words["concepts"] if thing not in erased)
+    chosen = dict(preserve=kept, retention="none", erase_scale=1.0, preserve_scale=0.1, lamb=0.5, **settings)
     return run(bench, "UCE", model=bench.model, concepts=work.concepts, **chosen)[0], {}
 
 
