@@ -153,14 +153,13 @@ def test_a_second_run_draws_only_what_is_new(comfy_host, evaluate, refined, draw
     assert len(drawn) == 6
 
 
-def test_an_interrupt_keeps_what_is_drawn(comfy_host, evaluate, drawn):
+def test_an_interrupt_keeps_what_is_drawn(comfy_host, evaluate, drawn, monkeypatch):
     """The host's own interrupt, in the middle of the second batch: the first is not drawn again."""
     from comfy import model_management
-    from comfy_execution.progress import get_progress_state  # noqa: F401  (the host's progress is there)
 
     forget(comfy_host)
-    images = comfy_host.module("nodes.gallery")
-    sampled, batches = images.sampled, []
+    gallery = comfy_host.module("nodes.gallery")
+    sampled, batches = gallery.sampled, []
 
     def interrupting(*args, **kwargs):
         batches.append(1)
@@ -168,13 +167,9 @@ def test_an_interrupt_keeps_what_is_drawn(comfy_host, evaluate, drawn):
             model_management.interrupt_current_processing()
         return sampled(*args, **kwargs)
 
-    images.sampled = interrupting
-    try:
-        with pytest.raises(model_management.InterruptProcessingException):
-            evaluate(batch_size=3, synonyms="")
-    finally:
-        images.sampled = sampled
-        model_management.interrupt_current_processing(False)
+    monkeypatch.setattr(gallery, "sampled", interrupting)
+    with pytest.raises(model_management.InterruptProcessingException):
+        evaluate(batch_size=3, synonyms="")
     assert len(drawn) == 6
     drawn.clear()
     evaluate(batch_size=3, synonyms="")
@@ -276,6 +271,7 @@ def test_a_classifier_of_transformers(comfy_host, evaluate, judges):
     folder = judges / "tiny_vit"
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    forget(comfy_host)
     node = evaluate(judge_file="tiny_vit", synonyms="", seeds=1)
     found = json.loads(node[1])
     pictures = [picture for picture, _ in comfy_host.module("nodes.gallery")._pictures._entries.values()]
@@ -285,7 +281,8 @@ def test_a_classifier_of_transformers(comfy_host, evaluate, judges):
         batch = processor([picture.movedim(-1, 0) for picture in pictures], return_tensors="pt")
         possible = model(**batch).logits.softmax(-1)
     for place, entry in enumerate(found["by name"]):
-        assert float((possible[:, place] - entry["probability"]["base"]).abs().min()) < 1e-4
+        assert entry["probability"]["base"] == pytest.approx(float(possible[place, place]), abs=1e-4)
+        assert entry["top-1"]["base"] == float(possible[place].argmax() == place)
     # Only the folder is listed, not the weights in it.
     assert not any("tiny_vit/" in name for name in comfy_host.module("nodes.judge_files").judge_files())
 
