@@ -80,7 +80,7 @@ def test_the_page_of_results(tmp_path):
     write_report({"objects": cells}, tmp_path / "results.md")
     page = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "| dog | 0 / 75 / 50 / 100 |" in page
-    assert "| base model | 2 | 100.0 (100-100) |" in page and "- ship: " in page
+    assert "| base model | 2 | 100.0 (100.0-100.0) |" in page and "- ship: " in page
     assert "Ten" not in page
 
 

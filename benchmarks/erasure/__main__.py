@@ -1,6 +1,7 @@
 """Erasing measured as the paper does it, on the demo model in the real host.
 
     python dev.py run python -m benchmarks.erasure --task all [--report]
+    python dev.py run python -m benchmarks.erasure --quick
 
 Every cell (an erasure by one method, and what the judge sees in the pictures that it draws) is kept in
 benchmarks/results/erasure when it is done, and not repeated; --report writes docs/results.md of what is there. The base
@@ -15,13 +16,15 @@ from pathlib import Path
 
 from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.figures import FIGURES
-from benchmarks.erasure.methods import METHODS, STAGES
+from benchmarks.erasure.methods import FUSED, METHODS, STAGES
 from benchmarks.erasure.records import RESULTS, Records
 from benchmarks.erasure.report import write_report
 from benchmarks.erasure.studies import STUDIES
 from benchmarks.erasure.tasks import COMPARISONS, Plan
 from devtools.inprocess import REPO, open_host
 
+# Tasks, and what of them.
+QUICK = ("objects", "leak", "shared"), Plan((FUSED, "UCE"), "dog")
 TASKS = {**COMPARISONS, **STUDIES, **FIGURES}
 
 
@@ -32,15 +35,19 @@ def main() -> None:
     parser.add_argument("--method", action="append", choices=METHODS, help="a method to compare, in place of all")
     parser.add_argument("--only", help="the name of one erasure of the task")
     parser.add_argument("--report", action="store_true", help="write docs/results.md of what is recorded")
+    parser.add_argument("--quick", action="store_true", help="a slice in five minutes, which is not recorded")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of results")
     options = parser.parse_args()
     chosen = list(TASKS) if "all" in options.task else list(dict.fromkeys(options.task))
     plan = Plan(tuple(options.method or STAGES), options.only)
+    if options.quick:
+        chosen, plan = QUICK
     if chosen:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(open_host(Path(folder)))
+            kept = Path(folder) if options.quick else options.results
             for name in chosen:
-                TASKS[name](bench, Records(name, options.results), plan)
+                TASKS[name](bench, Records(name, kept), plan)
     recorded = {name: Records(name, options.results) for name in TASKS}
     if options.report:
         write_report({name: records.cells for name, records in recorded.items()}, REPO / "docs" / "results.md")

@@ -18,7 +18,7 @@ class Estimate:
 
     def percent(self) -> str:
         """The value in percent with its interval, as a table's cell."""
-        return f"{100 * self.value:.1f} ({100 * self.low:.0f}-{100 * self.high:.0f})"
+        return f"{100 * self.value:.1f} ({100 * self.low:.1f}-{100 * self.high:.1f})"
 
 
 def values(cell: Mapping, group: str, kind: str = "right") -> np.ndarray | None:

@@ -62,6 +62,11 @@ the share of pictures asked for as "a Twemoji emoji of a X" in which the judge s
 often it sees the X there.
 """,
         """
+
+The targets were at most 10 for the objects and for the style, at most 30 for the synonyms, and others within 4
+points: met. With this prior the refinement does most of the work for the objects, and the naive sum, in which each
+LoRA counts a tenth, does as well; the LoRAs add most for single concepts (above). The style trains at a lower rate
+than the objects, which leaves most of what is asked for in it.
 """,
     ),
     "shared": (
