@@ -25,7 +25,7 @@ class Model:
         return torch.tanh(gain * x + shift * sigma.view(-1, 1, 1, 1))
 
     def at(self, value, sigma, prompt):
-        return math.tanh(float(self.gain[prompt]) * value + float(self.shift[prompt]) * sigma)
+        return math.tanh(self.gain[prompt].item() * value + self.shift[prompt].item() * sigma)
 
 
 def sample(seed=5):

@@ -9,7 +9,7 @@ from benchmarks.erasure.methods import BASE, FUSED, Subject
 from benchmarks.erasure.questions import Answers, Question, asked
 from benchmarks.erasure.records import Records, told
 from benchmarks.erasure.report import write_report
-from benchmarks.erasure.statistics import harmonic, harmonic_of_objects, mean_of
+from benchmarks.erasure.statistics import h_o, harmonic_of_objects, mean_of
 from benchmarks.erasure.tables import share
 from benchmarks.erasure.tasks import Plan, fill, summary
 
@@ -45,14 +45,13 @@ def test_means_and_their_intervals():
     assert (sure.value, sure.low, sure.high) == (1, 1, 1)
 
 
-def test_harmonic_means_as_in_table_1():
-    assert harmonic((0.9151, 0.9735, 0.8947)) == pytest.approx(3 / (1 / 0.9151 + 1 / 0.9735 + 1 / 0.8947))
-    assert harmonic((1.0, 0.0)) == 0
+def test_h_o_is_the_mean_over_erasures_with_synonyms():
     cells = [
         cell("dog/fused", erased=[0, 0, 0, 1], classes=[1, 1, 1, 0], synonyms=[0, 1]),
         cell("cat/fused", erased=[0] * 4, classes=[1] * 4, synonyms=[1, 1]),
         cell("owl/fused", erased=[1] * 4, classes=[1] * 4),
     ]
+    assert h_o(cells[1]) == 0 and h_o(cells[2]) is None
     assert harmonic_of_objects(cells).value == pytest.approx((3 / (1 / 0.75 + 1 / 0.75 + 1 / 0.5) + 0) / 2)
 
 

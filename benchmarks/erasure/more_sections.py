@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.erasure.methods import BASE, FUSED, REFINED
-from benchmarks.erasure.statistics import by_name, harmonic, mean_of, values
+from benchmarks.erasure.statistics import by_name, mean_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
+from mace.evaluate import h_people
 
 
 def mass(cells: Cells) -> str:
@@ -19,7 +20,7 @@ def mass(cells: Cells) -> str:
             erased, kept = share(cell, "erased"), share(cell, "others")
             row = [str(count), name_of(method)]
             row += [mean_of(by_name(cell, group)).percent() for group in ("erased", "others")]
-            row += [percent(harmonic((1 - erased, kept)))]
+            row += [percent(h_people(erased, kept))]
             row.append("-" if method == BASE else f"{share(cell, 'others', 'moved'):.3f}")
             row.append(f"{sum(cell['seconds'].values()):.0f} s" if cell["seconds"] else "-")
             rows.append(row)

@@ -1,9 +1,11 @@
-"""Means with bootstrap intervals over what was erased and over pictures, and harmonic means, from recorded cells."""
+"""Means with bootstrap intervals over what was erased and over pictures, and H_o, from recorded cells."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from mace.evaluate import h_objects
 
 DRAWS, LEVEL = 2000, 0.95
 
@@ -64,11 +66,6 @@ def between(value: float, samples: np.ndarray) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def harmonic(parts: Sequence[float]) -> float:
-    """The harmonic mean; 0 where a part is."""
-    return len(parts) / sum(1 / part for part in parts) if all(part > 0 for part in parts) else 0.0
-
-
 def harmonic_of_objects(cells: Sequence[Mapping]) -> Estimate:
     """H_o of Table 1: of 1 - Acc_e, Acc_s and 1 - Acc_g for each erasure, and their mean as the paper takes it.
 
@@ -78,14 +75,9 @@ def harmonic_of_objects(cells: Sequence[Mapping]) -> Estimate:
     generator = np.random.default_rng(0)
     drawn = []
     for cell in counted:
-        parts = []
-        for group, gone in (("erased", True), ("classes", False), ("synonyms", True)):
-            right = values(cell, group)
-            means = right[generator.integers(len(right), size=(DRAWS, len(right)))].mean(axis=1)
-            parts.append(1 - means if gone else means)
-        stacked = np.stack(parts)
-        with np.errstate(divide="ignore"):
-            drawn.append(np.where((stacked > 0).all(axis=0), 3 / (1 / stacked).sum(axis=0), 0.0))
+        found = (values(cell, group) for group in ("erased", "classes", "synonyms"))
+        shares = (right[generator.integers(len(right), size=(DRAWS, len(right)))].mean(axis=1) for right in found)
+        drawn.append(h_objects(*shares))
     taken = generator.integers(len(counted), size=(DRAWS, len(counted)))
     samples = np.take_along_axis(np.stack(drawn).T, taken, axis=1).mean(axis=1)
     return between(float(np.mean([h_o(cell) for cell in counted])), samples)
@@ -94,6 +86,4 @@ def harmonic_of_objects(cells: Sequence[Mapping]) -> Estimate:
 def h_o(cell: Mapping) -> float | None:
     """H_o of one erasure, 0..1; None without synonyms."""
     found = [values(cell, group) for group in ("erased", "classes", "synonyms")]
-    if found[2] is None:
-        return None
-    return harmonic((1 - found[0].mean(), found[1].mean(), 1 - found[2].mean()))
+    return None if found[2] is None else float(h_objects(*(right.mean() for right in found)))
