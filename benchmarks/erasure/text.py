@@ -100,6 +100,9 @@ Twemoji erased, mapped to "art". *Style* is the share of "a Twemoji emoji of a X
 *content* is how often it sees the X, there and in "a photo of the X".
 """,
         """
+
+The style goes, what was asked for in it is drawn in the model's other style, and pictures that do not ask for it
+stay.
 """,
     ),
     "leak": (
@@ -110,6 +113,10 @@ As in Fig. 2b of the paper: the class's own tokens are replaced by the final end
 in the words around it alone. How often the class still appears, in percent of 8 pictures:
 """,
         """
+
+The base model still draws the class in a third of the pictures: frog and ship always, five classes of ten never.
+Refinement alone brings that to 6 %, with the LoRAs it is 1 %: as the paper says, what is left of a concept lies in
+the words beside it, and CFR is what takes it out.
 """,
     ),
     "ablations": (
@@ -136,8 +143,10 @@ the name. Percent of pictures that show the class, four of each form, and of 17 
         """
 ## Where the words look
 
-As in Figs. 2a and 10: attention to each token of "a photo of the dog" in pictures of dogs, averaged over layers, heads,
-three timesteps and eight pictures. Brightness is on one scale in each column.
+As in Figs. 2a and 10: attention to each token of "a photo of the dog" in pictures of dogs, over layers, heads, three
+timesteps and eight pictures. Each layer's map is divided by its mean, so a map tells where a token is looked for and
+not how much; brightness is on one scale in each column.
+
 """,
         """
 """,
