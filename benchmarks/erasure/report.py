@@ -20,7 +20,7 @@ def objects(cells: Cells) -> str:
         row = [name_of(method), str(len(own))]
         for group in ("erased", "classes", "synonyms", "others"):
             found = [value for cell in own if (value := values(cell, group)) is not None]
-            pictures[group] = sum(map(len, found))
+            pictures[group] = max(pictures.get(group, 0), sum(map(len, found)))
             row.append(mean_of(found).percent())
         row.append(harmonic_of_objects(own).percent())
         row.append(percent(sum(share(cell, "erased", "p") for cell in own) / len(own)))
@@ -28,7 +28,7 @@ def objects(cells: Cells) -> str:
         rows.append(row)
     header = ["method", "classes", "Acc_e", "Acc_s", "Acc_g", "others", "H_o", "p of the class", "others moved"]
     counts = ", ".join(f"{group} {count}" for group, count in pictures.items())
-    parts = [table(header, rows), f"\nPictures a method: {counts}.\n\n"]
+    parts = [table(header, rows), f"\nPictures a method, over all classes: {counts}.\n\n"]
     shown = [method for method in methods_of(cells) if method != BASE]
     rows = []
     for name in names:

@@ -47,6 +47,14 @@ harmonic mean of 1 - Acc_e, Acc_s and 1 - Acc_g for each class, averaged over th
 """,
         """
 
+The other methods are the pack's baseline nodes, in their published form (benchmarks/erasure/baselines.py; rates in
+[search.md](search.md)), on the first classes only, as the table says. UCE preserves all other things by name, and
+keeps them all; it edits the class's own words and leaves most synonyms, as a method of one phrase must where synonyms
+lie far apart. Forget-Me-Not takes half of everything with it on a model this small. SLD and the negative prompt
+hardly avoid what the prompt itself asks for. In Table 1 of the paper too MACE is first, and SLD (26) and FMN (6) are
+far behind; but there UCE is second with 85. It is third here by its synonyms, most likely because SD1.4's text
+encoder puts synonyms near each other, and this one does not.
+
 The targets were Acc_e at most 10, the rest within 2 points, Acc_g at most 20, H_o above 92.6 (the paper's own average
 on SD1.4). The first three are met on average; automobile costs truck, and ship an airplane. **H_o is 91, short of its
 target by deer alone**: hart, stag and doe lie far from deer in this model's text encoder ([search.md](search.md)),
