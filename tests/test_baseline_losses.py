@@ -79,6 +79,21 @@ def test_esds_first_loss(comfy_host, demo, run):
     assert run("ESD", steps=1)[1]["loss"][0] == pytest.approx(expected, rel=1e-3)
 
 
+def test_esds_loss_falls(comfy_host, trainee):
+    """On samples that stay as they are. The node's own change as it learns, and their loss may rise at first."""
+    objectives, fitting = (comfy_host.module(f"mace.baselines.{name}") for name in ("objectives", "fitting"))
+    sigmas = trainee.sigmas([900, 600])
+    noise = trainee.noise(2, (64, 64), torch.Generator().manual_seed(0))
+    x = torch.cat([trainee.start(noise[row : row + 1], sigmas[row]) for row in range(2)])
+    concept, nothing = trainee.rows([1, 1]), trainee.rows([0, 0])
+
+    def loss_of(generator):
+        return objectives.esd_loss(trainee.predict, trainee.original, x, sigmas, concept, nothing, 1.0)
+
+    losses = fitting.fit(trainee.masters, loss_of, fitting.Fit(20, 1e-4))
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_anchor_images_are_the_hosts(comfy_host, demo, trainee):
     """And what Concept Ablation trains on: rows, pictures by prompt in turn."""
     model, clip, _ = demo

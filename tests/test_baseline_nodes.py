@@ -89,12 +89,8 @@ def test_what_moves(comfy_host, demo, run, name, settings, what):
 
 
 def test_the_loss_falls(run):
-    """Against the same draws without learning."""
-    for name, settings in {
-        "ESD": dict(steps=40, batch=2),
-        "AC": dict(steps=16, batch=4),
-        "FMN": dict(steps=8),
-    }.items():
+    """Against the same draws without learning. (ESD's samples change as it learns: see the tests of the losses.)"""
+    for name, settings in {"AC": dict(steps=16, batch=4), "FMN": dict(steps=8)}.items():
         learnt, idle = (
             torch.tensor(run(name, learning_rate=rate, **settings)[1]["loss"]) for rate in ("3e-4", "1e-12")
         )
