@@ -86,8 +86,8 @@ Nothing is preserved by name here. *Kept* are the concepts whose names hold the 
         """
 
 Eq. 7 keeps hot dog, which the sum of the LoRA loses: hot dog is in the prior's captions. Fire engine and fireworks
-are in them too, and go with fire all the same. Whoever needs them names them in Prior's preserve and gives lambda3 a
-weight.
+are in them too, and go with fire all the same. To keep such a one, Prior takes its name to preserve and lambda3 its
+weight; that is not measured here.
 """,
     ),
     "mass": (
