@@ -1,7 +1,8 @@
 """The baselines by their nodes, on the demo model.
 
-Published settings throughout, but for what they were tuned to on Stable Diffusion: the learning rates and numbers of
-steps of the methods that train were searched on the demo model (RATES; docs/search.md), with the search's prompts.
+Published settings throughout, but for the learning rates and numbers of steps of the methods that train, which are
+made for Stable Diffusion. FMN's rate was searched on the demo model, the others' were tried at this one value
+(docs/search.md).
 """
 
 from collections.abc import Callable, Mapping

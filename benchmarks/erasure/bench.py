@@ -77,7 +77,7 @@ class Bench:
         return found
 
     def prepare(self, objects: Sequence[str], style: bool = False) -> Work:
-        """Refinement, images and masks."""
+        """The concepts and their refinement, by the preset."""
         work = Work(self.concepts(objects, style), seconds={})
         weights, run = self.preset.refine, self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))

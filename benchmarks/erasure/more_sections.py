@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.erasure.methods import BASE, FUSED, REFINED
-from benchmarks.erasure.statistics import by_name, mean_of, values
+from benchmarks.erasure.statistics import by_name, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
 from mace.evaluate import h_people
 
@@ -19,7 +19,7 @@ def mass(cells: Cells) -> str:
                 continue
             erased, kept = share(cell, "erased"), share(cell, "others")
             row = [str(count), name_of(method)]
-            row += [mean_of(by_name(cell, group)).percent() for group in ("erased", "others")]
+            row += [percent_of(mean_of(by_name(cell, group))) for group in ("erased", "others")]
             row += [percent(h_people(erased, kept))]
             row.append("-" if method == BASE else f"{share(cell, 'others', 'moved'):.3f}")
             row.append(f"{sum(cell['seconds'].values()):.0f} s" if cell["seconds"] else "-")
@@ -33,8 +33,8 @@ def styles(cells: Cells) -> str:
     for method in methods_of(cells):
         cell = next(cell for cell in cells.values() if cell["method"] == method)
         styled = (values(cell, "style", "style") > 0.5).astype(float)
-        row = [name_of(method), mean_of([styled]).percent(), mean_of(by_name(cell, "style")).percent()]
-        row.append(mean_of(by_name(cell, "others")).percent())
+        row = [name_of(method), percent_of(mean_of([styled])), percent_of(mean_of(by_name(cell, "style")))]
+        row.append(percent_of(mean_of(by_name(cell, "others"))))
         row.append("-" if method == BASE else f"{share(cell, 'others', 'moved'):.3f}")
         rows.append(row)
     header = ["method", "style", "content in style", "content without it", "pictures without it moved"]
@@ -49,7 +49,7 @@ def leak(cells: Cells) -> str:
     rows = [
         [name, *(percent(float(own[method][place].mean())) for method in methods)] for place, name in enumerate(names)
     ]
-    rows.append(["**mean**", *(mean_of(own[method]).percent() for method in methods)])
+    rows.append(["**mean**", *(percent_of(mean_of(own[method])) for method in methods)])
     return table(["class", *map(name_of, methods)], rows)
 
 

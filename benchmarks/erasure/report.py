@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.erasure.methods import BASE, FUSED
 from benchmarks.erasure.more_sections import SECTIONS as MORE
-from benchmarks.erasure.statistics import by_name, h_o, harmonic_of_objects, mean_of, values
+from benchmarks.erasure.statistics import by_name, h_o, harmonic_of_objects, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
 from benchmarks.erasure.tasks import SHARED
 from benchmarks.erasure.text import ABOUT, HEAD
@@ -21,8 +21,8 @@ def objects(cells: Cells) -> str:
         for group in ("erased", "classes", "synonyms", "others"):
             found = [value for cell in own if (value := values(cell, group)) is not None]
             pictures[group] = max(pictures.get(group, 0), sum(map(len, found)))
-            row.append(mean_of(found).percent())
-        row.append(harmonic_of_objects(own).percent())
+            row.append(percent_of(mean_of(found)))
+        row.append(percent_of(harmonic_of_objects(own)))
         row.append(percent(sum(share(cell, "erased", "p") for cell in own) / len(own)))
         row.append("-" if method == BASE else f"{sum(share(cell, 'others', 'moved') for cell in own) / len(own):.3f}")
         rows.append(row)
@@ -68,9 +68,9 @@ def mixed(cells: Cells) -> str:
     for method in methods_of(cells):
         cell = cells[f"ten/{method}"]
         row = [name_of(method)]
-        row += [mean_of(by_name(cell, group)).percent() for group in ("erased", "synonyms", "classes", "others")]
+        row += [percent_of(mean_of(by_name(cell, group))) for group in ("erased", "synonyms", "classes", "others")]
         styled = values(cell, "style", "style")
-        row.append(mean_of([(styled > 0.5).astype(float)]).percent())
+        row.append(percent_of(mean_of([(styled > 0.5).astype(float)])))
         row.append(percent(share(cell, "style")))
         row.append("-" if method == BASE else f"{share(cell, 'others', 'moved'):.3f}")
         rows.append(row)

@@ -1,26 +1,16 @@
 """Means with bootstrap intervals over what was erased and over pictures, and H_o, from recorded cells."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from mace.evaluate import h_objects
+from mace.statistics import DRAWS, Estimate, estimate
 
-DRAWS, LEVEL = 2000, 0.95
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value, and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def percent(self) -> str:
-        """The value in percent with its interval, as a table's cell."""
-        return f"{100 * self.value:.1f} ({100 * self.low:.1f}-{100 * self.high:.1f})"
+def percent_of(found: Estimate) -> str:
+    """An estimate in percent with its interval, as a table's cell."""
+    return f"{100 * found.value:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"
 
 
 def values(cell: Mapping, group: str, kind: str = "right") -> np.ndarray | None:
@@ -50,7 +40,7 @@ def resampled(clusters: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
 
 def mean_of(clusters: Sequence[np.ndarray]) -> Estimate:
     """The mean of the clusters' means, and its interval (see `resampled`)."""
-    return between(float(np.mean([cluster.mean() for cluster in clusters])), resampled(clusters))
+    return estimate(float(np.mean([cluster.mean() for cluster in clusters])), resampled(clusters))
 
 
 def by_name(cell: Mapping, group: str, kind: str = "right") -> list[np.ndarray]:
@@ -58,12 +48,6 @@ def by_name(cell: Mapping, group: str, kind: str = "right") -> list[np.ndarray]:
     names = np.array(cell["groups"][group]["names"])
     found = values(cell, group, kind)
     return [found[names == name] for name in dict.fromkeys(names.tolist())]
-
-
-def between(value: float, samples: np.ndarray) -> Estimate:
-    """A value with the middle LEVEL of its samples."""
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
 
 
 def harmonic_of_objects(cells: Sequence[Mapping]) -> Estimate:
@@ -80,7 +64,7 @@ def harmonic_of_objects(cells: Sequence[Mapping]) -> Estimate:
         drawn.append(h_objects(*shares))
     taken = generator.integers(len(counted), size=(DRAWS, len(counted)))
     samples = np.take_along_axis(np.stack(drawn).T, taken, axis=1).mean(axis=1)
-    return between(float(np.mean([h_o(cell) for cell in counted])), samples)
+    return estimate(float(np.mean([h_o(cell) for cell in counted])), samples)
 
 
 def h_o(cell: Mapping) -> float | None:
