@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .tokens import Pairing
 
+# Small blocks save up to half of the products, and products of few rows are slow.
+ROWS_TOGETHER = 96
 NOT_FINITE = "the text encoder gave values that are not finite (NaN or infinity); check the CLIP model"
 
 
@@ -49,16 +51,37 @@ def packed_width(packed: Tensor) -> int:
     return width
 
 
+def add_products(lower: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add sum l r^T over the rows l, r of left and right [n, d] to the lower triangle of a [d, d] matrix, in place.
+
+    For sums that are symmetric, such as e e^T: the rest of the matrix is of no use to them, and most of it is left out.
+    """
+    width = len(lower)
+    for start in range(0, width, ROWS_TOGETHER):
+        rows = slice(start, min(start + ROWS_TOGETHER, width))
+        lower[rows, : rows.stop].addmm_(left[:, rows].T, right[:, : rows.stop])
+
+
 class Gram:
     """A running sum of e e^T over token embeddings e (columns of length d), in float64 on `device`."""
 
     def __init__(self, width: int, device: torch.device):
-        self.matrix = torch.zeros(width, width, dtype=torch.float64, device=working_device(device))
+        self._lower = torch.zeros(width, width, dtype=torch.float64, device=working_device(device))
 
     def add(self, embeddings: Tensor) -> None:
         """Add every token of embeddings [..., d]. Raises ValueError for values that are not finite."""
-        tokens = _tokens(embeddings, self.matrix)
-        self.matrix.addmm_(tokens.T, tokens)
+        tokens = _tokens(embeddings, self._lower)
+        add_products(self._lower, tokens, tokens)
+
+    @property
+    def packed(self) -> Tensor:
+        """The sum so far, packed."""
+        return pack(self._lower)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The sum so far, [d, d]."""
+        return self._lower.tril() + self._lower.tril(-1).mT
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,7 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
     Raises ValueError for an embedding of another width or one that is not finite.
     """
     cross = torch.zeros(width, width, dtype=torch.float64, device=working_device(device))
+    # Symmetric, of which the lower triangles are summed.
     paired, rest = torch.zeros_like(cross), torch.zeros_like(cross)
     pairs = prompts = 0
     for targets, mappings, pairings in batches:
@@ -100,12 +124,12 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
         targets, mappings = _flat(targets, width), _flat(mappings, width)
         f, g = targets[f_at].to(cross), mappings[g_at].to(cross)
         cross.addmm_(g.T, f)
-        paired.addmm_(f.T, f)
+        add_products(paired, f, f)
         # S = G + sum (1 - times paired) e e^T: a product over the few tokens where that is not 0.
         missing = 1 - torch.bincount(f_at, minlength=len(targets))
         at = missing.nonzero()[:, 0]
         e = targets[at].to(cross)
-        rest.addmm_(e.T * missing[at].to(cross), e)
+        add_products(rest, e * missing[at].to(cross)[:, None], e)
         pairs += len(f_at)
         prompts += len(pairings)
     total = paired + rest

@@ -98,6 +98,21 @@ def test_gram_streams(sizes):
     close(streamed.matrix, whole.matrix)
 
 
+@pytest.mark.parametrize("width", [95, 96, 97, 300])
+def test_wide_sums_are_whole_though_summed_in_blocks(width):
+    embeddings = torch.randn(2, WINDOW, width, generator=torch.Generator().manual_seed(1))
+    gram = Gram(width, CPU)
+    gram.add(embeddings)
+    tokens = embeddings.double().flatten(0, 1)
+    expected = torch.einsum("ni,nj->ij", tokens, tokens)
+    torch.testing.assert_close(gram.matrix, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(unpack(gram.packed), gram.matrix)
+    found = concept_moments([(embeddings, embeddings, PAIRINGS[:2])], width, CPU)
+    torch.testing.assert_close(unpack(found.total), expected, rtol=1e-12, atol=1e-12)
+    chosen = torch.cat([rows[list(p.target)] for rows, p in zip(embeddings.double(), PAIRINGS[:2], strict=True)])
+    torch.testing.assert_close(unpack(found.paired), torch.einsum("ni,nj->ij", chosen, chosen), rtol=1e-12, atol=1e-12)
+
+
 def test_gram_of_one_token():
     gram = Gram(2, CPU)
     gram.add(torch.tensor([1.0, 3.0]))
