@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.figures import FIGURES
-from benchmarks.erasure.methods import FUSED, METHODS, STAGES
+from benchmarks.erasure.methods import FUSED, METHODS
 from benchmarks.erasure.records import RESULTS, Records
 from benchmarks.erasure.report import write_report
 from benchmarks.erasure.studies import STUDIES
@@ -32,14 +32,16 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", action="append", choices=(*TASKS, "all"), default=[])
-    parser.add_argument("--method", action="append", choices=METHODS, help="a method to compare, in place of all")
+    parser.add_argument(
+        "--method", action="append", choices=METHODS, help="a method to compare, in place of the task's own"
+    )
     parser.add_argument("--only", help="the name of one erasure of the task")
     parser.add_argument("--report", action="store_true", help="write docs/results.md of what is recorded")
     parser.add_argument("--quick", action="store_true", help="a slice in five minutes, which is not recorded")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of results")
     options = parser.parse_args()
     chosen = list(TASKS) if "all" in options.task else list(dict.fromkeys(options.task))
-    plan = Plan(tuple(options.method or STAGES), options.only)
+    plan = Plan(tuple(options.method) if options.method else None, options.only)
     if options.quick:
         chosen, plan = QUICK
     if chosen:

@@ -64,25 +64,28 @@ class Bench:
         drawn = {word for word, share in zip(words, right.tolist(), strict=True) if share >= 0.5}
         return {name: [word for word in found if word in drawn] for name, found in self.words["synonyms"].items()}
 
-    def concepts(self, objects: Sequence[str], style: bool = False):
-        """A list of concepts, with the paper's mappings."""
+    def concepts(self, objects: Sequence[str], style: bool = False, aliases: bool = False):
+        """A list of concepts, with the paper's mappings. aliases: whether they carry their synonyms of Table 6."""
         chosen = dict(type="object", preset="none", prompt_file="none")
         found = None
         if objects:
-            lines = "\n".join(f"{name} -> {MAPPINGS.get(name, 'sky')}" for name in objects)
+            own = {name: [name, ", ".join(self.words["synonyms"].get(name, ()))] for name in objects}
+            left = {name: " | ".join(filter(None, parts)) if aliases else name for name, parts in own.items()}
+            lines = "\n".join(f"{left[name]} -> {MAPPINGS.get(name, 'sky')}" for name in objects)
             found = self.host.run("MACE_Concepts", concepts=lines, **chosen)[0]
         if style:
             more = {} if found is None else {"more": found}
             found = self.host.run("MACE_Concepts", concepts=STYLE_LINE, **{**chosen, "type": "style"}, **more)[0]
         return found
 
-    def prepare(self, objects: Sequence[str], style: bool = False) -> Work:
-        """The concepts and their refinement, by the preset."""
-        work = Work(self.concepts(objects, style), seconds={})
+    def prepare(self, objects: Sequence[str], style: bool = False, aliases: bool = False, **changed) -> Work:
+        """The concepts and their refinement, by the preset. changed: settings of the node other than the preset's."""
+        work = Work(self.concepts(objects, style, aliases), seconds={})
         weights, run = self.preset.refine, self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
         settings["mu_measures"] = self.host.module("nodes.refine").MEASURE_NAMES[weights.metric]
+        settings |= changed
         start = time.perf_counter()
         given = dict(model=self.model, concepts=work.concepts, prior=self.prior, clip=self.clip)
         work.refined, work.refinement = run("MACE_CFRRefine", **given, **settings).result
@@ -109,10 +112,11 @@ class Bench:
         work.loras, work.singles = result[:2]
         work.seconds["train"] = time.perf_counter() - start
 
-    def fuse(self, work: Work, method: str = CLOSED_FORM):
-        """The fused MODEL, by the preset's weights for as many concepts."""
+    def fuse(self, work: Work, method: str = CLOSED_FORM, lambda2: float = 1.0, mu: float = 1.0):
+        """The fused MODEL, by the preset's weights for as many concepts, times lambda2 and mu."""
         weights = self.preset.fuse(len(work.concepts))
-        numbers = dict(lambda2=repr(weights.lambda2), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
+        numbers = dict(lambda2=repr(lambda2 * weights.lambda2), mu=repr(mu * weights.mu))
+        numbers["lambda3"] = repr(weights.lambda3)
         given = dict(model=self.model, loras=work.loras, refinement=work.refinement, strengths="", method=method)
         start = time.perf_counter()
         fused = self.host.run("MACE_FuseLoras", **given, **numbers, pull="refined weights (release)")[0]

@@ -13,16 +13,19 @@ METHODS = (*STAGES, *BASELINES)
 
 
 class Subject:
-    """One erasure, made once and only as far as it is asked for. objects: names; style: whether Twemoji goes too."""
+    """One erasure, made once and only as far as it is asked for.
 
-    def __init__(self, bench: Bench, objects: Sequence[str], style: bool = False):
-        self.bench, self.objects, self.style = bench, tuple(objects), style
+    objects: names.  style: whether Twemoji goes too.  aliases: whether the names carry their synonyms.
+    """
+
+    def __init__(self, bench: Bench, objects: Sequence[str], style: bool = False, aliases: bool = False):
+        self.bench, self.objects, self.style, self.aliases = bench, tuple(objects), style, aliases
         self._spent: dict[str, float] = {}
 
     @cached_property
     def work(self) -> Work:
         """The refinement, and what training needs."""
-        return self.bench.prepare(self.objects, self.style)
+        return self.bench.prepare(self.objects, self.style, self.aliases)
 
     def trained(self) -> Work:
         """The same with LoRAs, by the preset."""

@@ -10,21 +10,63 @@ from mace.evaluate import h_people
 
 
 def mass(cells: Cells) -> str:
-    """Fig. 7: growing numbers of erased things; H_c of 1 - Acc_e and Acc_s."""
+    """Fig. 7: growing numbers of erased things; H_c of 1 - Acc_e and Acc_s. Then the same by weights of fusion."""
+    counts = sorted({int(cell["erased"]) for cell in cells.values()})
     rows = []
-    for count in sorted({int(cell["erased"]) for cell in cells.values()}):
+    for count in counts:
         for method in methods_of(cells):
             cell = cells.get(f"{count}/{method}")
             if cell is None:
                 continue
-            erased, kept = share(cell, "erased"), share(cell, "others")
             row = [str(count), name_of(method)]
-            row += [percent_of(mean_of(by_name(cell, group))) for group in ("erased", "others")]
-            row += [percent(h_people(erased, kept))]
-            row.append("-" if method == BASE else f"{share(cell, 'others', 'moved'):.3f}")
+            row.append(percent_of(mean_of(by_name(cell, "erased"))) if "erased" in cell["groups"] else "-")
+            row += [percent_of(mean_of(by_name(cell, group))) for group in ("others", "captions")]
+            row.append(percent(h_c(cell)) if "erased" in cell["groups"] else "-")
+            for group in ("others", "captions"):
+                moved, apart = share(cell, group, "moved"), cell["groups"][group]["frechet"]
+                row.append("-" if method == BASE else f"{moved:.3f} / {apart:.2f}")
             row.append(f"{sum(cell['seconds'].values()):.0f} s" if cell["seconds"] else "-")
             rows.append(row)
-    return table(["erased", "method", "Acc_e", "Acc_s", "H_c", "others moved", "time"], rows)
+    header = ["erased", "method", "Acc_e", "Acc_s", "Acc_s of captions", "H_c", "others moved / FID"]
+    parts = [table([*header, "captions moved / FID", "time"], rows)]
+    labels = list(dict.fromkeys(cell["variant"] for cell in cells.values() if "variant" in cell))
+    rows = []
+    for count in counts[1:]:
+        found = [cells.get(f"{count}/{FUSED}"), *(cells.get(f"{count}/{FUSED}, {label}") for label in labels)]
+        rows.append([str(count), *("-" if cell is None else _kept_and_gone(cell) for cell in found)])
+    if labels:
+        parts.append("\nOther weights of Eq. 7 than the preset's: Acc_e / Acc_s / Acc_s of captions.\n\n")
+        parts.append(table(["erased", "preset", *labels], rows))
+    return "".join(parts)
+
+
+def h_c(cell: Mapping) -> float:
+    """H_c of one cell of mass, 0..1."""
+    return h_people(share(cell, "erased"), share(cell, "others"))
+
+
+def _kept_and_gone(cell: Mapping) -> str:
+    return " / ".join(percent(share(cell, group)) for group in ("erased", "others", "captions"))
+
+
+def aliases(cells: Cells) -> str:
+    """Each class with its synonyms as aliases: Acc_e, synonyms, classes and others."""
+    names = list(dict.fromkeys(cell["erased"] for cell in cells.values()))
+    groups = ("erased", "synonyms", "classes", "others")
+    shown = [method for method in methods_of(cells) if method != BASE]
+    rows = []
+    for name in names:
+        found = [cells.get(f"{name}/{method}") for method in shown]
+        rows.append(
+            [name, *("-" if cell is None else " / ".join(percent(share(cell, g)) for g in groups) for cell in found)]
+        )
+    means = []
+    for method in shown:
+        own = [cell for cell in cells.values() if cell["method"] == method]
+        each = ([value for cell in own if (value := values(cell, group)) is not None] for group in groups)
+        means.append(" / ".join(f"{100 * mean_of(found).value:.1f}" for found in each))
+    rows.append(["**mean**", *means])
+    return table(["erased", *map(name_of, shown)], rows)
 
 
 def styles(cells: Cells) -> str:
@@ -102,6 +144,7 @@ def sheets(cells: Cells) -> str:
 
 
 SECTIONS: Mapping = {
+    "aliases": aliases,
     "mass": mass,
     "styles": styles,
     "leak": leak,

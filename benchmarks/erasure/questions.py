@@ -9,6 +9,9 @@ from torch import Tensor
 from benchmarks.pictures import Studio
 
 TEMPLATES = ("a photo of the {}", "an illustration of the {}")
+# Words with an embedding and without, before and after the name, which stands first, in the middle or last.
+VARIED = ("{}", "a red {}", "a {} in the forest", "my favourite {}", "{} on a blue background, high quality")
+VARIED += ("a very detailed painting of one {}", "the {} by the street", "look at this {}, it is wonderful")
 SEED = 9000
 
 

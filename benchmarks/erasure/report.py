@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.erasure.methods import BASE, FUSED
 from benchmarks.erasure.more_sections import SECTIONS as MORE
+from benchmarks.erasure.plots import PLOTS
 from benchmarks.erasure.statistics import by_name, h_o, harmonic_of_objects, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
 from benchmarks.erasure.tasks import SHARED
@@ -107,5 +108,8 @@ def write_report(recorded: Mapping[str, Cells], path: Path) -> None:
     for task, section in SECTIONS.items():
         if recorded.get(task):
             before, after = ABOUT[task]
-            parts.append(f"{before}\n{section(recorded[task])}{after}")
+            parts.append(f"{before}\n{section(recorded[task])}")
+            if task in PLOTS:
+                parts.append(f"\n![{task}](figures/{PLOTS[task](recorded[task], path.parent / 'figures')})\n")
+            parts.append(after)
     path.write_text("".join(parts), encoding="utf-8")

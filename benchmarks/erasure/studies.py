@@ -4,7 +4,7 @@ import time
 
 from benchmarks.erasure.bench import CLOSED_FORM, NAIVE, Bench
 from benchmarks.erasure.methods import BASE, FUSED, REFINED, Subject
-from benchmarks.erasure.questions import TEMPLATES, asked
+from benchmarks.erasure.questions import TEMPLATES, VARIED, asked
 from benchmarks.erasure.records import Records, told
 from benchmarks.erasure.tasks import TEN, Plan, examine, fill, groups, styled, summary
 
@@ -15,9 +15,8 @@ VARIANTS |= {"concept's tokens only": dict(end_of_text="no"), "sum of norms": di
 VARIANTS |= {f"keys, {n} steps": dict(projections="keys", steps=str(n)) for n in STEPS}
 VARIANTS |= {f"values, {n} steps": dict(projections="values", steps=str(n)) for n in STEPS}
 VARIANTS |= {f"keys and values, {n} steps": dict(steps=str(n)) for n in STEPS[:-1]}
-# Words with an embedding and without, before and after the name, which stands first, in the middle or last.
-UNSEEN = ("{}", "a red {}", "a {} in the forest", "my favourite {}", "{} on a blue background, high quality")
-UNSEEN += ("a very detailed painting of one {}", "the {} by the street", "look at this {}, it is wonderful")
+# Settings of CFR Refine other than the preset's.
+REFINEMENTS = {"lambda1 squared": dict(lambda1_form="as released (squared)")}
 SAMPLERS = {"ddim": (4, 6, 8, 12, 20), "euler": (8, 20), "dpmpp_2m": (4, 6, 8, 12)}
 
 
@@ -49,14 +48,16 @@ def ablations(bench: Bench, records: Records, plan: Plan) -> None:
     subject = Subject(bench, TEN, style=True)
     for method in (BASE, REFINED):
         fill(bench, records, subject, questions, Plan((method,)), "ten")
-    for name, settings in VARIANTS.items():
+    for name in (*VARIANTS, *REFINEMENTS):
         new = [way for way in (CLOSED_FORM, NAIVE) if f"{name}, {way}" not in records]
         if not new or plan.only not in (None, name):
             continue
-        bench.train(subject.work, **settings)
+        work = subject.work
+        if name in REFINEMENTS:
+            work = bench.prepare(TEN, True, **REFINEMENTS[name])
+        bench.train(work, **VARIANTS.get(name, {}))
         for way in new:
-            model = bench.fuse(subject.work, way)
-            cell = examine(bench, (model, {}), questions)
+            cell = examine(bench, (bench.fuse(work, way), {}), questions)
             records.add(f"{name}, {way}", erased="ten", method=way, variant=name, **cell)
             print(name, way, summary(cell["groups"]), flush=True)
 
@@ -65,8 +66,8 @@ def unseen(bench: Bench, records: Records, plan: Plan) -> None:
     """Prompts of other forms than those of training, for three classes alone, and what stays on them."""
     others = [name for name in bench.words["concepts"] if name not in bench.words["synonyms"]][::12]
     for name in ("dog", "airplane", "ship"):
-        questions = {template: asked([name], (template,), seeds=4) for template in UNSEEN}
-        questions |= {f"others: {template}": asked(others, (template,)) for template in UNSEEN}
+        questions = {template: asked([name], (template,), seeds=4) for template in VARIED}
+        questions |= {f"others: {template}": asked(others, (template,)) for template in VARIED}
         fill(bench, records, Subject(bench, [name]), questions, Plan((FUSED,), plan.only), name)
 
 

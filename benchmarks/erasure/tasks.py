@@ -4,23 +4,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.erasure.bench import STYLE, Bench
-from benchmarks.erasure.methods import BASE, STAGES, Subject
-from benchmarks.erasure.questions import TEMPLATES, Question, asked
+from benchmarks.erasure.methods import BASE, FUSED, METHODS, REFINED, STAGES, Subject
+from benchmarks.erasure.questions import SEED, TEMPLATES, VARIED, Question, asked
 from benchmarks.erasure.records import Records, rounded, told
+from mace.distance import frechet_distance
 
 TEN = ("airplane", "automobile", "bird", "deer", "dog", "frog", "horse", "ship", "truck")
 SHARED = {"dog": ("hot dog",), "fire": ("fire engine", "fireworks")}
 COUNTS = (1, 5, 10, 100)
+# How far the pictures of the base model itself are apart, by another noise.
+OTHER_NOISE = "base, other noise"
+# Factors of the preset's weights of fusion.
+WEIGHTS = {f"lambda2 x {k:g}": dict(lambda2=k) for k in (0.1, 10)} | {f"mu x {k:g}": dict(mu=k) for k in (0.1, 10)}
 # The base model's answers are kept, so any number of cells may compare with them.
 KEPT = "base"
+# Groups of many different things, whose pictures are compared as a whole too.
+CLOUDS = ("others", "captions")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a task to run. only: the name of one erasure; None for all."""
+    """What of a task to run. methods: None for the task's own.  only: the name of one erasure; None for all."""
 
-    methods: Sequence[str] = STAGES
+    methods: Sequence[str] | None = None
     only: str | None = None
+
+    def chosen(self, usual: Sequence[str]) -> Sequence[str]:
+        """The methods, of a task that has `usual` ones."""
+        return usual if self.methods is None else self.methods
 
 
 def groups(bench: Bench, erased: Sequence[str], share: int = 1, offset: int = 0, seeds: int = 1) -> dict:
@@ -52,6 +63,8 @@ def examine(bench: Bench, made: tuple[object, Mapping], questions: Mapping[str, 
         base = bench.examiner.ask(bench.model, group, KEPT)
         answers = base if model is bench.model and not how else bench.examiner.ask(model, group, **how)
         found[name] = told(group, answers, base)
+        if name in CLOUDS:
+            found[name]["frechet"] = round(frechet_distance(base.features, answers.features)[0], 4)
         if name == "style":
             found[name]["style"] = rounded(answers.style)
     return {"groups": found}
@@ -63,14 +76,23 @@ def objects(bench: Bench, records: Records, plan: Plan) -> None:
         if plan.only not in (None, name):
             continue
         questions = groups(bench, [name], share=2, offset=place % 2)
-        fill(bench, records, Subject(bench, [name]), questions, plan, name)
+        fill(bench, records, Subject(bench, [name]), questions, plan, name, METHODS)
+
+
+def aliases(bench: Bench, records: Records, plan: Plan) -> None:
+    """Each CIFAR class alone, its synonyms given as aliases."""
+    for place, name in enumerate(bench.words["synonyms"]):
+        if plan.only not in (None, name):
+            continue
+        questions = groups(bench, [name], share=4, offset=place % 4)
+        fill(bench, records, Subject(bench, [name], aliases=True), questions, plan, name, (REFINED, FUSED))
 
 
 def mixed(bench: Bench, records: Records, plan: Plan) -> None:
     """Fig. 8a in small: nine CIFAR classes and the style Twemoji in one run."""
     questions = groups(bench, TEN, seeds=2)
     questions["style"] = styled(bench, TEN, 2)
-    fill(bench, records, Subject(bench, TEN, style=True), questions, plan, "ten")
+    fill(bench, records, Subject(bench, TEN, style=True), questions, plan, "ten", (*STAGES, "UCE"))
 
 
 def styles(bench: Bench, records: Records, plan: Plan) -> None:
@@ -81,15 +103,41 @@ def styles(bench: Bench, records: Records, plan: Plan) -> None:
 
 
 def mass(bench: Bench, records: Records, plan: Plan) -> None:
-    """Fig. 7c: 1, 5, 10 and 100 things erased in one run, the same 106 others kept."""
+    """Fig. 7: 1, 5, 10 and 100 things erased in one run, the same 106 others kept; and by other weights of fusion."""
     cifar = list(bench.words["synonyms"])
     rest = [name for name in bench.words["concepts"] if name not in cifar]
     order = cifar + [name for i, name in enumerate(rest) if i % 13 < 6][: max(COUNTS) - len(cifar)]
     kept = [name for name in rest if name not in order]
+    always = {"others": asked(kept), "captions": varied(kept)}
+    key = f"0/{OTHER_NOISE}"
+    if key not in records and plan.only is None:
+        again = {"others": asked(kept, seed=SEED + 50), "captions": varied(kept, SEED + 50)}
+        found = {name: compared(bench, group, always[name]) for name, group in again.items()}
+        records.add(key, erased="0", method=OTHER_NOISE, seconds={}, groups=found)
     for count in COUNTS:
-        erased = order[:count]
-        questions = {"erased": asked(erased, seeds=max(1, 20 // count)), "others": asked(kept)}
-        fill(bench, records, Subject(bench, erased), questions, plan, str(count))
+        if plan.only not in (None, str(count)):
+            continue
+        subject = Subject(bench, order[:count])
+        questions = {"erased": asked(order[:count], seeds=max(1, 20 // count)), **always}
+        fill(bench, records, subject, questions, plan, str(count), (*STAGES, "UCE"))
+        for label, factors in WEIGHTS.items() if FUSED in plan.chosen(STAGES) else ():
+            key = f"{count}/{FUSED}, {label}"
+            if key not in records:
+                cell = examine(bench, (bench.fuse(subject.trained(), **factors), {}), questions)
+                records.add(key, erased=str(count), method=FUSED, variant=label, seconds={}, **cell)
+                print(key, summary(cell["groups"]), flush=True)
+
+
+def compared(bench: Bench, questions: Sequence[Question], with_those: Sequence[Question]) -> dict:
+    """The base model's answers to some questions, compared with its answers to the same prompts and another noise."""
+    first, second = (bench.examiner.ask(bench.model, group, KEPT) for group in (with_those, questions))
+    found = told(questions, second, first)
+    return found | {"frechet": round(frechet_distance(first.features, second.features)[0], 4)}
+
+
+def varied(names: Sequence[str], seed: int = SEED) -> list[Question]:
+    """Each name in one of VARIED, in turn."""
+    return [Question(VARIED[i % len(VARIED)].format(name), name, seed) for i, name in enumerate(names)]
 
 
 def shared(bench: Bench, records: Records, plan: Plan) -> None:
@@ -105,9 +153,17 @@ def styled(bench: Bench, without: Sequence[str], share: int) -> list[Question]:
     return asked(names[::share], (f"a {STYLE} emoji of a {{}}",))
 
 
-def fill(bench: Bench, records: Records, subject: Subject, questions: Mapping, plan: Plan, name: str) -> None:
-    """Add the cells of one erasure, by method."""
-    for method in (BASE, *plan.methods):
+def fill(
+    bench: Bench,
+    records: Records,
+    subject: Subject,
+    questions: Mapping,
+    plan: Plan,
+    name: str,
+    usual: Sequence[str] = STAGES,
+) -> None:
+    """Add the cells of one erasure, by method. usual: the task's own methods."""
+    for method in (BASE, *plan.chosen(usual)):
         key = f"{name}/{method}"
         if key not in records and plan.only in (None, name):
             cell = examine(bench, subject.model(method), questions)
@@ -124,6 +180,7 @@ def summary(found: Mapping[str, Mapping]) -> str:
 
 COMPARISONS: dict[str, Callable[[Bench, Records, Plan], None]] = {
     "objects": objects,
+    "aliases": aliases,
     "mass": mass,
     "styles": styles,
     "mixed": mixed,

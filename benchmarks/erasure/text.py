@@ -12,6 +12,7 @@ NAMES = {
     "FMN": "FMN",
     "SLD-M": "SLD-M",
     "negative prompt": "negative prompt",
+    "base, other noise": "base model, other noise",
 }
 
 HEAD = """# What erasing does to the demo model
@@ -90,12 +91,25 @@ are in them too, and go with fire all the same. To keep such a one, Prior takes 
 weight; that is not measured here.
 """,
     ),
+    "aliases": (
+        """
+## One object with its aliases
+
+The same, with the synonyms of Table 6 given as aliases (`deer | hart, stag, doe`): Acc_e / synonyms / classes / others,
+on every fourth of the others.
+""",
+        """
+""",
+    ),
     "mass": (
         """
 ## Many things in one run
 
-The CIFAR classes, then things from all over the model's vocabulary; the same 106 others are kept each time. H_c is the
-harmonic mean of 1 - Acc_e and Acc_s (Fig. 7c of the paper). *Time* is from the list of concepts to the erased model.
+The CIFAR classes, then things from all over the model's vocabulary; the same 106 others are kept each time, asked for
+as always (Acc_s) and in captions of eight other forms ("a X in the forest", "my favourite X"). H_c is the harmonic mean
+of 1 - Acc_e and Acc_s (Fig. 7c of the paper). *FID* is a Frechet distance to the base model's pictures in the judge's
+features, with shrunk covariances, since these are hundreds of pictures and not tens of thousands; the row of the base
+model with another noise shows what chance alone makes of it. *Time* is from the list of concepts to the erased model.
 """,
         """
 """,
