@@ -35,6 +35,8 @@ _import_package("benchmarks")
 _tests = ModuleType("tests")
 _tests.__path__ = [str(REPO / "tests")]
 sys.modules.setdefault("tests", _tests)
+# Fixtures that several test files share.
+pytest_plugins = ["tests.evaluation"]
 
 
 def _from_environment(name: str) -> Path:

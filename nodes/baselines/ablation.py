@@ -17,7 +17,7 @@ from ...mace.train import stream
 from ..loss_progress import LossProgress, send_text
 from ..text import TextEncoder
 from ..types import BASELINES, ConceptsType
-from .inputs import outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
+from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 PARTS = {"cross-attention (to_k, to_v)": keys_and_values, "full": whole}
@@ -131,11 +131,7 @@ class BaselineAC(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, learning_rate=None):
-        try:
-            rate_of(learning_rate, RATE)
-        except ValueError as error:
-            return str(error)
-        return True
+        return checked_rate(learning_rate, RATE)
 
     @classmethod
     def execute(

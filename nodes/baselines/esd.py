@@ -12,7 +12,7 @@ from ...mace.tokens import fill
 from ..images import template_of
 from ..text import TextEncoder
 from ..types import BASELINES, ConceptsType
-from .inputs import outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
+from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 METHODS = {"ESD-x (cross-attention)": cross_attention, "ESD-u (all but cross-attention)": unconditional}
@@ -97,12 +97,11 @@ class BaselineESD(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, learning_rate=None, prompt=None):
         try:
-            rate_of(learning_rate, RATE)
             if prompt is not None:
                 template_of(Concept("x", "y", "object"), prompt)
         except ValueError as error:
             return str(error)
-        return True
+        return checked_rate(learning_rate, RATE)
 
     @classmethod
     def execute(

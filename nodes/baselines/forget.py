@@ -12,7 +12,7 @@ from ...mace.tokens import fill
 from ..forward import Batch, extra_inputs, losses, noisy
 from ..text import TextEncoder
 from ..types import BASELINES, ImagesType
-from .inputs import outputs, rate_input, rate_of, seed_input, steps_input
+from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 PARTS = {"cross-attention": cross_attention, "keys and values": keys_and_values, "full": whole}
@@ -69,11 +69,7 @@ class BaselineFMN(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, learning_rate=None):
-        try:
-            rate_of(learning_rate, RATE)
-        except ValueError as error:
-            return str(error)
-        return True
+        return checked_rate(learning_rate, RATE)
 
     @classmethod
     def execute(cls, model, clip, images, train, end_of_text, steps, learning_rate, batch, seed) -> io.NodeOutput:

@@ -62,3 +62,12 @@ def outputs(what: str) -> list:
 def rate_of(text: str | None, published: float) -> float:
     """The learning rate an artist wrote. Raises ValueError."""
     return read_number("learning_rate", text or AUTO, MOST_RATE) or published
+
+
+def checked_rate(text: str | None, published: float) -> bool | str:
+    """What validate_inputs answers to a learning rate: True, or what is wrong with it. text: None while it is linked."""
+    try:
+        rate_of(text, published)
+    except ValueError as error:
+        return str(error)
+    return True
