@@ -65,7 +65,7 @@ def rate_of(text: str | None, published: float) -> float:
 
 
 def checked_rate(text: str | None, published: float) -> bool | str:
-    """What validate_inputs answers to a learning rate: True, or what is wrong with it. text: None while it is linked."""
+    """What validate_inputs answers to a learning rate: True, or what is wrong. text: None while linked."""
     try:
         rate_of(text, published)
     except ValueError as error:
