@@ -42,7 +42,7 @@ def leak(bench: Bench, records: Records, plan: Plan) -> None:
 
 def ablations(bench: Bench, records: Records, plan: Plan) -> None:
     """Tables 4 and 5: ten concepts with parts of the method left out or changed, by closed form and naive sum."""
-    questions = groups(bench, TEN, share=2)
+    questions = groups(bench, TEN, share=4)
     questions["erased"] = asked(TEN)
     questions["style"] = styled(bench, TEN, 6)
     subject = Subject(bench, TEN, style=True)

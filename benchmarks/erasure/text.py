@@ -145,7 +145,7 @@ the words beside it, and CFR is what takes it out.
         """
 ## Parts left out
 
-The ten concepts of above, on half of the others, with one thing changed at a time. *All* is the preset: keys and
+The ten concepts of above, on a quarter of the others, with one thing changed at a time. *All* is the preset: keys and
 values, 50 steps, CFIS, squared norm, end-of-text and padding in the loss, focus.
 """,
         """
