@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.methods import BASE, FUSED, Subject
-from benchmarks.erasure.questions import Answers, Question, asked
+from benchmarks.erasure.questions import Answers, Examiner, Question, asked
 from benchmarks.erasure.records import Records, told
 from benchmarks.erasure.report import write_report
 from benchmarks.erasure.statistics import h_o, harmonic_of_objects, mean_of
@@ -114,3 +114,27 @@ def test_the_same_noise_whatever_is_drawn_together(bench):
         alone = bench.examiner.ask(bench.model, [question])
         torch.testing.assert_close(alone.features[0], together.features[i], rtol=1e-2, atol=1e-2)
     assert bench.examiner.ask(bench.model, questions[:1], "x").right.shape == (1,)
+
+
+class Brightness:
+    """In place of a CLIP model: what it sees is the mean of a picture, which it weighs by the prompt's length."""
+
+    def see(self, pictures):
+        assert pictures.dtype == torch.uint8 and pictures.shape[-1] == 3
+        return [{"mean": float(picture.float().mean())} for picture in pictures]
+
+    def scores(self, seen, prompts):
+        return torch.tensor([each["mean"] * len(prompt) for each, prompt in zip(seen, prompts, strict=True)])
+
+
+@pytest.mark.host
+def test_pictures_are_scored_with_their_own_prompts(bench):
+    examiner = Examiner(bench.studio, "Twemoji", Brightness())
+    questions = asked(["cat", "house", "rose"], ("a {}",))
+    pictures = bench.studio.draw(bench.model, [q.prompt for q in questions], [q.seed for q in questions])
+    expected = (pictures * 255).round().flatten(1).mean(dim=1) * torch.tensor([5.0, 7.0, 6.0])
+    first = examiner.ask(bench.model, questions[1:], "base")
+    torch.testing.assert_close(first.clip, expected[1:], rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(examiner.ask(bench.model, questions, "base").clip, expected, rtol=1e-3, atol=0.0)
+    assert told(questions[1:], first)["clip"] == pytest.approx(expected[1:].tolist(), rel=1e-3)
+    assert bench.examiner.ask(bench.model, questions).clip is None

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--only", help="the name of one erasure of the task")
     parser.add_argument("--report", action="store_true", help="write docs/results.md of what is recorded")
     parser.add_argument("--quick", action="store_true", help="a slice in five minutes, which is not recorded")
+    parser.add_argument("--clip", type=Path, help="folder of a CLIP model that scores all pictures too")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of results")
     options = parser.parse_args()
     chosen = list(TASKS) if "all" in options.task else list(dict.fromkeys(options.task))
@@ -46,7 +47,7 @@ def main() -> None:
         chosen, plan = QUICK
     if chosen:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(open_host(Path(folder)))
+            bench = Bench(open_host(Path(folder)), clip=options.clip)
             kept = Path(folder) if options.quick else options.results
             for name in chosen:
                 TASKS[name](bench, Records(name, kept), plan)

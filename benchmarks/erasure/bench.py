@@ -38,9 +38,10 @@ class Work:
 
 
 class Bench:
-    """host: an InProcessHost.  steps: of the pictures that are judged."""
+    """host: an InProcessHost.  steps: of the pictures that are judged.  clip: folder of a CLIP model that scores them
+    too, as transformers saves it, or None."""
 
-    def __init__(self, host, steps: int = STEPS):
+    def __init__(self, host, steps: int = STEPS, clip: Path | None = None):
         self.host = host
         priors = Path(host.folder_paths.get_folder_paths("mace_priors")[0])
         priors.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,8 @@ class Bench:
         self.model, self.clip, self.vae = self.host.load_checkpoint(self.host.demo_checkpoint)
         self.prior = self.host.run("MACE_LoadPrior", prior_name=PRIOR)[0]
         self.studio = Studio(self.host, self.clip, self.vae, steps)
-        self.examiner = Examiner(self.studio, STYLE)
+        scorer = None if clip is None else self.host.module("nodes.judges").ClipJudge(clip.name, clip)
+        self.examiner = Examiner(self.studio, STYLE, scorer)
         self.words = vocabulary()
         self.preset = self.host.module("mace.presets").PRESETS[PRESET]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.erasure.methods import BASE, FUSED, REFINED
 from benchmarks.erasure.statistics import by_name, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
-from mace.evaluate import h_people
+from mace.evaluate import h_people, h_styles
 
 
 def mass(cells: Cells) -> str:
@@ -70,17 +70,20 @@ def aliases(cells: Cells) -> str:
 
 
 def styles(cells: Cells) -> str:
-    """Table 3 in small."""
-    rows = []
+    """Table 3 in small; its CLIP scores where all cells have them."""
+    rows, scored = [], all("clip" in cell["groups"]["style"] for cell in cells.values())
     for method in methods_of(cells):
         cell = next(cell for cell in cells.values() if cell["method"] == method)
         styled = (values(cell, "style", "style") > 0.5).astype(float)
         row = [name_of(method), percent_of(mean_of([styled])), percent_of(mean_of(by_name(cell, "style")))]
         row.append(percent_of(mean_of(by_name(cell, "others"))))
         row.append("-" if method == BASE else f"{share(cell, 'others', 'moved'):.3f}")
+        if scored:
+            gone, kept = (share(cell, group, "clip") for group in ("style", "others"))
+            row += [f"{gone:.2f}", f"{kept:.2f}", f"{h_styles(kept, gone):.2f}"]
         rows.append(row)
     header = ["method", "style", "content in style", "content without it", "pictures without it moved"]
-    return table(header, rows)
+    return table([*header, *(("CLIP_e", "CLIP_s", "H_a") if scored else ())], rows)
 
 
 def leak(cells: Cells) -> str:

@@ -1,7 +1,7 @@
 """What a model is asked to draw, and what the judge sees in it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,25 +27,43 @@ class Question:
 @dataclass(frozen=True)
 class Answers:
     """Of B pictures. right: [B], 1 where the judge's first answer is the name.  probability: [B], of the name.
-    features: [B, F], what the judge's last layer reads.  style: [B], probability of the style asked about."""
+    features: [B, F], what the judge's last layer reads.  style: [B], probability of the style asked about.  clip: [B],
+    100 times the cosine of a CLIP model's embeddings of picture and prompt, or None."""
 
     right: Tensor
     probability: Tensor
     features: Tensor
     style: Tensor
+    clip: Tensor | None = None
 
     @classmethod
     def gathered(cls, parts: Sequence["Answers"]) -> "Answers":
         """Many as one."""
-        names = ("right", "probability", "features", "style")
-        return cls(*(torch.stack([getattr(part, name) for part in parts]) for name in names))
+        return cls(
+            *(
+                None if own[0] is None else torch.stack(own)
+                for own in zip(*(part.parts() for part in parts), strict=True)
+            )
+        )
+
+    def parts(self) -> list[Tensor | None]:
+        """All of them, in order."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def split(self) -> list["Answers"]:
+        """One of each picture."""
+        each = ([None] * len(self.right) if part is None else list(part) for part in self.parts())
+        return [Answers(*parts) for parts in zip(*each, strict=True)]
 
 
 class Examiner:
-    """Asks models. A model's answers are kept by question where it is known by a key, such as the base model."""
+    """Asks models. A model's answers are kept by question where it is known by a key, such as the base model.
 
-    def __init__(self, studio: Studio, style: str):
-        self.studio, self.style = studio, style
+    clip: the pack's CLIP judge, or None.
+    """
+
+    def __init__(self, studio: Studio, style: str, clip=None):
+        self.studio, self.style, self.clip = studio, style, clip
         self._kept: dict[tuple[str, Question], Answers] = {}
 
     def ask(self, model, questions: Sequence[Question], key: str | None = None, **how) -> Answers:
@@ -54,11 +72,8 @@ class Examiner:
             return self._answers(model, questions, **how)
         new = [question for question in dict.fromkeys(questions) if (key, question) not in self._kept]
         if new:
-            found = self._answers(model, new, **how)
-            for i, question in enumerate(new):
-                self._kept[key, question] = Answers(
-                    found.right[i], found.probability[i], found.features[i], found.style[i]
-                )
+            for question, found in zip(new, self._answers(model, new, **how).split(), strict=True):
+                self._kept[key, question] = found
         return Answers.gathered([self._kept[key, question] for question in questions])
 
     def _answers(self, model, questions: Sequence[Question], **how) -> Answers:
@@ -68,12 +83,17 @@ class Examiner:
         with torch.inference_mode():
             features = judge.features(pictures)
             likely, styles = judge.c(features).softmax(-1), judge.s(features).softmax(-1)
+            similar = None
+            if self.clip is not None:
+                eight_bit = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
+                similar = self.clip.scores(self.clip.see(eight_bit), [question.prompt for question in questions])
         wanted = torch.tensor([judge.names.index(question.name) for question in questions])
         return Answers(
             (likely.argmax(-1) == wanted).float(),
             likely.gather(1, wanted[:, None])[:, 0],
             features,
             styles[:, judge.styles.index(self.style)],
+            similar,
         )
 
 

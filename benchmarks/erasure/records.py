@@ -37,13 +37,16 @@ class Records:
 def told(questions: Sequence[Question], answers: Answers, base: Answers | None = None) -> dict:
     """Answers as they are kept, in the order of their questions.
 
-    names: what was asked for.  right: a text of 0 and 1.  p: the probability of the name.  moved, where the base
+    names: what was asked for.  right: a text of 0 and 1.  p: the probability of the name.  clip: as in
+    Answers, where there is one.  moved, where the base
     model's answers to the same questions are given: squared distance of the judge's features from the base picture's,
     in units of the mean squared distance between two base pictures of the group.
     """
     found = {"names": [question.name for question in questions]}
     found["right"] = "".join(str(int(ok)) for ok in answers.right.tolist())
     found["p"] = rounded(answers.probability)
+    if answers.clip is not None:
+        found["clip"] = rounded(answers.clip)
     if base is not None:
         spread = 2 * (base.features - base.features.mean(dim=0)).square().sum(dim=1).mean()
         found["moved"] = rounded((answers.features - base.features).square().sum(dim=1) / spread)
