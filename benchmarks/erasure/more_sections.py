@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.erasure.methods import BASE, FUSED, REFINED
 from benchmarks.erasure.statistics import by_name, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
+from benchmarks.erasure.tasks import WEIGHED
 from mace.evaluate import h_people, h_styles
 
 
@@ -31,7 +32,7 @@ def mass(cells: Cells) -> str:
     parts = [table([*header, "captions moved / FID", "time"], rows)]
     labels = list(dict.fromkeys(cell["variant"] for cell in cells.values() if "variant" in cell))
     rows = []
-    for count in counts[1:]:
+    for count in WEIGHED:
         found = [cells.get(f"{count}/{FUSED}"), *(cells.get(f"{count}/{FUSED}, {label}") for label in labels)]
         rows.append([str(count), *("-" if cell is None else _kept_and_gone(cell) for cell in found)])
     if labels:

@@ -12,6 +12,7 @@ from mace.distance import frechet_distance
 TEN = ("airplane", "automobile", "bird", "deer", "dog", "frog", "horse", "ship", "truck")
 SHARED = {"dog": ("hot dog",), "fire": ("fire engine", "fireworks")}
 COUNTS = (1, 5, 10, 100)
+WEIGHED = (1, 10, 100)
 # How far the pictures of the base model itself are apart, by another noise.
 OTHER_NOISE = "base, other noise"
 # Factors of the preset's weights of fusion.
@@ -108,10 +109,10 @@ def mass(bench: Bench, records: Records, plan: Plan) -> None:
     rest = [name for name in bench.words["concepts"] if name not in cifar]
     order = cifar + [name for i, name in enumerate(rest) if i % 13 < 6][: max(COUNTS) - len(cifar)]
     kept = [name for name in rest if name not in order]
-    always = {"others": asked(kept), "captions": varied(kept)}
+    always = {"others": asked(kept, TEMPLATES[:1]), "captions": varied(kept)}
     key = f"0/{OTHER_NOISE}"
     if key not in records and plan.only is None:
-        again = {"others": asked(kept, seed=SEED + 50), "captions": varied(kept, SEED + 50)}
+        again = {"others": asked(kept, TEMPLATES[:1], seed=SEED + 50), "captions": varied(kept, SEED + 50)}
         found = {name: compared(bench, group, always[name]) for name, group in again.items()}
         records.add(key, erased="0", method=OTHER_NOISE, seconds={}, groups=found)
     for count in COUNTS:
@@ -120,7 +121,8 @@ def mass(bench: Bench, records: Records, plan: Plan) -> None:
         subject = Subject(bench, order[:count])
         questions = {"erased": asked(order[:count], seeds=max(1, 20 // count)), **always}
         fill(bench, records, subject, questions, plan, str(count), (*STAGES, "UCE"))
-        for label, factors in WEIGHTS.items() if FUSED in plan.chosen(STAGES) else ():
+        weighed = count in WEIGHED and FUSED in plan.chosen(STAGES)
+        for label, factors in WEIGHTS.items() if weighed else ():
             key = f"{count}/{FUSED}, {label}"
             if key not in records:
                 cell = examine(bench, (bench.fuse(subject.trained(), **factors), {}), questions)
