@@ -106,10 +106,11 @@ on every fourth of the others.
 ## Many things in one run
 
 The CIFAR classes, then things from all over the model's vocabulary; the same 106 others are kept each time, asked for
-as "a photo of the X" (Acc_s) and in captions of eight other forms ("a X in the forest", "my favourite X"). H_c is the harmonic mean
-of 1 - Acc_e and Acc_s (Fig. 7c of the paper). *FID* is a Frechet distance to the base model's pictures in the judge's
-features, with shrunk covariances, since these are hundreds of pictures and not tens of thousands; the row of the base
-model with another noise shows what chance alone makes of it. *Time* is from the list of concepts to the erased model.
+as "a photo of the X" (Acc_s) and in captions of eight other forms ("a X in the forest", "my favourite X"). H_c is the
+harmonic mean of 1 - Acc_e and Acc_s (Fig. 7c of the paper). *FID* is a Frechet distance to the base model's pictures in
+the judge's features, with shrunk covariances, since these are hundreds of pictures and not tens of thousands; the row
+of the base model with another noise shows what chance alone makes of it. *Time* is from the list of concepts to the
+erased model.
 """,
         """
 """,
