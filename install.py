@@ -28,10 +28,9 @@ BESIDE = {
     "matplotlib": "matplotlib",
     "pycocotools": "pycocotools",
     "transformers": "transformers",
-    "torchvision": "torchvision",
 }
 GROUNDED, TRANSFORMERS = "GroundingDINO + SAM", "transformers"
-IMPORTED = {GROUNDED: (*ALONE, *BESIDE), TRANSFORMERS: ("transformers", "torchvision")}
+IMPORTED = {GROUNDED: (*ALONE, *BESIDE), TRANSFORMERS: ("transformers",)}
 MASK_PACKAGES = "requirements-masks.txt says how"
 DINO_FILE, SAM_FILE, BERT = "groundingdino_swint_ogc.pth", "sam_vit_b_01ec64.pth", "bert-base-uncased"
 WEIGHTS = (".pth", ".pt", ".safetensors")
@@ -40,12 +39,13 @@ WEIGHTS = (".pth", ".pt", ".safetensors")
 def missing_packages(backend: str) -> str | None:
     """What to run so that a back-end of Mask Concept finds its packages, or None when it does."""
     lacking = [name for name in IMPORTED[backend] if importlib.util.find_spec(name) is None]
+    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
     commands = []
     for options, packages in (("--no-deps ", ALONE), ("", BESIDE)):
         names = [packages[name] for name in lacking if name in packages]
         if names:
-            commands.append(f"{Path(sys.executable).name} -m pip install {options}{' '.join(names)}")
-    return f"with ComfyUI's own Python run: {' and then: '.join(commands)}; restart ComfyUI" if commands else None
+            commands.append(f"{python} -m pip install {options}{' '.join(names)}")
+    return f"run {', then '.join(commands)}, and restart ComfyUI" if commands else None
 
 
 def _holds(folder: Path, *endings: str) -> bool:

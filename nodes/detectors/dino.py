@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...install import MASK_PACKAGES, missing_packages
+from ...install import GROUNDED, MASK_PACKAGES, missing_packages
 from ...mace.boxes import ordered
 from ...mace.phrases import caption_of
 from ..networks import Held, Network, in_batches
@@ -31,7 +31,7 @@ BACKBONES = {(96, 169): "swin_T_224_1k", (128, 529): "swin_B_384_22k"}
 
 def missing() -> str | None:
     """What to install, or None when all is there."""
-    return missing_packages("GroundingDINO + SAM")
+    return missing_packages(GROUNDED)
 
 
 def settings_of(state: Mapping[str, Tensor], name: str) -> dict:
@@ -164,7 +164,9 @@ class DinoDetector:
         caption = caption_of(phrase)
         tokens = self._tokenizer(caption)["input_ids"]
         if not caption or len(tokens) > self._window:
-            raise ValueError(f"phrase: {phrase[:40]!r} has {len(tokens)} tokens; GroundingDINO reads up to {self._window}")
+            raise ValueError(
+                f"phrase: {phrase[:40]!r} has {len(tokens)} tokens; GroundingDINO reads up to {self._window}"
+            )
         height, width = pictures.shape[1:3]
 
         def found(part: Tensor) -> list[Found]:
@@ -181,10 +183,6 @@ class DinoDetector:
             return results
 
         return in_batches(pictures, MOST_TOGETHER, found)
-
-    def release(self) -> None:
-        """Off the device."""
-        self._network.release()
 
     def _forward(self, pictures: Tensor, caption: str) -> tuple[Tensor, Tensor]:
         """Each query's probability of each token [n, q, 256] and its box [n, q, 4] (middle and size, as shares)."""

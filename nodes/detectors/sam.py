@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...install import MASK_PACKAGES, missing_packages
+from ...install import GROUNDED, MASK_PACKAGES, missing_packages
 from ..networks import Held, Network, in_batches
 from .weights import fill_network, read_weights
 
@@ -20,7 +20,7 @@ NAMES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 def missing() -> str | None:
     """What to install, or None when all is there."""
-    return missing_packages("GroundingDINO + SAM")
+    return missing_packages(GROUNDED)
 
 
 def encoder_settings(state: Mapping[str, Tensor], name: str) -> dict:
@@ -78,7 +78,9 @@ def _build(state: Mapping[str, Tensor], name: str) -> nn.Module:
     ).float()
     unknown = sorted(set(state) - set(net.state_dict()))
     if unknown:
-        raise ValueError(f"{name} holds more than SAM ({unknown[0]}): it is another model, such as SAM-HQ; take SAM's own")
+        raise ValueError(
+            f"{name} holds more than SAM ({unknown[0]}): it is another model, such as SAM-HQ; take SAM's own"
+        )
     fill_network(net, state, name, f"SAM ({NAMES[settings['embed_dim']]})")
     return net
 
@@ -107,10 +109,6 @@ class SamSegmenter:
         for place, masks in zip(shown.tolist(), in_batches(shown, MOST_TOGETHER, run), strict=True):
             results[place] = masks
         return results
-
-    def release(self) -> None:
-        """Off the device."""
-        self._network.release()
 
 
 def _masks(net: nn.Module, pictures: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:

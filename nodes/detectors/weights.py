@@ -49,4 +49,6 @@ def fill_network(net: nn.Module, state: Mapping[str, Tensor], name: str, what: s
         raise ValueError(f"{name} lacks weights of {what}: {lacking[0]} and {len(lacking) - 1} others")
     broken = [key for key, value in net.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
-        raise ValueError(f"{name} holds values that are not finite (NaN or infinity), in {broken[0]}: get the file anew")
+        raise ValueError(
+            f"{name} holds values that are not finite (NaN or infinity), in {broken[0]}: get the file anew"
+        )
