@@ -7,7 +7,23 @@ from types import SimpleNamespace
 import torch
 from transformers import BertConfig, BertModel
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "dog", "cat", "hot", "air", "##plane", "face", "a", "tall"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    ".",
+    "?",
+    "dog",
+    "cat",
+    "hot",
+    "air",
+    "##plane",
+    "face",
+    "a",
+    "tall",
+]
 
 
 def bert_folder(folder: Path) -> Path:
