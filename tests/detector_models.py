@@ -1,4 +1,4 @@
-"""Detectors and segmenters at their true layout with random weights, as files: few layers, few queries, a small BERT."""
+"""Detectors and segmenters at their true layouts with random weights, as files: few layers, few queries."""
 
 import json
 from pathlib import Path

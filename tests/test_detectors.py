@@ -181,27 +181,27 @@ def test_backbones_are_told_from_the_weights(comfy_host, parts):
         module.settings_of({"weight": torch.ones(1)}, "other.pth")
 
 
-def test_damaged_files(comfy_host, load, parts, tmp_path):
-    broken = dict(parts[1])
-    broken["feat_map.bias"] = torch.full_like(broken["feat_map.bias"], float("nan"))
-    with pytest.raises(ValueError, match="not finite .* in feat_map.bias"):
-        load(broken)
-    lacking = {key: value for key, value in parts[1].items() if key != "feat_map.bias"}
-    with pytest.raises(
-        ValueError, match=r"lacks weights of GroundingDINO \(swin_T_224_1k\): feat_map.bias and 0 others"
-    ):
-        load(lacking)
-    with pytest.raises(ValueError, match="does not fit GroundingDINO"):
-        load({**parts[1], "feat_map.bias": torch.ones(3)})
-    read = comfy_host.module("nodes.detectors.weights").read_weights
+def test_damaged_files(comfy_host, tmp_path):
+    module = comfy_host.module("nodes.detectors.weights")
+
+    def fill(**weights):
+        module.fill_network(torch.nn.Linear(2, 3), weights, "x.pth", "a layer")
+
+    fill(weight=torch.ones(3, 2), bias=torch.ones(3), more=torch.ones(1))
+    with pytest.raises(ValueError, match="x.pth holds values that are not finite .* bias"):
+        fill(weight=torch.ones(3, 2), bias=torch.full((3,), float("nan")))
+    with pytest.raises(ValueError, match="x.pth lacks weights of a layer: bias and 0 others"):
+        fill(weight=torch.ones(3, 2))
+    with pytest.raises(ValueError, match="x.pth does not fit a layer: size mismatch for bias"):
+        fill(weight=torch.ones(3, 2), bias=torch.ones(4))
     (tmp_path / "text.pth").write_text("nothing")
     torch.save({"run": print}, tmp_path / "code.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     for name in ("text", "code"):
         with pytest.raises(ValueError, match=f"{name}.pth cannot be read as weights"):
-            read(tmp_path / f"{name}.pth")
+            module.read_weights(tmp_path / f"{name}.pth")
     with pytest.raises(ValueError, match="list.pth holds no weights by name"):
-        read(tmp_path / "list.pth")
+        module.read_weights(tmp_path / "list.pth")
 
 
 @pytest.fixture(scope="module")
