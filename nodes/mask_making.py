@@ -213,4 +213,4 @@ def _counted(found: Sequence[Found]) -> str:
     """How many boxes there are in how many images, as a part of a line."""
     if not found:
         return ""
-    return f", {sum(len(seen.scores) for seen in found)} boxes in {len(found)} images"
+    return f", {sum(map(len, found))} boxes in {len(found)} images"

@@ -34,7 +34,7 @@ def with_boxes(pictures: Tensor, found: Sequence[Found | None]) -> Tensor:
     """Pictures [n, H, W, 3] with what was found in each framed, with its score (and its label, where there is one)."""
     drawn = pictures.clone()
     for place, seen in enumerate(found):
-        if seen is None or not len(seen.scores):
+        if not seen:
             continue
         canvas = Image.fromarray((pictures[place].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
         pen = ImageDraw.Draw(canvas)

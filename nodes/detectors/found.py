@@ -19,6 +19,9 @@ class Found:
     scores: Tensor
     labels: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.scores)
+
     def first(self, count: int) -> "Found":
         """The best `count` of them."""
         return Found(self.boxes[:count], self.scores[:count], self.labels[:count])

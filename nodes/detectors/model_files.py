@@ -13,7 +13,7 @@ ENDINGS = (".safetensors", ".pth", ".pt")
 BERT = "bert-base-uncased"
 BERT_WEIGHTS, BERT_WORDS = ("model.safetensors", "pytorch_model.bin"), ("tokenizer.json", "vocab.txt")
 # What config.json calls the models that transformers reads.
-DINO_TYPES, SAM_TYPES = ("grounding-dino", "mm-grounding-dino"), ("sam", "sam_hq", "sam2")
+DINO_TYPES, SAM_TYPES = ("grounding-dino", "mm-grounding-dino"), ("sam", "sam2", "sam2_video")
 
 
 def register_folders() -> None:
