@@ -22,7 +22,7 @@ def parse_phrases(text: str) -> dict[str, str]:
         if not equals:
             name, phrase = ALL, line
         phrase = " ".join(phrase.split())
-        if not phrase.strip(" .") or not name.strip():
+        if not phrase.strip(" .,") or not name.strip():
             raise ConceptError(f"phrase: line {number}: {line!r} is not a phrase, nor as in: Tom Cruise = face")
         key = normalised(name)
         if key in found:
@@ -49,7 +49,7 @@ def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
 def caption_of(phrase: str) -> str:
     """A phrase as GroundingDINO was trained on it: lower case, every thing to find ended by a full stop.
 
-    Several things are parted by full stops: "cat. dog" becomes "cat. dog.".
+    Several things are parted by full stops or commas: "cat, dog" becomes "cat. dog.".
     """
-    parts = [" ".join(part.split()) for part in phrase.lower().split(".")]
+    parts = [" ".join(part.split()) for part in phrase.lower().replace(",", ".").split(".")]
     return " ".join(f"{part}." for part in parts if part)

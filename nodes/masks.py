@@ -18,6 +18,7 @@ from .images import SHOWN
 from .mask_making import ATTENTION, BOXES, EXTERNAL, NOTHING_FOUND, WHOLE, MaskSettings, make_masks
 from .types import CATEGORY, ImagesType
 
+BACKENDS = (ATTENTION, GROUNDED, TRANSFORMERS, BOXES, EXTERNAL, WHOLE)
 TINT = (1.0, 0.25, 0.1)
 FRAME = (30, 90, 255)
 
@@ -86,7 +87,8 @@ def _grounded_option(backend: str, detector: str, segmenter: str) -> io.DynamicC
                 default="",
                 placeholder="(the concept itself)\nTom Cruise = face",
                 tooltip="What to look for; empty: the concept's own words. A line without = is for all concepts. For "
-                "people write a kind, such as face, since detectors know few names. Full stops part several things.",
+                "people write a kind, such as face, since detectors know few names. Full stops or commas part several "
+                "things.",
             ),
             io.Float.Input(
                 "box_threshold",
@@ -213,7 +215,7 @@ class MaskConcept(io.ComfyNode):
         model,
         clip,
         images,
-        backend,
+        backend=None,
         mask=None,
         boxes=None,
         grow=0,
@@ -221,7 +223,9 @@ class MaskConcept(io.ComfyNode):
         min_area=0.0,
         nothing_found=WHOLE,
     ) -> io.NodeOutput:
-        # A caller without a graph may name the back-end alone.
+        # The host leaves out a back-end that it does not know. A caller without a graph may give the name alone.
+        if not backend:
+            raise ValueError(f"backend: none of this name; choose one of {', '.join(BACKENDS)}")
         chosen = {"backend": backend} if isinstance(backend, str) else dict(backend)
         name = chosen.pop("backend")
         parse_phrases(chosen.get("phrase", ""))

@@ -140,5 +140,5 @@ def test_bad_phrases(text, message):
 
 def test_captions_end_every_thing_with_a_full_stop():
     assert caption_of("Hot  Dog") == "hot dog."
-    assert caption_of("cat. Dog.. ") == "cat. dog."
+    assert caption_of("cat. Dog,. ") == "cat. dog."
     assert caption_of(" . ") == ""

@@ -31,7 +31,7 @@ class Detector(Protocol):
     """Finds by words."""
 
     def detect(self, pictures: Tensor, phrase: str, box_threshold: float, text_threshold: float) -> list[Found]:
-        """What is found in each of pictures [n, H, W, 3] in 0..1. phrase: things parted by full stops.
+        """What is found in each of pictures [n, H, W, 3] in 0..1. phrase: things parted by full stops or commas.
 
         box_threshold: the least score of a box.  text_threshold: the least score of a word in its label.
         """
