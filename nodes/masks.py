@@ -45,7 +45,9 @@ def with_boxes(pictures: Tensor, found: Sequence[Found | None]) -> Tensor:
         ):
             left, top, right, bottom = box
             pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=FRAME)
-            pen.text((left + 2, top + 1), f"{score:.2f} {label}".strip(), fill=FRAME)
+            # Boxes of other nodes may have no score, which then is 1.
+            said = label if score == 1 else f"{score:.2f} {label}"
+            pen.text((left + 2, top + 1), said.strip(), fill=FRAME)
         drawn[place] = torch.from_numpy(np.asarray(canvas).copy()).float() / 255
     return drawn
 
