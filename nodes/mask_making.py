@@ -1,6 +1,6 @@
 """How Mask Concept makes its masks: things found in each picture, put together into one mask a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,18 +142,17 @@ def _boxes_of(images: Sequence[ConceptImages], backend: str, boxes, s: MaskSetti
 
 def _things_of(
     images: Sequence[ConceptImages], backend: str, found: Sequence[Sequence[Found]], s: MaskSettings
-) -> list[list[Tensor]]:
-    """Masks [k, H, W] of the things found in each picture of each concept."""
-    segmenter, things = None, []
+) -> Iterator[list[Tensor]]:
+    """Masks [k, H, W] of the things found in each picture, concept by concept: many things take much memory."""
+    segmenter = None
     for entry, own in zip(images, found, strict=True):
         boxes = [seen.boxes for seen in own]
         if backend != BOXES and s.segmenter != NO_SEGMENTER and any(len(part) for part in boxes):
             segmenter = segmenter or segmenter_of(backend, s.segmenter)
             send_text(f"cutting out {entry.concept.target}")
-            things.append(segmenter.segment(entry.as_image, boxes))
+            yield segmenter.segment(entry.as_image, boxes)
         else:
-            things.append([box_masks(part, *entry.pictures.shape[1:3]) for part in boxes])
-    return things
+            yield [box_masks(part, *entry.pictures.shape[1:3]) for part in boxes]
 
 
 def make_masks(
@@ -174,7 +173,7 @@ def make_masks(
     progress = ProgressBar(len(images))
     lines, masks, encoder = [], [], None
     found: list[list[Found]] = [[] for _ in images]
-    things: list = [None] * len(images)
+    things: Iterable = [None] * len(images)
     if backend == EXTERNAL:
         if external is None:
             raise ValueError("the back-end is external mask and the mask input is empty: connect a MASK")

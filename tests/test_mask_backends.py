@@ -170,7 +170,6 @@ def test_training_leaves_out_images_with_empty_masks(comfy_host, demo, shown):
     assert node[0].loras[0].settings["images"] == 1
     fewer = (shown[0].only(torch.tensor([True, False])),)
     assert "1 of 1 kept from before" in report(train(comfy_host, clip, model, fewer, masks=given[:1], steps="1"))
-    assert "0 of 1 kept" in report(train(comfy_host, clip, model, shown[:1], steps="1"))
     given[:] = 0
     with pytest.raises(ValueError, match="all masks of 'dog' are empty, so no image is left to train it on"):
         train(comfy_host, clip, model, shown[:1], masks=given, steps="1")

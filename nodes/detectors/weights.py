@@ -41,13 +41,15 @@ def fill_network(net: nn.Module, state: Mapping[str, Tensor], name: str, what: s
         missing = net.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
         raise ValueError(f"{name} does not fit {what}: {str(error).strip().splitlines()[-1].strip()}") from error
-    own = dict(net.named_parameters(remove_duplicate=False))
+    own, values = dict(net.named_parameters(remove_duplicate=False)), net.state_dict()
     # A file without doubles has a shared weight under one of its names alone.
     given = {id(own[key]) for key in state if key in own}
-    lacking = [key for key in missing if key not in own or id(own[key]) not in given]
+    # What is no number of its own, such as a table of places, is as it was made.
+    numbers = [key for key in missing if values[key].is_floating_point()]
+    lacking = [key for key in numbers if key not in own or id(own[key]) not in given]
     if lacking:
         raise ValueError(f"{name} lacks weights of {what}: {lacking[0]} and {len(lacking) - 1} others")
-    broken = [key for key, value in net.state_dict().items() if not torch.isfinite(value).all()]
+    broken = [key for key, value in values.items() if not torch.isfinite(value).all()]
     if broken:
         raise ValueError(
             f"{name} holds values that are not finite (NaN or infinity), in {broken[0]}: get the file anew"
