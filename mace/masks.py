@@ -1,4 +1,6 @@
-"""Masks from cross-attention: where a concept's tokens are looked at is where the concept is."""
+"""Masks: from cross-attention (where a concept's tokens are looked at is where it is), and of what was found."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,8 @@ from torch import Tensor
 from .moments import working_device
 
 BINS = 256
+UNION, LARGEST = "union", "largest"
+COMBINED = (UNION, LARGEST)
 
 
 def otsu(values: Tensor) -> Tensor:
@@ -56,3 +60,59 @@ def mask_of_map(maps: Tensor, height: int, width: int) -> Tensor:
     stretched = (large - low) / (high - low).clamp_min(1e-12)
     cut = otsu(stretched.flatten(1)).view(-1, 1, 1)
     return ((stretched >= cut) & says_something.view(-1, 1, 1)).float()
+
+
+def one_mask(things: Tensor, combine: str = UNION, least: float = 0.0) -> Tensor:
+    """One mask [H, W] of the masks [k, H, W] of k things; of zeros where none is left.
+
+    Things that cover less than the share `least` of the picture are left out. combine: all of them ("union"), or the
+    one that covers most ("largest"; the first among equals).
+    """
+    shares = things.float().mean(dim=(1, 2))
+    kept = things[shares >= least]
+    if not len(kept):
+        return torch.zeros(things.shape[1:], device=things.device)
+    if combine == LARGEST:
+        # The first of equals: argmax promises none.
+        areas = kept.float().sum(dim=(1, 2))
+        return kept[int((areas == areas.max()).nonzero()[0, 0])]
+    return kept.amax(dim=0)
+
+
+def grow(masks: Tensor, pixels: int) -> Tensor:
+    """Masks [n, H, W] grown by a disc: each pixel takes the largest value no farther than `pixels` from it.
+
+    Below 0 they shrink: what is masked beyond the picture's edges counts as there. 0 gives the masks themselves.
+    """
+    if pixels == 0:
+        return masks
+    if pixels < 0:
+        return 1 - grow(1 - masks, -pixels)
+    height, width = masks.shape[1:]
+    grown = masks
+    for rows in range(min(pixels, height - 1) + 1):
+        # A disc is a stack of lines, and a line's largest value is a pooling.
+        half = min(math.isqrt(pixels * pixels - rows * rows), width - 1)
+        line = F.max_pool1d(masks, 2 * half + 1, stride=1, padding=half)
+        if rows == 0:
+            grown = line.clone()
+            continue
+        grown[:, rows:] = torch.maximum(grown[:, rows:], line[:, :-rows])
+        grown[:, :-rows] = torch.maximum(grown[:, :-rows], line[:, rows:])
+    return grown
+
+
+def feather(masks: Tensor, pixels: int) -> Tensor:
+    """Masks [n, H, W] with soft edges: blurred by a Gaussian of standard deviation pixels / 2, cut off at `pixels`.
+
+    The picture's edges are continued outwards. 0 gives the masks themselves.
+    """
+    if pixels == 0:
+        return masks
+    offsets = torch.arange(-pixels, pixels + 1, dtype=torch.float32, device=masks.device)
+    weights = torch.exp(-2 * (offsets / pixels) ** 2)
+    weights = weights / weights.sum()
+    wide = F.pad(masks[:, None], (pixels, pixels, 0, 0), mode="replicate")
+    across = F.conv2d(wide, weights.view(1, 1, 1, -1))
+    tall = F.pad(across, (0, 0, pixels, pixels), mode="replicate")
+    return F.conv2d(tall, weights.view(1, 1, -1, 1))[:, 0].clamp(0, 1)

@@ -10,6 +10,7 @@ from .baselines.negative import NegativePrompt
 from .baselines.sld import SafeLatentDiffusion
 from .baselines.uce import UnifiedConceptEditing
 from .concepts import Concepts
+from .detectors import model_files
 from .erase import EraseConcepts
 from .evaluate import EvaluateErasure
 from .export_lora import ExportLora
@@ -59,6 +60,7 @@ class MaceExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         files.register_folders()
+        model_files.register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

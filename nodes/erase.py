@@ -12,7 +12,7 @@ from . import files
 from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from .images import make_images
 from .loss_progress import send_text
-from .masks import ATTENTION, make_masks
+from .mask_making import ATTENTION, make_masks
 from .prior import BUILT_IN, BuildPrior
 from .refine import AUTO, MEASURE_NAMES, PAPER, CFRRefine
 from .train import train_loras
@@ -110,7 +110,7 @@ class EraseConcepts(io.ComfyNode):
         settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
         send_text("finding the concepts in the images")
-        masks, about_masks = make_masks(model, clip, images, ATTENTION)
+        masks, about_masks, _ = make_masks(model, clip, images, ATTENTION)
         options = TrainOptions(
             form=chosen.loss,
             end_of_text=chosen.end_of_text,

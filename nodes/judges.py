@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from comfy import model_management
-from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..mace.concept import normalised
 from ..mace.judge import SIZE, Judge
 from .content import content_sha256
 from .judge_files import CLASSIFIER, CLIP, NUDENET, file_error, judge_path, stamps
+from .networks import Held, Network
 
 CANDIDATE = "a photo of {}"
 TEXTS = 64
@@ -33,32 +32,6 @@ def judge_of(kind: str, name: str) -> "ClipJudge | ClassifierJudge | NudeNetJudg
     return (ClipJudge if kind == CLIP else ClassifierJudge)(name, judge_path(name))
 
 
-class _Network:
-    """A judge's network where the host has room for it."""
-
-    def __init__(self, network: nn.Module):
-        device = model_management.get_torch_device()
-        self.module = network
-        self._patcher = ModelPatcher(network.eval(), device, model_management.unet_offload_device())
-
-    def loaded(self) -> tuple[nn.Module, torch.device]:
-        """The network on its device, and the device."""
-        model_management.load_models_gpu([self._patcher], force_full_load=True)
-        return self._patcher.model, self._patcher.load_device
-
-    def release(self) -> None:
-        """Off the device again."""
-        self._patcher.detach()
-
-
-class _Held(nn.Module):
-    """A transformers model as a part, since the host marks the device on the module, where theirs is read-only."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-
 def _from_folder(make, path: Path, what: str, **more):
     """What transformers makes of a folder. Raises ValueError; nothing is ever downloaded."""
     try:
@@ -68,13 +41,13 @@ def _from_folder(make, path: Path, what: str, **more):
         raise ValueError(f"{path.name} cannot be read as {what}: {reason}") from error
 
 
-def _network(make, path: Path, what: str) -> _Network:
+def _network(make, path: Path, what: str) -> Network:
     """A transformers model of a folder, in float32. Raises ValueError, also where weights are missing."""
     model, about = _from_folder(make, path, what, output_loading_info=True)
     missing = sorted(about["missing_keys"])
     if missing:
         raise ValueError(f"{path.name} lacks weights of {what}: {missing[0]} and {len(missing) - 1} others")
-    return _Network(_Held(model.float()))
+    return Network(Held(model.float()))
 
 
 def _channels_first(pictures: Tensor) -> list[Tensor]:
@@ -180,7 +153,7 @@ class ClassifierJudge:
             self.names = [labels[place] for place in sorted(labels)]
         else:
             judge = Judge(path)
-            self._network, self.names = _Network(judge), judge.names
+            self._network, self.names = Network(judge), judge.names
         self._places: dict[str, int] = {}
         for place, classes in enumerate(self.names):
             # ImageNet's classes are lists of words: tabby, tabby cat.

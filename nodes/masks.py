@@ -1,105 +1,26 @@
 """Mask Concept: where the concept stands in its training images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..mace.images import ConceptImages
-from ..mace.masks import mask_of_map
-from ..mace.tokens import fill
-from .attention_maps import concept_maps
+from ..mace.boxes import ALL, CHOICES
+from ..mace.masks import COMBINED, UNION
+from ..mace.phrases import parse_phrases
+from .detectors.found import Found
+from .detectors.model_files import AUTO
+from .detectors.tools import GROUNDED, TRANSFORMERS, detector_names, segmenter_names
 from .images import SHOWN
-from .text import TextEncoder
+from .mask_making import ATTENTION, BOXES, EXTERNAL, NOTHING_FOUND, WHOLE, MaskSettings, make_masks
 from .types import CATEGORY, ImagesType
 
-ATTENTION, EXTERNAL, WHOLE = "attention", "external mask", "whole image"
+BACKENDS = (ATTENTION, GROUNDED, TRANSFORMERS, BOXES, EXTERNAL, WHOLE)
 TINT = (1.0, 0.25, 0.1)
-
-
-def attention_masks(model, encoder: TextEncoder, images: ConceptImages) -> Tensor:
-    """Masks [n, H, W] from the model's own cross-attention to the concept's tokens, cut by Otsu's threshold."""
-    target = images.concept.target
-    prompt = fill(images.template, target)
-    positions = encoder.pair(images.template, target, images.concept.mapping).phrase
-    pooled = encoder.pooled([prompt]) if encoder.has_pooled(model) else None
-    maps = concept_maps(model, images.latents, encoder.encode([prompt])[0], positions, pooled, target)
-    return mask_of_map(maps, *images.pictures.shape[1:3])
-
-
-def whole_image(images: ConceptImages) -> Tensor:
-    """Masks [n, H, W] of ones."""
-    return torch.ones(images.pictures.shape[:3])
-
-
-# What finds a concept in its images: (model, encoder, images of one concept) -> masks [n, H, W] in 0..1.
-BACKENDS: dict[str, Callable[..., Tensor]] = {
-    ATTENTION: attention_masks,
-    WHOLE: lambda model, encoder, images: whole_image(images),
-}
-
-
-def fitted(mask: Tensor, images: Sequence[ConceptImages]) -> list[Tensor]:
-    """An external MASK [N or 1, h, w] as masks [n, H, W] for each concept's images, in their order.
-
-    Raises ValueError for another number of masks than images.
-    """
-    mask = mask.reshape(-1, *mask.shape[-2:])
-    total = sum(len(entry) for entry in images)
-    if len(mask) not in (1, total):
-        raise ValueError(
-            f"there are {len(mask)} masks for {total} images: connect the pictures output of Concept Images to the "
-            "node that makes the masks, so that there is one for each image, in the same order"
-        )
-    height, width = images[0].pictures.shape[1:3]
-    mask = mask.float().expand(total, -1, -1)
-    if mask.shape[1:] != (height, width):
-        mask = F.interpolate(mask[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-    return list(mask.clamp(0, 1).to("cpu").split([len(entry) for entry in images]))
-
-
-def no_empty(masks: Tensor, images: ConceptImages) -> tuple[Tensor, list[str]]:
-    """The masks, the whole image in place of an empty one, and a line for the artist on each concept with such."""
-    filled = masks.flatten(1).amax(dim=1) > 0
-    if filled.all():
-        return masks, []
-    whole = torch.where(filled.view(-1, 1, 1), masks, torch.ones_like(masks))
-    count = int((~filled).sum())
-    return whole, [f"{images.concept.target}: {count} of {len(masks)} masks were empty; the whole image is used there"]
-
-
-def make_masks(
-    model, clip, images: Sequence[ConceptImages], backend: str, external: Tensor | None = None
-) -> tuple[list[Tensor], list[str]]:
-    """Masks [n, H, W] of each concept's images, and lines for the artist. Styles take the whole image.
-
-    Raises ValueError for external masks that are not there or do not fit.
-    """
-    progress = ProgressBar(len(images))
-    lines, masks, encoder = [], [], None
-    if backend == EXTERNAL:
-        if external is None:
-            raise ValueError("the back-end is external mask and the mask input is empty: connect a MASK")
-        given = fitted(external, images)
-    elif backend == ATTENTION and any(entry.concept.type != "style" for entry in images):
-        encoder = TextEncoder(clip)
-        encoder.check_width(model)
-    for place, entry in enumerate(images):
-        if backend == EXTERNAL:
-            made = given[place]
-        elif entry.concept.type == "style":
-            made = whole_image(entry)
-        else:
-            made = BACKENDS[backend](model, encoder, entry)
-        made, warning = no_empty(made, entry)
-        masks.append(made)
-        share = float(made.mean())
-        lines += [f"{entry.concept.target}: {share:.0%} of the image", *warning]
-        progress.update(1)
-    return masks, lines
+FRAME = (30, 90, 255)
 
 
 def overlay(pictures: Tensor, masks: Tensor) -> Tensor:
@@ -108,6 +29,88 @@ def overlay(pictures: Tensor, masks: Tensor) -> Tensor:
     inside = 0.6 * pictures + 0.4 * tint
     outside = 0.5 * pictures + 0.5
     return torch.lerp(outside, inside, masks[..., None])
+
+
+def with_boxes(pictures: Tensor, found: Sequence[Found | None]) -> Tensor:
+    """Pictures [n, H, W, 3] with what was found in each framed, with its score (and its label, where there is one)."""
+    drawn = pictures.clone()
+    for place, seen in enumerate(found):
+        if not seen:
+            continue
+        canvas = Image.fromarray((pictures[place].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+        pen = ImageDraw.Draw(canvas)
+        # The best last, so that it lies on top.
+        for box, score, label in reversed(
+            list(zip(seen.boxes.tolist(), seen.scores.tolist(), seen.labels, strict=True))
+        ):
+            left, top, right, bottom = box
+            pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=FRAME)
+            # Boxes of other nodes may have no score, which then is 1.
+            said = label if score == 1 else f"{score:.2f} {label}"
+            pen.text((left + 2, top + 1), said.strip(), fill=FRAME)
+        drawn[place] = torch.from_numpy(np.asarray(canvas).copy()).float() / 255
+    return drawn
+
+
+def _choice_inputs() -> list:
+    return [
+        io.Combo.Input(
+            "choice", options=list(CHOICES), default=ALL, tooltip="Which boxes count: all, or the best of each picture."
+        ),
+        io.Combo.Input(
+            "combine",
+            options=list(COMBINED),
+            default=UNION,
+            tooltip="The mask is all things found together (union), or the largest of them.",
+        ),
+    ]
+
+
+def _grounded_option(backend: str, detector: str, segmenter: str) -> io.DynamicCombo.Option:
+    return io.DynamicCombo.Option(
+        backend,
+        [
+            io.Combo.Input(
+                "detector",
+                options=detector_names(backend),
+                default=AUTO,
+                tooltip=f"{detector} auto: the first there is. Not needed where boxes are connected.",
+            ),
+            io.Combo.Input(
+                "segmenter",
+                options=segmenter_names(backend),
+                default=AUTO,
+                tooltip=f"{segmenter} auto: the first there is. none: each box is filled.",
+            ),
+            io.String.Input(
+                "phrase",
+                multiline=True,
+                dynamic_prompts=False,
+                default="",
+                placeholder="(the concept itself)\nTom Cruise = face",
+                tooltip="What to look for; empty: the concept's own words. A line without = is for all concepts. For "
+                "people write a kind, such as face, since detectors know few names. Full stops or commas part several "
+                "things.",
+            ),
+            io.Float.Input(
+                "box_threshold",
+                default=0.3,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="The least score of a box. Lower finds more.",
+            ),
+            io.Float.Input(
+                "text_threshold",
+                default=0.25,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="The least score of a word in a box's label, which the overlay shows.",
+            ),
+            *_choice_inputs(),
+        ],
+    )
 
 
 class MaskConcept(io.ComfyNode):
@@ -120,19 +123,34 @@ class MaskConcept(io.ComfyNode):
             display_name="Mask Concept (MACE)",
             category=CATEGORY,
             description="Finds each concept in its training images. attention needs no other model: it looks where "
-            "the model itself looks for the concept's words.",
-            search_aliases=["mace", "segment", "mask", "attention", "daam"],
+            "the model itself looks for the concept's words. Detectors find by words and cut out what they found.",
+            search_aliases=["mace", "segment", "mask", "attention", "daam", "groundingdino", "sam", "detect"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that drew the images, before CFR Refine."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 ImagesType.Input("images", tooltip="From Concept Images."),
-                io.Combo.Input(
+                io.DynamicCombo.Input(
                     "backend",
-                    options=[ATTENTION, EXTERNAL, WHOLE],
-                    default=ATTENTION,
-                    tooltip="attention: the model's own cross-attention, cut by Otsu's threshold. external mask: the "
-                    "MASK connected below. whole image: no mask. Styles always take the whole image, except with "
-                    "external masks.",
+                    options=[
+                        io.DynamicCombo.Option(ATTENTION, []),
+                        _grounded_option(
+                            GROUNDED,
+                            "GroundingDINO's weights in models/grounding-dino.",
+                            "SAM's weights (vit_b, vit_l, vit_h) in models/sams.",
+                        ),
+                        _grounded_option(
+                            TRANSFORMERS,
+                            "A GroundingDINO or MM-GroundingDINO folder in models/grounding-dino.",
+                            "A SAM or SAM 2 folder in models/sams.",
+                        ),
+                        io.DynamicCombo.Option(BOXES, _choice_inputs()),
+                        io.DynamicCombo.Option(EXTERNAL, []),
+                        io.DynamicCombo.Option(WHOLE, []),
+                    ],
+                    tooltip="attention: the model's own cross-attention, cut by Otsu's threshold. GroundingDINO + SAM, "
+                    "transformers: find by words and cut out; they need packages and weights. boxes: the boxes "
+                    "connected below, filled. external mask: the MASK connected below. whole image: no mask. Styles "
+                    "always take the whole image, except with external masks.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -140,18 +158,84 @@ class MaskConcept(io.ComfyNode):
                     tooltip="Masks of any node (SAM3 Detect, Impact, hand-drawn), one for each picture in the order of "
                     "Concept Images' pictures, or one for all. Used by the back-end external mask.",
                 ),
+                io.BoundingBox.Input(
+                    "boxes",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Boxes of any node, in place of a detector's: for all pictures, or a list for each. Used "
+                    "by boxes, GroundingDINO + SAM and transformers.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    optional=True,
+                    default=0,
+                    min=-512,
+                    max=512,
+                    advanced=True,
+                    tooltip="Grow the masks by so many pixels; below 0 shrink them.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=512,
+                    advanced=True,
+                    tooltip="Soften the masks' edges over so many pixels. Training cuts masks at one half.",
+                ),
+                io.Float.Input(
+                    "min_area",
+                    optional=True,
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    round=0.0001,
+                    advanced=True,
+                    tooltip="Leave out things that cover a smaller share of the picture than this.",
+                ),
+                io.Combo.Input(
+                    "nothing_found",
+                    optional=True,
+                    options=list(NOTHING_FOUND),
+                    default=WHOLE,
+                    advanced=True,
+                    tooltip="For a picture in which nothing is found: mask the whole image (with a note), skip the "
+                    "image (its mask is empty, and training leaves it out), or stop with an error.",
+                ),
             ],
             outputs=[
                 io.Mask.Output("masks", tooltip="One for each image, in order, 1 where the concept is."),
-                io.Image.Output("overlay", tooltip="The pictures with the masks laid over."),
+                io.Image.Output("overlay", tooltip="The pictures with the masks, boxes and scores laid over."),
             ],
             has_intermediate_output=True,
         )
 
     @classmethod
-    def execute(cls, model, clip, images, backend, mask=None) -> io.NodeOutput:
-        masks, lines = make_masks(model, clip, images, backend, mask)
+    def execute(
+        cls,
+        model,
+        clip,
+        images,
+        backend=None,
+        mask=None,
+        boxes=None,
+        grow=0,
+        feather=0,
+        min_area=0.0,
+        nothing_found=WHOLE,
+    ) -> io.NodeOutput:
+        # The host leaves out a back-end that it does not know. A caller without a graph may give the name alone.
+        if not backend:
+            raise ValueError(f"backend: none of this name; choose one of {', '.join(BACKENDS)}")
+        chosen = {"backend": backend} if isinstance(backend, str) else dict(backend)
+        name = chosen.pop("backend")
+        parse_phrases(chosen.get("phrase", ""))
+        settings = MaskSettings(**chosen, grow=grow, feather=feather, min_area=min_area, nothing_found=nothing_found)
+        masks, lines, found = make_masks(model, clip, images, name, mask, boxes, settings)
         joined = torch.cat(masks)
         shown = overlay(torch.cat([entry.as_image for entry in images]), joined)
+        by_picture = [seen for entry, own in zip(images, found, strict=True) for seen in own or [None] * len(entry)]
+        shown = with_boxes(shown, by_picture)
         preview = ui.PreviewImage(shown[:SHOWN], cls=cls).as_dict()
         return io.NodeOutput(joined, shown, ui={**preview, "text": ("\n".join(lines),)})

@@ -15,7 +15,7 @@ from ..mace.presets import PRESETS
 from ..mace.schedule import Cfis, Uniform
 from .family import family, res_blocks
 from .loss_progress import LossProgress
-from .masks import fitted, no_empty, whole_image
+from .mask_making import fitted, whole_image, without_skipped
 from .refine import AUTO
 from .save_loras import slug
 from .training import Trainer, TrainOptions
@@ -197,7 +197,8 @@ class TrainErasureLora(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="From Mask Concept or any node, one for each image in order. Without: the whole image.",
+                    tooltip="From Mask Concept or any node, one for each image in order; an image with an empty mask "
+                    "is skipped. Without: the whole image.",
                 ),
             ],
             outputs=[
@@ -270,9 +271,9 @@ class TrainErasureLora(io.ComfyNode):
             by_type=chosen.lora,
         )
         given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)
-        checked = [no_empty(mask, entry) for mask, entry in zip(given, images, strict=True)]
-        loras, lines = train_loras(model, clip, images, [mask for mask, _ in checked], options)
-        lines += [line for _, warnings in checked for line in warnings]
+        kept = [without_skipped(entry, mask) for entry, mask in zip(images, given, strict=True)]
+        loras, lines = train_loras(model, clip, [entry for entry, *_ in kept], [mask for _, mask, _ in kept], options)
+        lines += [line for *_, notes in kept for line in notes]
         return io.NodeOutput(
             loras,
             [to_comfyui(entry.lora) for entry in loras.loras],

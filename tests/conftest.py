@@ -112,12 +112,25 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture
-def page(browser, server):
-    """ComfyUI's page in it, ready."""
+def _open(browser, server):
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
     opened.goto(server.url)
     opened.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
     opened.wait_for_selector('[data-testid="queue-button"]', timeout=60_000)
+    return opened
+
+
+@pytest.fixture
+def page(browser, server):
+    """ComfyUI's page in it, ready."""
+    opened = _open(browser, server)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def kept_page(browser, server):
+    """One page for tests that only load workflows into it."""
+    opened = _open(browser, server)
     yield opened
     opened.close()

@@ -13,12 +13,17 @@ def example_names():
     return sorted(path.stem for path in (graphs.REPO / "example_workflows").glob("*.json"))
 
 
+# The page marks nodes whose files are not there: the tests have no SAM3.
+WITHOUT_FILES = {"masks_sam3": ["CheckpointLoaderSimple"]}
+
+
 @pytest.mark.parametrize("name", example_names())
-def test_a_workflow_round_trips(page, server, name):
+def test_a_workflow_round_trips(kept_page, server, name):
     """The page finds every node, and makes of the workflow what the command line makes of it, also after saving."""
-    workflow = graphs.workflow(name)
+    workflow, page = graphs.workflow(name), kept_page
     load(page, workflow)
-    assert page.evaluate("window.app.graph.nodes.filter(n => n.has_errors).map(n => n.type)") == []
+    marked = page.evaluate("window.app.graph.nodes.filter(n => n.has_errors).map(n => n.type)")
+    assert marked == WITHOUT_FILES.get(name, [])
     info = server.client.object_info()
     known = page.evaluate("Object.keys(LiteGraph.registered_node_types)")
     assert {node["type"] for node in workflow["nodes"]} <= {*known, "MarkdownNote", "Note"}

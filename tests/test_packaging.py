@@ -52,10 +52,65 @@ def test_install_is_standard_library_only_and_offline():
     assert imported <= {"importlib", "sys", "pathlib"}
 
 
+def mask_lines(tmp_path, **files):
+    """What install.py says of Mask Concept's back-ends, by back-end, with these files in models/."""
+    pack = tmp_path / "custom_nodes" / "mace-comfyui"
+    pack.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REPO / "install.py", pack)
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
+    for name in files.get("names", ()):
+        path = tmp_path / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    isolated = ["-I", "-S"] if files.get("bare") else []
+    run = subprocess.run([sys.executable, "-B", *isolated, pack / "install.py"], capture_output=True, text=True)
+    return dict(line.strip().split(": ", 1) for line in run.stdout.splitlines() if line.startswith("    "))
+
+
+def test_install_lists_every_back_end_with_its_next_step(tmp_path):
+    first = mask_lines(tmp_path)
+    assert first["attention, external mask, boxes, whole image"].startswith("ready")
+    assert first["GroundingDINO + SAM"] == f"put groundingdino_swint_ogc.pth into {tmp_path}/models/grounding-dino"
+    assert "put a folder such as grounding-dino-tiny" in first["transformers"]
+    assert "put a SAM3 checkpoint into" in first["SAM3 Detect"]
+    second = mask_lines(tmp_path, names=["groundingdino/swint.pth", "grounding-dino/tiny/config.json"])
+    assert (
+        f"(config.json, model.safetensors, tokenizer.json) into {tmp_path}/models/bert" in second["GroundingDINO + SAM"]
+    )
+    assert "put a folder such as sam-vit-base" in second["transformers"]
+    third = mask_lines(tmp_path, names=["bert-base-uncased/config.json", "checkpoints/sam3.safetensors"])
+    assert "put sam_vit_b_01ec64.pth into" in third["GroundingDINO + SAM"]
+    last = mask_lines(tmp_path, names=["sams/sam_vit_b.pth", "sams/sam2/config.json"])
+    assert {last[name] for name in ("GroundingDINO + SAM", "transformers", "SAM3 Detect")} == {"ready"}
+
+
+def test_install_says_how_to_get_what_back_ends_import(tmp_path):
+    lines = mask_lines(tmp_path, bare=True)
+    assert "-m pip install --no-deps groundingdino-py segment-anything, then " in lines["GroundingDINO + SAM"]
+    assert "-m pip install transformers, and restart ComfyUI" in lines["transformers"]
+
+
+def test_the_requirements_of_masks_are_what_install_names():
+    lines = (REPO / "requirements-masks.txt").read_text(encoding="utf-8").splitlines()
+    named = {line for line in lines if line and not line.startswith("#")}
+    source = (REPO / "install.py").read_text(encoding="utf-8")
+    beside = set(re.findall(r'"\w+": "([\w-]+)"', source[source.index("BESIDE = {") : source.index("GROUNDED, ")]))
+    assert beside == named | {"transformers"}
+
+
 def test_developers_tools_are_left_out_of_the_archive():
     ignored = (REPO / ".comfyignore").read_text(encoding="utf-8").split()
     assert {"dev.py", "devtools/", "tests/", "assets/demo/", "benchmarks/"} <= set(ignored)
-    for name in ("__init__.py", "nodes/", "mace/", "web/", "example_workflows/", "install.py", "README.md"):
+    for name in (
+        "__init__.py",
+        "nodes/",
+        "mace/",
+        "web/",
+        "example_workflows/",
+        "install.py",
+        "README.md",
+        "requirements-masks.txt",
+    ):
         assert name not in ignored and (REPO / name).exists()
 
 
