@@ -1,90 +1,218 @@
 """Grounding DINO and SAM by transformers: its own architectures at small sizes, random weights, read from folders."""
 
-import json
-
 import pytest
 import torch
+import transformers
 
-transformers = pytest.importorskip("transformers")
+from tests.small_models import BOXES, DETECTORS, MAKERS, QUERIES, SEGMENTERS, noise, same
+
 pytestmark = pytest.mark.host
 
-WORDS = ("cat", "dog", "red", "car", "old", "man", "with", "a", "hat", "##s")
-# Grounding DINO knows these of BERT's tokens by their place.
-PLACES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
-QUERIES, SIDE = 20, 128
-MEAN_STD = dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+
+@pytest.fixture(scope="module")
+def module(comfy_host):
+    return comfy_host.module("nodes.detectors.transformers_models")
 
 
-def randomised(model, seed=0):
-    """Weights that make all of it matter: several kinds start at nothing."""
-    generator = torch.Generator().manual_seed(seed)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder of each kind of model."""
+    made = {}
+    for kind, make in MAKERS.items():
+        made[kind] = tmp_path_factory.mktemp(kind)
+        make(made[kind])
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(module, folders):
+    return {
+        kind: (module.load_detector if kind in DETECTORS else module.load_segmenter)(folder)
+        for kind, folder in folders.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "phrase, expected",
+    [
+        ("Dog", "dog."),
+        ("old man  with a hat", "old man with a hat."),
+        ("Red Car, dog", "red car. dog."),
+        ("a cat . a dog .", "a cat. a dog."),
+        (" ,cat,, ", "cat."),
+    ],
+)
+def test_phrases_become_prompts(module, phrase, expected):
+    assert module.prompt_of(phrase) == expected
+
+
+@pytest.mark.parametrize("phrase", ["", " , . "])
+def test_a_phrase_without_words_is_refused(module, phrase):
+    with pytest.raises(ValueError, match="holds no word to look for"):
+        module.prompt_of(phrase)
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_boxes_are_those_of_transformers_own_way(folders, models, kind):
+    """Its documented way, on one picture, against ours."""
+    pictures = noise(1)
+    processor = transformers.GroundingDinoProcessor.from_pretrained(folders[kind])
+    model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(folders[kind]).eval()
+    eight_bit = (pictures[0] * 255).round().to(torch.uint8)
+    inputs = processor(images=eight_bit.movedim(-1, 0), text="red car. dog.", return_tensors="pt")
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1 and "position" not in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
-    return model.eval()
+        outputs = model(**inputs)
+    how = dict(threshold=0.05, text_threshold=0.25, target_sizes=[(50, 67)])
+    (expected,) = processor.post_process_grounded_object_detection(outputs, inputs["input_ids"], **how)
+    (found,) = models[kind].detect(pictures, "Red car, dog", 0.05, 0.25)
+    assert 0 < len(found) <= QUERIES
+    order = expected["scores"].argsort(descending=True, stable=True)
+    torch.testing.assert_close(found.scores, expected["scores"][order], rtol=1e-4, atol=1e-5)
+    edges = torch.tensor([67.0, 50.0, 67.0, 50.0])
+    torch.testing.assert_close(found.boxes, expected["boxes"][order].clamp_min(0).minimum(edges), rtol=1e-3, atol=1e-2)
 
 
-def tokenizer(folder):
-    names = [PLACES.get(place, f"[unused{place}]") for place in range(1030)] + list(WORDS)
-    (folder / "vocab.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    return transformers.BertTokenizerFast.from_pretrained(folder, local_files_only=True, do_lower_case=True)
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_thresholds_decide_what_counts(models, kind):
+    pictures = noise(2)
+    every = models[kind].detect(pictures, "old man with a hat", 0.0, 0.0)
+    for found in every:
+        assert found.boxes.shape == (QUERIES, 4) and found.boxes.dtype == found.scores.dtype == torch.float32
+        assert found.boxes.device.type == "cpu" and (found.scores.diff() <= 0).all()
+        assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([67, 50, 67, 50])).all()
+        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
+        # Everything passes a text threshold of 0, but neither marks of the tokenizer nor the full stop are words.
+        assert set(found.labels) == {"old man with a hat"}
+    middle = float(every[0].scores[4:6].mean())
+    some = models[kind].detect(pictures, "old man with a hat", middle, 0.0)
+    assert len(some[0]) == 5 and torch.equal(some[0].boxes, every[0].boxes[:5])
+    nothing = models[kind].detect(pictures, "old man with a hat", 1.0, 0.0)
+    assert [found.boxes.shape for found in nothing] == [(0, 4)] * 2
+    assert [found.labels for found in nothing] == [()] * 2
+    assert set(models[kind].detect(pictures, "dog", 0.0, 1.0)[0].labels) == {""}
 
 
-def make_dino(folder, kind="GroundingDino"):
-    swin = dict(embed_dim=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], window_size=4)
-    backbone = transformers.SwinConfig(out_features=["stage2", "stage3", "stage4"], drop_path_rate=0.0, **swin)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-    text = transformers.BertConfig(vocab_size=1030 + len(WORDS), **sizes)
-    layers = dict(encoder_layers=2, decoder_layers=2, encoder_ffn_dim=64, decoder_ffn_dim=64)
-    config = getattr(transformers, f"{kind}Config")(
-        backbone_config=backbone, text_config=text, d_model=64, num_queries=QUERIES, **layers
-    )
-    model = randomised(getattr(transformers, f"{kind}ForObjectDetection")(config))
-    model.save_pretrained(folder)
-    images = transformers.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
-    transformers.GroundingDinoProcessor(images, tokenizer(folder)).save_pretrained(folder)
+@pytest.mark.parametrize("kind", DETECTORS)
+@pytest.mark.parametrize("height, width", [(37, 91), (301, 65)])
+def test_a_batch_is_as_one_by_one_at_odd_sizes(models, kind, height, width):
+    pictures = noise(3, height, width)
+    together = models[kind].detect(pictures, "cat, red car", 0.0, 0.25)
+    again = models[kind].detect(pictures, "cat, red car", 0.0, 0.25)
+    for place in range(3):
+        assert torch.equal(together[place].boxes, again[place].boxes) and together[place].labels == again[place].labels
+        assert same(models[kind].detect(pictures[place : place + 1], "cat, red car", 0.0, 0.25)[0], together[place])
+    assert not same(together[0], together[1])
 
 
-def small_heads(family):
-    prompt = getattr(transformers, f"{family}PromptEncoderConfig")(hidden_size=32, image_size=SIDE, patch_size=16)
-    decoder = getattr(transformers, f"{family}MaskDecoderConfig")(
-        hidden_size=32, mlp_dim=64, num_attention_heads=4, iou_head_hidden_dim=32
-    )
-    return dict(prompt_encoder_config=prompt, mask_decoder_config=decoder)
+def test_more_pictures_than_fit_and_none(models, module, monkeypatch):
+    pictures = noise(5)
+    together = models["grounding-dino"].detect(pictures, "dog", 0.0, 0.25)
+    monkeypatch.setattr(module, "MOST_PICTURES", 2)
+    apart = models["grounding-dino"].detect(pictures, "dog", 0.0, 0.25)
+    assert len(apart) == 5 and all(map(same, apart, together))
+    assert models["grounding-dino"].detect(pictures[:0], "dog", 0.0, 0.25) == []
 
 
-def make_sam(folder):
-    vision = transformers.SamVisionConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=16, window_size=4,
-        global_attn_indexes=[1], output_channels=32, num_pos_feats=16, initializer_range=0.02,
-    )  # fmt: skip
-    config = transformers.SamConfig(vision_config=vision, **small_heads("Sam"))
-    randomised(transformers.SamModel(config)).save_pretrained(folder)
-    square = {"height": SIDE, "width": SIDE}
-    images = transformers.SamImageProcessor(size={"longest_edge": SIDE}, pad_size=square, **MEAN_STD)
-    transformers.SamProcessor(images).save_pretrained(folder)
+def test_other_words_find_other_boxes(models):
+    pictures = noise(1)
+    cat, dog = (models["grounding-dino"].detect(pictures, word, 0.0, 0.25)[0] for word in ("cat", "dog"))
+    assert not torch.allclose(cat.boxes, dog.boxes, atol=1e-2)
 
 
-def make_sam2(folder, family="Sam2"):
-    stages = dict(blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[16, 32, 64, 128])
-    stages |= dict(num_attention_heads_per_stage=[1, 2, 4, 8], window_size_per_stage=[8, 4, 4, 4])
-    hiera = transformers.Sam2HieraDetConfig(
-        hidden_size=16, image_size=[SIDE, SIDE], global_attention_blocks=[3], **stages
-    )
-    vision = transformers.Sam2VisionConfig(
-        backbone_config=hiera, backbone_channel_list=[128, 64, 32, 16], fpn_hidden_size=32,
-        backbone_feature_sizes=[[SIDE // 4] * 2, [SIDE // 8] * 2, [SIDE // 16] * 2],
-    )  # fmt: skip
-    memory = dict(memory_attention_hidden_size=32, memory_attention_num_layers=1, memory_encoder_hidden_size=32)
-    memory |= dict(memory_attention_feed_forward_hidden_size=64, memory_encoder_output_channels=16, image_size=SIDE)
-    memory |= dict(mask_downsampler_embed_dim=32, memory_fuser_embed_dim=32, memory_fuser_intermediate_dim=64)
-    memory |= dict(memory_attention_rope_feat_sizes=[SIDE // 16] * 2)
-    more = {} if family == "Sam2" else memory
-    config = getattr(transformers, f"{family}Config")(vision_config=vision, **small_heads(family), **more)
-    randomised(getattr(transformers, f"{family}Model")(config)).save_pretrained(folder)
-    images = transformers.Sam2ImageProcessor(size={"height": SIDE, "width": SIDE}, **MEAN_STD)
-    if family == "Sam2":
-        transformers.Sam2Processor(images).save_pretrained(folder)
+def test_a_phrase_that_is_too_long_is_refused(models):
+    with pytest.raises(ValueError, match="has 303 tokens and the model reads 256"):
+        models["grounding-dino"].detect(noise(1), "dog " * 300, 0.3, 0.25)
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+def test_masks_are_those_of_transformers_own_way(folders, models, kind):
+    """Its documented way, on one picture and all boxes at once, against ours."""
+    pictures = noise(1)
+    family = "Sam" if kind == "sam" else "Sam2"
+    processor = getattr(transformers, f"{family}Processor").from_pretrained(folders[kind])
+    model = getattr(transformers, f"{family}Model").from_pretrained(folders[kind]).eval()
+    eight_bit = (pictures[0] * 255).round().to(torch.uint8)
+    inputs = processor(images=eight_bit.movedim(-1, 0), input_boxes=[BOXES], return_tensors="pt")
+    sizes = [inputs.pop(name) for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
+    inputs["input_boxes"] = inputs["input_boxes"].float()
+    with torch.no_grad():
+        low = model(**inputs, multimask_output=False).pred_masks
+    expected = processor.image_processor.post_process_masks(low, *sizes)[0][:, 0].float()
+    (found,) = models[kind].segment(pictures, [torch.tensor(BOXES)])
+    assert found.shape == (3, 50, 67) and found.dtype == torch.float32 and found.device.type == "cpu"
+    assert set(found.unique().tolist()) == {0.0, 1.0}
+    assert (found != expected).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("kind", SEGMENTERS)
+@pytest.mark.parametrize("height, width", [(50, 67), (301, 65)])
+def test_each_picture_has_boxes_of_its_own(models, kind, height, width):
+    pictures = noise(4, height, width)
+    scale = torch.tensor([width / 67, height / 50] * 2)
+    boxes = [torch.tensor(BOXES[:count]).view(-1, 4) * scale for count in (2, 0, 3, 1)]
+    together = models[kind].segment(pictures, boxes)
+    assert [tuple(masks.shape) for masks in together] == [(len(own), height, width) for own in boxes]
+    assert all(map(torch.equal, together, models[kind].segment(pictures, boxes)))
+    for place, masks in enumerate(together):
+        (alone,) = models[kind].segment(pictures[place : place + 1], boxes[place : place + 1])
+        assert not masks.numel() or (alone != masks).float().mean() < 1e-3
+    assert not torch.equal(together[0][0], together[0][1]) and not torch.equal(together[0][0], together[2][0])
+
+
+def test_many_boxes_pass_in_parts(models, module, monkeypatch):
+    pictures, boxes = noise(1), [torch.tensor(BOXES).repeat(4, 1) + torch.arange(12)[:, None] / 12]
+    (together,) = models["sam"].segment(pictures, boxes)
+    monkeypatch.setattr(module, "MOST_BOXES", 5)
+    (parts,) = models["sam"].segment(pictures, boxes)
+    assert together.shape == (12, 50, 67) and (parts != together).float().mean() < 1e-3
+
+
+def test_no_boxes_at_all(models):
+    assert [tuple(m.shape) for m in models["sam"].segment(noise(2), [torch.zeros(0, 4)] * 2)] == [(0, 50, 67)] * 2
+    with pytest.raises(ValueError, match="1 lists of boxes for 2 pictures"):
+        models["sam"].segment(noise(2), [torch.zeros(0, 4)])
+
+
+def test_alpha_is_dropped(models):
+    four = noise(2, channels=4)
+    pairs = [models["sam2"].segment(pictures, [torch.tensor(BOXES)] * 2) for pictures in (four, four[..., :3])]
+    assert all(map(torch.equal, *pairs))
+    first, second = (models["grounding-dino"].detect(x, "dog", 0.0, 0.25) for x in (four, four[..., :3]))
+    assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_half_precision(module, folders, models, kind):
+    """On a processor the host wants float32; half can be asked for, and says nearly the same."""
+    pictures = noise(2)
+    if kind in DETECTORS:
+        half = module.load_detector(folders[kind], torch.float16)
+        found, expected = (m.detect(pictures, "dog", 0.0, 0.25)[0] for m in (half, models[kind]))
+        assert found.boxes.dtype == found.scores.dtype == torch.float32
+        assert (found.scores - expected.scores).abs().max() < 0.02
     else:
-        transformers.Sam2VideoProcessor(images, transformers.Sam2VideoVideoProcessor()).save_pretrained(folder)
+        half = module.load_segmenter(folders[kind], torch.float16)
+        found, expected = (m.segment(pictures, [torch.tensor(BOXES)] * 2)[0] for m in (half, models[kind]))
+        assert found.dtype == torch.float32 and (found != expected).float().mean() < 0.1
+    for model, dtype in ((half, torch.float16), (models[kind], torch.float32)):
+        net = model._network.loaded(1, 1.0)[0]
+        assert {weight.dtype for weight in net.parameters()} == {dtype}
+        assert {weight.device for weight in net.parameters()} == {model._network.device}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_host_holds_the_model_and_can_free_it(models, kind):
+    from comfy import model_management
+
+    pictures = noise(1)
+    use = (
+        (lambda: models[kind].detect(pictures, "dog", 0.0, 0.25))
+        if kind in DETECTORS
+        else (lambda: models[kind].segment(pictures, [torch.tensor(BOXES)]))
+    )
+    use()
+    patcher = models[kind]._network._patcher
+    assert any(loaded.model is patcher for loaded in model_management.current_loaded_models)
+    model_management.unload_all_models()
+    assert not any(loaded.model is patcher for loaded in model_management.current_loaded_models)
+    use()

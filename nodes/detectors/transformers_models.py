@@ -3,9 +3,9 @@
 Nothing is downloaded: a folder lies where the artist put it. Weights are read from safetensors only.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -35,12 +35,15 @@ MOST_PICTURES, MOST_BOXES = 8, 32
 def missing() -> str | None:
     """What to install so that this module works, or None."""
     how = "install it in ComfyUI's Python: pip install --upgrade transformers"
-    if importlib.util.find_spec("transformers") is None:
+    if find_spec("transformers") is None:
         return f"the package transformers is not installed; {how}"
-    lacking = [name for name in NEEDED if importlib.util.find_spec(f"transformers.models.{name}") is None]
+    try:
+        lacking = [name for name in NEEDED if find_spec(f"transformers.models.{name}") is None]
+    except Exception as error:  # what importing a damaged or ill-matched package raises
+        return f"the package transformers cannot be imported ({error}); {how}"
     if lacking:
         return f"the installed transformers has no {lacking[0]}: version 4.56 or newer is needed; {how}"
-    if importlib.util.find_spec("torchvision") is None:
+    if find_spec("torchvision") is None:
         return "the package torchvision is not installed, and transformers prepares pictures with it: pip install it"
     return None
 
@@ -73,6 +76,27 @@ def prompt_of(phrase: str) -> str:
     return ". ".join(categories) + "."
 
 
+def _check(folder: Path, needed: Sequence[tuple]) -> None:
+    """Raises ValueError unless the folder has one file of each choice."""
+    for names in needed:
+        if not any((folder / name).is_file() for name in names):
+            raise ValueError(
+                f"{folder.name} lacks {' or '.join(names)}: put all files of the model as transformers saves it "
+                f"({', '.join(choice[0] for choice in needed)}) into {folder}"
+            )
+
+
+def _kind(folder: Path, kinds: dict) -> str:
+    """The model_type of a folder, if it is one of `kinds`. Raises ValueError."""
+    try:
+        kind = json.loads((folder / CONFIG[0]).read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG[0]} cannot be read: {error}") from error
+    if kind not in kinds:
+        raise ValueError(f"{folder.name} is a model of the type {kind}: choose a folder of the type {', '.join(kinds)}")
+    return kind
+
+
 def _read(folder: Path, kinds: dict, dtype: torch.dtype | None, needed: Sequence[tuple]) -> tuple:
     """(network, processor) of a folder."""
     problem = missing()
@@ -80,21 +104,11 @@ def _read(folder: Path, kinds: dict, dtype: torch.dtype | None, needed: Sequence
         raise ValueError(problem)
     import transformers
 
-    for names in needed:
-        if not any((folder / name).is_file() for name in names):
-            raise ValueError(
-                f"{folder.name} lacks {' or '.join(names)}: put all files of the model as transformers saves it "
-                f"({', '.join(choice[0] for choice in needed)}) into {folder}"
-            )
-    try:
-        kind = json.loads((folder / CONFIG[0]).read_text(encoding="utf-8"))["model_type"]
-        make, process = (getattr(transformers, name) for name in kinds[kind])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG[0]} cannot be read: {error}") from error
-    except KeyError as error:
-        raise ValueError(
-            f"{folder.name} is a model of the type {error.args[0]}: choose a folder of the type {', '.join(kinds)}"
-        ) from error
+    _check(folder, needed[:1])
+    # A model of another type is told before what it lacks of this one.
+    kind = _kind(folder, kinds)
+    _check(folder, needed)
+    make, process = (getattr(transformers, name) for name in kinds[kind])
     device = model_management.get_torch_device()
     if dtype is None:
         dtype = torch.float16 if model_management.should_use_fp16(device) else torch.float32
