@@ -10,13 +10,14 @@ QUERIES, SIDE = 20, 128
 MEAN_STD = dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)
 
 
-def randomised(model, seed=0):
-    """Weights that make all of it matter: several kinds start at nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+def randomised(make, config, seed=0):
+    """A model, always the same, with weights that make all of it matter: several kinds start at nothing."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = make(config)
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "position" not in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
+                weight.copy_(torch.randn(weight.shape) * weight[0].numel() ** -0.5)
     return model.eval()
 
 
@@ -35,7 +36,7 @@ def make_dino(folder, kind="GroundingDino"):
     config = getattr(transformers, f"{kind}Config")(
         backbone_config=backbone, text_config=text, d_model=64, num_queries=QUERIES, **layers
     )
-    model = randomised(getattr(transformers, f"{kind}ForObjectDetection")(config))
+    model = randomised(getattr(transformers, f"{kind}ForObjectDetection"), config)
     model.save_pretrained(folder)
     images = transformers.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
     transformers.GroundingDinoProcessor(images, tokenizer(folder)).save_pretrained(folder)
@@ -55,7 +56,7 @@ def make_sam(folder):
         global_attn_indexes=[1], output_channels=32, num_pos_feats=16, initializer_range=0.02,
     )  # fmt: skip
     config = transformers.SamConfig(vision_config=vision, **small_heads("Sam"))
-    randomised(transformers.SamModel(config)).save_pretrained(folder)
+    randomised(transformers.SamModel, config).save_pretrained(folder)
     square = {"height": SIDE, "width": SIDE}
     images = transformers.SamImageProcessor(size={"longest_edge": SIDE}, pad_size=square, **MEAN_STD)
     transformers.SamProcessor(images).save_pretrained(folder)
@@ -77,7 +78,7 @@ def make_sam2(folder, family="Sam2"):
     memory |= dict(memory_attention_rope_feat_sizes=[SIDE // 16] * 2)
     more = {} if family == "Sam2" else memory
     config = getattr(transformers, f"{family}Config")(vision_config=vision, **small_heads(family), **more)
-    randomised(getattr(transformers, f"{family}Model")(config)).save_pretrained(folder)
+    randomised(getattr(transformers, f"{family}Model"), config).save_pretrained(folder)
     images = transformers.Sam2ImageProcessor(size={"height": SIDE, "width": SIDE}, **MEAN_STD)
     if family == "Sam2":
         transformers.Sam2Processor(images).save_pretrained(folder)
