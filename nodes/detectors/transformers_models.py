@@ -48,10 +48,12 @@ def missing() -> str | None:
     return None
 
 
-def load_detector(folder: Path, dtype: torch.dtype | None = None) -> "Detector":
-    """Grounding DINO or MM-Grounding-DINO of a folder. dtype: of the weights; None: half where the host would.
+def load_detector(folder: Path, dtype: torch.dtype = torch.float32) -> "Detector":
+    """Grounding DINO or MM-Grounding-DINO of a folder. dtype: of the weights.
 
-    Raises ValueError when transformers, the folder or a file in it is missing, or the folder is another model's.
+    Float32 wherever it runs: transformers 4.56 to 5.0 mix dtypes in this model and fail when it is in half precision,
+    which would round its coordinates too. Raises ValueError when transformers, the folder or a file in it is missing,
+    or the folder is another model's.
     """
     return Detector(*_read(folder, DETECTORS, dtype, (CONFIG, WEIGHTS, PROCESSOR, TOKENIZER)))
 
@@ -61,6 +63,9 @@ def load_segmenter(folder: Path, dtype: torch.dtype | None = None) -> "Segmenter
 
     Raises ValueError when transformers, the folder or a file in it is missing, or the folder is another model's.
     """
+    if dtype is None:
+        half = model_management.should_use_fp16(model_management.get_torch_device())
+        dtype = torch.float16 if half else torch.float32
     return Segmenter(*_read(folder, SEGMENTERS, dtype, (CONFIG, WEIGHTS, PROCESSOR)))
 
 
@@ -97,7 +102,7 @@ def _kind(folder: Path, kinds: dict) -> str:
     return kind
 
 
-def _read(folder: Path, kinds: dict, dtype: torch.dtype | None, needed: Sequence[tuple]) -> tuple:
+def _read(folder: Path, kinds: dict, dtype: torch.dtype, needed: Sequence[tuple]) -> tuple:
     """(network, processor) of a folder."""
     problem = missing()
     if problem:
@@ -109,9 +114,6 @@ def _read(folder: Path, kinds: dict, dtype: torch.dtype | None, needed: Sequence
     kind = _kind(folder, kinds)
     _check(folder, needed)
     make, process = (getattr(transformers, name) for name in kinds[kind])
-    device = model_management.get_torch_device()
-    if dtype is None:
-        dtype = torch.float16 if model_management.should_use_fp16(device) else torch.float32
     try:
         processor = process.from_pretrained(str(folder), local_files_only=True)
         model, about = make.from_pretrained(
@@ -233,6 +235,8 @@ class Segmenter:
 
     def __init__(self, network: _Network, processor):
         self._network, self._images = network, processor.image_processor
+        # SAM scales both sides alike and pads, SAM 2 scales each side to the model's.
+        self._pads = network.config.model_type == "sam"
 
     def _bytes(self) -> float:
         """About what one picture takes: SAM's attention of all places to all, or SAM 2's first, finest stage."""
@@ -264,23 +268,20 @@ class Segmenter:
             chosen = [eight_bit[place] for place in part]
             inputs = self._images(chosen, input_data_format="channels_first", return_tensors="pt")
             pixels = inputs["pixel_values"].to(self._network.device, self._network.dtype)
-            # SAM scales both sides alike and pads, SAM 2 scales each side to the model's.
-            sizes = inputs.get("reshaped_input_sizes")
-            reshaped = tuple(pixels.shape[-2:] if sizes is None else map(int, sizes[0]))
+            reshaped = tuple(map(int, inputs["reshaped_input_sizes"][0] if self._pads else pixels.shape[-2:]))
             levels = net.get_image_embeddings(pixels)
             for index, place in enumerate(part):
                 own = [x[index : index + 1] for x in levels] if isinstance(levels, list) else levels[index : index + 1]
-                more = [(height, width)], *([] if sizes is None else [[reshaped]])
-                masks[place] = self._masks(net, own, boxes[place], reshaped, more)
+                masks[place] = self._masks(net, own, boxes[place], (height, width), reshaped)
         return masks
 
-    def _masks(self, net, embedding, boxes: Tensor, reshaped: tuple[int, int], sizes: tuple) -> Tensor:
-        """Masks [k, H, W] of one picture. reshaped: its size as the model sees it.  sizes: for undoing that."""
-        (height, width) = sizes[0][0]
-        scale = torch.tensor([reshaped[1] / width, reshaped[0] / height] * 2)
+    def _masks(self, net, embedding, boxes: Tensor, size: tuple[int, int], reshaped: tuple[int, int]) -> Tensor:
+        """Masks [k, H, W] of one picture. size: its H, W.  reshaped: as the model sees it, without padding."""
+        scale = torch.tensor([reshaped[1] / size[1], reshaped[0] / size[0]] * 2)
+        undo = [[size], [reshaped]] if self._pads else [[size]]
         made = []
         for part in (boxes.to("cpu", torch.float32) * scale).split(MOST_BOXES):
             prompts = part[None].to(self._network.device)
             low = net(input_boxes=prompts, image_embeddings=embedding, multimask_output=False).pred_masks.float()
-            made.append(self._images.post_process_masks(low, *sizes)[0][:, 0].float().cpu())
+            made.append(self._images.post_process_masks(low, *undo)[0][:, 0].float().cpu())
         return torch.cat(made)
