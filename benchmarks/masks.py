@@ -34,6 +34,7 @@ GRID = 8
 # What the 8x8 grid cannot hold by half: thin things, listed apart.
 THIN = 0.65
 WHOLE, ATTENTION, PERFECT = KINDS = ("whole image", "attention", "perfect 8x8")
+NAMED = "attention, background named"
 GOAL = 0.5  # of the gap between the yardsticks
 SHOWN, ENLARGED = 15, 1.5
 DRAWN = ("dog", "ship", "bicycle", "telescope", "carrot", "airplane", "glasses", "bear")
@@ -58,7 +59,8 @@ whole image: {below}.
 {overall}
 The masks lie where the things are and reach over their outlines by about a cell, so what they miss most is the shape of
 thin things. Of the area where they differ from the truth, {background:.0%} is background taken in. They are worse on a
-colour than on white: prompt *auto* does not name the background.
+colour than on white, in part since prompt *auto* does not name the background: with "a photo of the X on a red
+background" and so on as the prompt, *attention* on a colour is {named:.2f}.
 
 The demo model is small: four cross-attention layers, all on an 8x8 grid, where SD1.5 has 16 on grids of 64x64 to 8x8
 for a picture of 512x512. So these numbers say that the way of making masks works, not how sharp masks of a real model
@@ -123,10 +125,10 @@ class Masker:
         self.host, self.model, self.clip, self.vae = host, model, clip, vae
         self.encoder = host.module("nodes.text").TextEncoder(clip)
 
-    def pictures(self, name: str, own: Tensor | None = None, **sampling):
+    def pictures(self, name: str, own: Tensor | None = None, prompt: str = "auto", **sampling):
         """ConceptImages of a thing, by the node: of pictures of our own [n, 64, 64, 3], or drawn."""
         concept = self.host.module("mace.concept").Concept(name, "sky", "object")
-        inputs = dict(model=self.model, clip=self.clip, vae=self.vae, concepts=(concept,), prompt="auto", negative="")
+        inputs = dict(model=self.model, clip=self.clip, vae=self.vae, concepts=(concept,), prompt=prompt, negative="")
         return self.host.run("MACE_ConceptImages", **inputs, images=own, **self.SAMPLING | sampling)[0][0]
 
     def masks(self, images) -> Tensor:
@@ -137,13 +139,16 @@ class Masker:
 
 def measured(masker: Masker, names: Sequence[str]) -> tuple[dict[str, dict], dict[str, tuple]]:
     """IoU by yardstick of each thing's pictures, and (pictures, truth, attention, perfect) of each."""
-    known, grounds = icons(), list(vocabulary()["colours"].values())
+    known, grounds = icons(), list(vocabulary()["colours"].items())
     rows, seen = {}, {}
     for place, name in enumerate(names):
-        pictures, truth = compose(known[name], grounds[place % len(grounds)]), true_masks(known[name])
+        colour, ground = grounds[place % len(grounds)]
+        pictures, truth = compose(known[name], ground), true_masks(known[name])
         found = {WHOLE: torch.ones_like(truth), PERFECT: perfect(truth)}
         found[ATTENTION] = masker.masks(masker.pictures(name, pictures))
         rows[name] = {kind: [round(float(value), 4) for value in iou(masks, truth)] for kind, masks in found.items()}
+        named = masker.pictures(name, pictures[1:], f"a photo of the {{}} on a {colour} background")
+        rows[name][NAMED] = round(float(iou(masker.masks(named), truth[1:])), 4)
         seen[name] = (pictures, truth, found[ATTENTION], found[PERFECT])
         if place % 20 == 19:
             log(f"  {place + 1} of {len(names)} things")
@@ -203,6 +208,7 @@ def page(result: dict) -> str:
         cut=THIN,
         below=result["below the whole image"],
         background=result["background of the error"],
+        named=result[NAMED],
         **parts,
     )
 
@@ -262,6 +268,7 @@ def main():
         groups = summary(rows)
         result = {"benchmark": "masks", "torch": torch.__version__, "things": len(rows), "groups": groups}
         result["below the whole image"] = sum(mean(row[ATTENTION]) < mean(row[WHOLE]) for row in rows.values())
+        result[NAMED] = round(mean(row[NAMED] for row in rows.values()), 4)
         truth, masks = (torch.cat([found[place] for found in seen.values()]) for place in (1, 2))
         result["background of the error"] = round(float((masks > truth).sum() / (masks != truth).sum()), 4)
         result |= {"goal": GOAL, "met": groups["all"]["gap closed"] >= GOAL, "rows": rows}
@@ -273,6 +280,7 @@ def main():
     for group, row in groups.items():
         values = f"{row[WHOLE]:11.3f}  {row[ATTENTION]:9.3f}  {row[PERFECT]:11.3f}  {row['gap closed']:10.0%}"
         print(f"{group:24}  {row['things']:6}  {values}")
+    print(f"on a colour, the background named in the prompt: {result[NAMED]:.3f}")
     print(f"half of the gap: {'reached' if result['met'] else 'not reached'}\n")
     print(json.dumps(result))
 

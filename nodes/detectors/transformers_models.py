@@ -44,7 +44,7 @@ def missing() -> str | None:
     if lacking:
         return f"the installed transformers has no {lacking[0]}: version 4.56 or newer is needed; {how}"
     if find_spec("torchvision") is None:
-        return "the package torchvision is not installed, and transformers prepares pictures with it: pip install it"
+        return "transformers prepares pictures with torchvision, which is not installed: pip install torchvision"
     return None
 
 
