@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.detector_models import bert_folder, dino_weights, sam_weights
+from tests.small_models import MAKERS
 from tests.stages import images, report, train
 from tests.test_refine_node import concepts
 
@@ -70,6 +71,24 @@ def test_found_by_words_and_cut_out(mask, weights, small, shown):
     filled = mask(GROUNDED, shown[:1], box_threshold=0.0, segmenter="none: fill the boxes", choice="best")
     assert "dog: " in report(filled) and "2 boxes in 2 images" in report(filled)
     assert not torch.equal(filled[0], masks[:2])
+
+
+def test_found_and_cut_out_by_transformers(comfy_host, mask, shown):
+    """The folders are listed by what they hold, and the masks are those of the two models one after the other."""
+    tools, models = comfy_host.module("nodes.detectors.tools"), comfy_host.base / "models"
+    for kind, place in (("mm-grounding-dino", "grounding-dino"), ("sam2", "sams")):
+        (models / place / kind).mkdir(parents=True, exist_ok=True)
+        MAKERS[kind](models / place / kind)
+    assert "mm-grounding-dino" in tools.detector_names("transformers")
+    chosen = dict(detector="mm-grounding-dino", segmenter="sam2", phrase="dog", box_threshold=0.0)
+    node = mask("transformers", **chosen)
+    found = tools.detector_of("transformers", "mm-grounding-dino").detect(shown[0].as_image, "dog", 0.0, 0.25)
+    segmenter = tools.segmenter_of("transformers", "sam2")
+    with torch.inference_mode():
+        cut = segmenter.segment(shown[0].as_image, [seen.boxes for seen in found])
+    for made, things in zip(node[0], cut, strict=False):
+        assert torch.equal(made, things.amax(dim=0))
+    assert f"{sum(map(len, found))} boxes in 2 images" in report(node)
 
 
 def test_boxes_take_the_place_of_the_detector(comfy_host, mask, weights, monkeypatch):
