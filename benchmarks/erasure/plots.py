@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.erasure.bench import CLOSED_FORM
 from benchmarks.erasure.methods import BASE, FUSED, REFINED, SUM
 from benchmarks.erasure.more_sections import h_c
 from benchmarks.erasure.statistics import by_name, harmonic_of_objects, mean_of
@@ -83,23 +84,21 @@ def ablations(cells: Cells, folder: Path) -> str:
     axes = figure.subplots(1, 3, sharex=True)
     for axis, group in zip(axes, ("erased", "synonyms", "others"), strict=True):
         for name, colour in trained.items():
-            for ending, style in (("closed form (Eq. 7)", "-"), ("naive sum (Eq. 6)", ":")):
-                line = [_at(cells, name, steps, ending) for steps in STEPS]
-                known = [(n, 100 * share(cell, group)) for n, cell in zip(STEPS, line, strict=True) if cell]
-                if known:
-                    label = f"{name}, {ending.split(' (')[0]}"
-                    axis.plot(*zip(*known, strict=True), color=colour, linestyle=style, marker="o", label=label)
+            line = [_at(cells, name, steps) for steps in STEPS]
+            known = [(n, 100 * share(cell, group)) for n, cell in zip(STEPS, line, strict=True) if cell]
+            if known:
+                axis.plot(*zip(*known, strict=True), color=colour, marker="o", label=name)
         axis.set_title(f"{'objects' if group == 'erased' else group}, percent right", fontsize=10)
         axis.set_xlabel("steps")
         axis.set_ylim(-3, 103)
-    axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=8)
     return _save(figure, folder / "plot_steps.png")
 
 
-def _at(cells: Cells, name: str, steps: int, ending: str) -> Mapping | None:
+def _at(cells: Cells, name: str, steps: int) -> Mapping | None:
     """All steps of keys and values together is the preset's own row."""
     whole = name == "keys and values" and steps == STEPS[-1]
-    return cells.get(f"all, {ending}" if whole else f"{name}, {steps} steps, {ending}")
+    return cells.get(f"{'all' if whole else f'{name}, {steps} steps'}, {CLOSED_FORM}")
 
 
 def _spread(cell: Mapping, group: str) -> Estimate:

@@ -12,9 +12,9 @@ STEPS = (1, 5, 10, 25, 50)
 # Settings of Train Erasure LoRA other than the preset's.
 VARIANTS = {"all": {}, "without CFIS": dict(cfis=False), "without focus": dict(focus="no")}
 VARIANTS |= {"concept's tokens only": dict(end_of_text="no"), "sum of norms": dict(loss="sum of norms (release)")}
-VARIANTS |= {f"keys, {n} steps": dict(projections="keys", steps=str(n)) for n in STEPS}
-VARIANTS |= {f"values, {n} steps": dict(projections="values", steps=str(n)) for n in STEPS}
-VARIANTS |= {f"keys and values, {n} steps": dict(steps=str(n)) for n in STEPS[:-1]}
+CURVES = {f"keys, {n} steps": dict(projections="keys", steps=str(n)) for n in STEPS}
+CURVES |= {f"values, {n} steps": dict(projections="values", steps=str(n)) for n in STEPS}
+CURVES |= {f"keys and values, {n} steps": dict(steps=str(n)) for n in STEPS[:-1]}
 # Settings of CFR Refine other than the preset's.
 REFINEMENTS = {"lambda1 squared": dict(lambda1_form="as released (squared)")}
 SAMPLERS = {"ddim": (4, 6, 8, 12, 20), "euler": (8, 20), "dpmpp_2m": (4, 6, 8, 12)}
@@ -41,21 +41,22 @@ def leak(bench: Bench, records: Records, plan: Plan) -> None:
 
 
 def ablations(bench: Bench, records: Records, plan: Plan) -> None:
-    """Tables 4 and 5: ten concepts with parts of the method left out or changed, by closed form and naive sum."""
+    """Tables 4 and 5: ten concepts with parts of the method left out or changed; steps by closed form alone."""
     questions = groups(bench, TEN, share=4)
     questions["erased"] = asked(TEN)
     questions["style"] = styled(bench, TEN, 6)
     subject = Subject(bench, TEN, style=True)
     for method in (BASE, REFINED):
         fill(bench, records, subject, questions, Plan((method,)), "ten")
-    for name in (*VARIANTS, *REFINEMENTS):
-        new = [way for way in (CLOSED_FORM, NAIVE) if f"{name}, {way}" not in records]
+    for name in (*VARIANTS, *REFINEMENTS, *CURVES):
+        ways = (CLOSED_FORM,) if name in CURVES else (CLOSED_FORM, NAIVE)
+        new = [way for way in ways if f"{name}, {way}" not in records]
         if not new or plan.only not in (None, name):
             continue
         work = subject.work
         if name in REFINEMENTS:
             work = bench.prepare(TEN, True, **REFINEMENTS[name])
-        bench.train(work, **VARIANTS.get(name, {}))
+        bench.train(work, **{**VARIANTS, **CURVES}.get(name, {}))
         for way in new:
             cell = examine(bench, (bench.fuse(work, way), {}), questions)
             records.add(f"{name}, {way}", erased="ten", method=way, variant=name, **cell)
