@@ -14,14 +14,14 @@ from .settings import LoraRow, auto_lora
 class Preset:
     """Settings of the whole of MACE.
 
-    lora: rank, steps and rate by type.  refine: the weights of Eq. 19, None for Table 10's.  fuse: the weights of Eq. 7
-    by the number of concepts, None for Table 10's.
+    lora: rank, steps and rate by type.  refine: the weights of Eq. 19, fuse: those of Eq. 7, by the number of concepts;
+    None for Table 10's.
     loss: one of mace.attention.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     focus: whether LoRAs read the directions of mace.focus.
     """
 
     lora: Callable[[str], LoraRow]
-    refine: RefineWeights | None = None
+    refine: Callable[[int], RefineWeights] | None = None
     fuse: Callable[[int], FuseWeights] | None = None
     loss: str = SQUARED
     end_of_text: bool = False
@@ -31,6 +31,12 @@ class Preset:
 def _demo_lora(type: str) -> LoraRow:
     """A style is in every part of the picture, and goes at a rate that leaves the things in it."""
     return LoraRow(rank=1, steps=50, learning_rate=1.5e-3 if type == "style" else 5e-3)
+
+
+def _demo_refine(count: int) -> RefineWeights:
+    """Found for ten concepts, and as good for one; the sums of a longer list would outweigh a prior that stays."""
+    longer = max(1.0, count / 10)
+    return RefineWeights(lambda1=1e-4 * longer, mu=1e5 * longer, metric=READING)
 
 
 def _demo_fuse(count: int) -> FuseWeights:
@@ -47,7 +53,7 @@ PRESETS: dict[str, Preset] = {
     # Found by the search that docs/search.md tells of, with the prior of captions over the demo model's vocabulary.
     DEMO: Preset(
         _demo_lora,
-        RefineWeights(lambda1=1e-4, mu=1e5, metric=READING),
+        _demo_refine,
         _demo_fuse,
         end_of_text=True,
         focus=True,

@@ -95,14 +95,15 @@ class EraseConcepts(io.ComfyNode):
         check_base(model)
         strengths_of(strengths, concepts)
         chosen = PRESETS[preset]
-        if prior is None and (chosen.refine or auto_weights(concepts)).lambda1:
+        own = None if chosen.refine is None else chosen.refine(len(concepts))
+        if prior is None and (own or auto_weights(concepts)).lambda1:
             send_text("reading captions for the prior")
             built = BuildPrior.execute(clip, BUILT_IN, CAPTIONS, 0, "", "object", files.NONE, concepts)
             prior = built.result[0]
         send_text("refining")
         # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
-        refine_as = (AUTO,) * 3 if chosen.refine is None else tuple(map(repr, astuple(chosen.refine)[:3]))
-        metric = chosen.refine.metric if chosen.refine else ALIKE
+        refine_as = (AUTO,) * 3 if own is None else tuple(map(repr, astuple(own)[:3]))
+        metric = own.metric if own else ALIKE
         fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
         node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, MEASURE_NAMES[metric])
         refined, refinement = node.result

@@ -5,6 +5,9 @@ import math
 import pytest
 
 from mace.concept import Concept
+from mace.fuse import FuseWeights
+from mace.presets import DEMO, PRESETS
+from mace.refine import READING, RefineWeights
 from mace.settings import EXPLICIT_MU, auto_weights
 
 
@@ -49,3 +52,14 @@ def test_mixed():
 def test_empty():
     with pytest.raises(ValueError, match="no concepts"):
         auto_weights([])
+
+
+def test_the_demo_models_weights_grow_with_the_list():
+    """Up to ten concepts those of the recorded results; beyond, in proportion, as the concepts' own sums do."""
+    demo = PRESETS[DEMO]
+    few = RefineWeights(lambda1=1e-4, mu=1e5, metric=READING)
+    assert demo.refine(1) == demo.refine(10) == few
+    many = demo.refine(100)
+    assert many.lambda1 == pytest.approx(1e-3) and many.mu == pytest.approx(1e6) and many.metric == READING
+    assert demo.fuse(1) == FuseWeights(lambda2=1e-4, mu=1e4)
+    assert demo.fuse(100).lambda2 == pytest.approx(1e-2) and demo.fuse(100).mu == pytest.approx(1e5)

@@ -83,7 +83,7 @@ class Bench:
     def prepare(self, objects: Sequence[str], style: bool = False, aliases: bool = False, **changed) -> Work:
         """The concepts and their refinement, by the preset. changed: settings of the node other than the preset's."""
         work = Work(self.concepts(objects, style, aliases), seconds={})
-        weights, run = self.preset.refine, self.host.run
+        weights, run = self.preset.refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
         settings["mu_measures"] = self.host.module("nodes.refine").MEASURE_NAMES[weights.metric]
