@@ -12,7 +12,7 @@ from mace.distance import frechet_distance
 TEN = ("airplane", "automobile", "bird", "deer", "dog", "frog", "horse", "ship", "truck")
 SHARED = {"dog": ("hot dog",), "fire": ("fire engine", "fireworks")}
 COUNTS = (1, 5, 10, 100)
-WEIGHED = (1, 10, 100)
+WEIGHED = (1, 10)
 # How far the pictures of the base model itself are apart, by another noise.
 OTHER_NOISE = "base, other noise"
 # Factors of the preset's weights of fusion.
