@@ -9,7 +9,7 @@ from benchmarks.erasure.bench import CLOSED_FORM
 from benchmarks.erasure.methods import BASE, FUSED, REFINED, SUM
 from benchmarks.erasure.more_sections import h_c
 from benchmarks.erasure.statistics import by_name, harmonic_of_objects, mean_of
-from benchmarks.erasure.studies import STEPS
+from benchmarks.erasure.studies import CURVES, STEPS
 from benchmarks.erasure.tables import Cells, methods_of, name_of, share
 from benchmarks.erasure.tasks import OTHER_NOISE
 from mace.statistics import Estimate
@@ -77,8 +77,10 @@ def mass(cells: Cells, folder: Path) -> str:
     return _save(figure, folder / "plot_mass.png")
 
 
-def ablations(cells: Cells, folder: Path) -> str:
-    """Keys, values and both against the number of steps (Table 5); the file's name."""
+def ablations(cells: Cells, folder: Path) -> str | None:
+    """Keys, values and both against the number of steps (Table 5); the file's name, None before any is recorded."""
+    if not any(f"{name}, {CLOSED_FORM}" in cells for name in CURVES):
+        return None
     trained = {"keys": "#3a6fc0", "values": "#e0a030", "keys and values": "#c03a5b"}
     figure = Figure(figsize=(11, 3))
     axes = figure.subplots(1, 3, sharex=True)

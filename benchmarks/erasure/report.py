@@ -105,11 +105,15 @@ SECTIONS = {"objects": objects, "mixed": mixed, "shared": shared, **MORE}
 def write_report(recorded: Mapping[str, Cells], path: Path) -> None:
     """Write the page of what is recorded, task by task."""
     parts = [HEAD]
+    missing = [task for task in SECTIONS if task in recorded and not recorded[task]]
+    if missing:
+        parts.append(f"\nTasks that are written and not recorded here: {', '.join(missing)}.\n")
     for task, section in SECTIONS.items():
         if recorded.get(task):
             before, after = ABOUT[task]
             parts.append(f"{before}\n{section(recorded[task])}")
-            if task in PLOTS:
-                parts.append(f"\n![{task}](figures/{PLOTS[task](recorded[task], path.parent / 'figures')})\n")
+            plot = PLOTS[task](recorded[task], path.parent / "figures") if task in PLOTS else None
+            if plot:
+                parts.append(f"\n![{task}](figures/{plot})\n")
             parts.append(after)
     path.write_text("".join(parts), encoding="utf-8")
