@@ -83,6 +83,18 @@ def test_the_page_of_results(tmp_path):
     assert "Ten" not in page
 
 
+def test_variants_stand_on_the_page_beside_the_methods(tmp_path):
+    cells = {}
+    for key, more in (("ten/base", {}), ("all, closed", {"variant": "all", "method": "closed form (Eq. 7)"})):
+        found = cell("ten/base", erased=[0, 0], synonyms=[0, 1], classes=[1], others=[1, 1], style=[1, 0])
+        found["groups"]["style"]["style"] = [0.1, 0.2]
+        cells[key] = {**found, **more}
+    write_report({"ablations": cells, "unseen": {}}, tmp_path / "results.md")
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "| all | closed form (Eq. 7) | 0 | 50 | 100 | 100 | 0 |" in page and "| base model | - | 0 |" in page
+    assert "not recorded here: unseen" in page and "plot_steps" not in page
+
+
 @pytest.fixture(scope="module")
 def bench(comfy_host):
     return Bench(comfy_host)

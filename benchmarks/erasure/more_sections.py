@@ -103,7 +103,7 @@ def ablations(cells: Cells) -> str:
     """Tables 4 and 5."""
     rows = []
     for key, cell in cells.items():
-        row = [cell.get("variant", name_of(cell["method"])), cell["method"] if "variant" in cell else "-"]
+        row = [cell["variant"], cell["method"]] if "variant" in cell else [name_of(cell["method"]), "-"]
         row += [percent(share(cell, group)) for group in ("erased", "synonyms", "classes", "others")]
         row.append(percent(float((values(cell, "style", "style") > 0.5).mean())))
         row.append("-" if key == f"ten/{BASE}" else f"{share(cell, 'others', 'moved'):.3f}")
