@@ -99,6 +99,8 @@ The same, with the synonyms of Table 6 given as aliases (`deer | hart, stag, doe
 on every fourth of the others.
 """,
         """
+
+Recorded for deer alone, the class whose synonyms stay above: named as aliases they go, and nothing else does.
 """,
     ),
     "mass": (
