@@ -12,6 +12,7 @@ import torch
 from comfy import model_management
 from torch import Tensor, nn
 
+from ...mace.phrases import caption_of
 from ..networks import Held, Network
 from .found import Found
 
@@ -74,11 +75,10 @@ def prompt_of(phrase: str) -> str:
 
     Raises ValueError for a phrase without any word.
     """
-    parts = (" ".join(part.split()) for part in phrase.lower().replace(",", ".").split("."))
-    categories = [part for part in parts if part]
-    if not categories:
+    prompt = caption_of(phrase)
+    if not prompt:
         raise ValueError(f"the phrase {phrase!r} holds no word to look for")
-    return ". ".join(categories) + "."
+    return prompt
 
 
 def _check(folder: Path, needed: Sequence[tuple]) -> None:
