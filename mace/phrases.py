@@ -2,9 +2,18 @@
 
 from collections.abc import Sequence
 
-from .concept import Concept, ConceptError, normalised, uncommented
+from .concept import Concept, ConceptError
+from .named import ALL, values_by_name, values_of
 
-ALL = "*"
+
+def _phrase(line: str) -> tuple[str, str]:
+    name, equals, phrase = line.partition("=")
+    if not equals:
+        name, phrase = ALL, line
+    phrase = " ".join(phrase.split())
+    if not phrase.strip(" .,") or not name.strip():
+        raise ConceptError(f"{line!r} is not a phrase, nor as in: Tom Cruise = face")
+    return name, phrase
 
 
 def parse_phrases(text: str) -> dict[str, str]:
@@ -13,22 +22,7 @@ def parse_phrases(text: str) -> dict[str, str]:
     Raises ConceptError, naming the line, for an empty phrase and a concept named twice. Blank lines and text after #
     are passed over.
     """
-    found: dict[str, str] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = uncommented(raw)
-        if not line:
-            continue
-        name, equals, phrase = line.partition("=")
-        if not equals:
-            name, phrase = ALL, line
-        phrase = " ".join(phrase.split())
-        if not phrase.strip(" .,") or not name.strip():
-            raise ConceptError(f"phrase: line {number}: {line!r} is not a phrase, nor as in: Tom Cruise = face")
-        key = normalised(name)
-        if key in found:
-            raise ConceptError(f"phrase: line {number}: {name.strip()!r} has a phrase already; remove one of the lines")
-        found[key] = phrase
-    return found
+    return values_by_name(text, _phrase, "phrase", "phrase")
 
 
 def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
@@ -36,14 +30,7 @@ def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
 
     Raises ConceptError for a bad line and for a name that no concept has.
     """
-    given = parse_phrases(text)
-    usual = given.pop(ALL, None)
-    targets = {normalised(concept.target) for concept in concepts}
-    unknown = [name for name in given if name not in targets]
-    if unknown:
-        known = ", ".join(concept.target for concept in concepts[:8]) + (" ..." if len(concepts) > 8 else "")
-        raise ConceptError(f"phrase: there is no concept {unknown[0]!r} in the list ({known})")
-    return [given.get(normalised(concept.target), usual or concept.target) for concept in concepts]
+    return values_of(parse_phrases(text), concepts, lambda concept: concept.target, "phrase")
 
 
 def caption_of(phrase: str) -> str:

@@ -2,9 +2,19 @@
 
 from collections.abc import Sequence
 
-from .concept import Concept, ConceptError, normalised, uncommented
+from .concept import Concept, ConceptError
+from .named import values_by_name, values_of
 
-ALL = "*"
+
+def _strength(line: str) -> tuple[str, float]:
+    name, equals, value = line.rpartition("=")
+    try:
+        strength = float(value)
+    except ValueError:
+        strength = -1.0
+    if not equals or not name.strip() or not 0.0 <= strength <= 1.0:
+        raise ConceptError(f"{line!r} is not a concept and a strength from 0 to 1, as in: dog = 0.5")
+    return name, strength
 
 
 def parse_strengths(text: str) -> dict[str, float]:
@@ -13,23 +23,7 @@ def parse_strengths(text: str) -> dict[str, float]:
     Raises ConceptError, naming the line, for one that is not `concept = number`, a number outside 0..1, and a concept
     named twice. Blank lines and text after # are passed over.
     """
-    found: dict[str, float] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = uncommented(raw)
-        if not line:
-            continue
-        name, equals, value = line.rpartition("=")
-        try:
-            strength = float(value)
-        except ValueError:
-            strength = -1.0
-        if not equals or not name.strip() or not 0.0 <= strength <= 1.0:
-            raise ConceptError(f"line {number}: {line!r} is not a concept and a strength from 0 to 1, as in: dog = 0.5")
-        key = normalised(name)
-        if key in found:
-            raise ConceptError(f"line {number}: {name.strip()!r} has a strength already; remove one of the lines")
-        found[key] = strength
-    return found
+    return values_by_name(text, _strength, "strengths", "strength")
 
 
 def strengths_of(text: str, concepts: Sequence[Concept]) -> list[float]:
@@ -37,11 +31,4 @@ def strengths_of(text: str, concepts: Sequence[Concept]) -> list[float]:
 
     Raises ConceptError for a bad line and for a name that no concept has.
     """
-    given = parse_strengths(text)
-    usual = given.pop(ALL, 1.0)
-    targets = {normalised(concept.target) for concept in concepts}
-    unknown = [name for name in given if name not in targets]
-    if unknown:
-        known = ", ".join(concept.target for concept in concepts[:8]) + (" ..." if len(concepts) > 8 else "")
-        raise ConceptError(f"strengths: there is no concept {unknown[0]!r} in the list ({known})")
-    return [given.get(normalised(concept.target), usual) for concept in concepts]
+    return values_of(parse_strengths(text), concepts, lambda concept: 1.0, "strengths")

@@ -107,3 +107,20 @@ def same(found, expected):
         torch.allclose(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
         for name in ("boxes", "scores")
     )
+
+
+def make_folders(tmp_path_factory):
+    """A folder of each kind of model, by kind."""
+    made = {}
+    for kind, make in MAKERS.items():
+        made[kind] = tmp_path_factory.mktemp(kind)
+        make(made[kind])
+    return made
+
+
+def load_models(module, folders):
+    """The models of such folders, read by nodes.detectors.transformers_models, by kind."""
+    return {
+        kind: (module.load_detector if kind in DETECTORS else module.load_segmenter)(folder)
+        for kind, folder in folders.items()
+    }

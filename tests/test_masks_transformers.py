@@ -4,7 +4,17 @@ import pytest
 import torch
 import transformers
 
-from tests.small_models import BOXES, DETECTORS, MAKERS, QUERIES, SEGMENTERS, noise, same
+from tests.small_models import (
+    BOXES,
+    DETECTORS,
+    MAKERS,
+    QUERIES,
+    SEGMENTERS,
+    load_models,
+    make_folders,
+    noise,
+    same,
+)
 
 pytestmark = pytest.mark.host
 
@@ -16,20 +26,12 @@ def module(comfy_host):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder of each kind of model."""
-    made = {}
-    for kind, make in MAKERS.items():
-        made[kind] = tmp_path_factory.mktemp(kind)
-        make(made[kind])
-    return made
+    return make_folders(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def models(module, folders):
-    return {
-        kind: (module.load_detector if kind in DETECTORS else module.load_segmenter)(folder)
-        for kind, folder in folders.items()
-    }
+    return load_models(module, folders)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tests.small_models import BOXES, DETECTORS, MAKERS, noise, same
+from tests.small_models import BOXES, DETECTORS, MAKERS, load_models, make_folders, noise, same
 
 pytestmark = pytest.mark.host
 
@@ -18,20 +18,12 @@ def module(comfy_host):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder of each kind of model."""
-    made = {}
-    for kind, make in MAKERS.items():
-        made[kind] = tmp_path_factory.mktemp(kind)
-        make(made[kind])
-    return made
+    return make_folders(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def models(module, folders):
-    return {
-        kind: (module.load_detector if kind in DETECTORS else module.load_segmenter)(folder)
-        for kind, folder in folders.items()
-    }
+    return load_models(module, folders)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

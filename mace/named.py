@@ -1,0 +1,45 @@
+"""Lines that give something to concepts by name, one a line; `*` stands for all that have no line of their own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from .concept import Concept, ConceptError, normalised, uncommented
+
+ALL = "*"
+Value = TypeVar("Value")
+
+
+def values_by_name(text: str, read: Callable[[str], tuple[str, Value]], field: str, noun: str) -> dict[str, Value]:
+    """Values by normalised name. Blank lines and text after # are passed over.
+
+    read: (name, value) of a line, or ConceptError saying what the line should be like.  field: the input that holds the
+    lines.  noun: what is given. Raises ConceptError, naming field and line, also for a concept named twice.
+    """
+    found: dict[str, Value] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = uncommented(raw)
+        if not line:
+            continue
+        try:
+            name, value = read(line)
+            if normalised(name) in found:
+                raise ConceptError(f"{name.strip()!r} has a {noun} already; remove one of the lines")
+        except ConceptError as error:
+            raise ConceptError(f"{field}: line {number}: {error}") from None
+        found[normalised(name)] = value
+    return found
+
+
+def values_of(
+    given: Mapping[str, Value], concepts: Sequence[Concept], usual: Callable[[Concept], Value], field: str
+) -> list[Value]:
+    """What each concept is given by its target, else by `*`, else `usual`.
+
+    Raises ConceptError for a name that no concept has. field: the input that holds the lines.
+    """
+    targets = {normalised(concept.target) for concept in concepts}
+    unknown = [name for name in given if name not in targets and name != ALL]
+    if unknown:
+        known = ", ".join(concept.target for concept in concepts[:8]) + (" ..." if len(concepts) > 8 else "")
+        raise ConceptError(f"{field}: there is no concept {unknown[0]!r} in the list ({known})")
+    return [given.get(normalised(c.target), given.get(ALL, usual(c))) for c in concepts]
