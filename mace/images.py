@@ -1,7 +1,7 @@
 """Training images of concepts, and what they are asked to show."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -25,8 +25,9 @@ class ConceptImages:
     """
 
     concept: Concept
-    latents: Tensor
-    pictures: Tensor
+    # Not told: the host prints what a failing node was given, all of it.
+    latents: Tensor = field(repr=False)
+    pictures: Tensor = field(repr=False)
     template: str
 
     def __len__(self) -> int:

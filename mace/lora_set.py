@@ -27,8 +27,8 @@ class ErasureLora:
     """
 
     concept: Concept
-    lora: Lora
-    losses: Tensor
+    lora: Lora = field(repr=False)
+    losses: Tensor = field(repr=False)
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     moments: ConceptMoments | None = None
     refined_on: str = ""
@@ -46,7 +46,7 @@ class Recipe:
     strength: float
     projections: str
     settings: Mapping[str, str]
-    fingerprint: Tensor
+    fingerprint: Tensor = field(repr=False)
     clip_layer: int | None
     digest: str
     prior_source: str | None = None

@@ -5,7 +5,7 @@ Everything is summed in float64. Sums are streamed: what is kept does not grow w
 
 import mmap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -92,9 +92,9 @@ class ConceptMoments:
     all tokens of all its prompts, packed.  pairs: tokens in A_i.  prompts: prompts in S_i.
     """
 
-    cross: Tensor
-    paired: Tensor
-    total: Tensor
+    cross: Tensor = field(repr=False)
+    paired: Tensor = field(repr=False)
+    total: Tensor = field(repr=False)
     pairs: int
     prompts: int
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -57,11 +57,11 @@ class Prior:
     fingerprint: see `probe`.  source: where the captions came from.
     """
 
-    mean: Tensor | None
+    mean: Tensor | None = field(repr=False)
     captions: int
-    preserve: Tensor | None
+    preserve: Tensor | None = field(repr=False)
     preserved: tuple[str, ...]
-    fingerprint: Tensor
+    fingerprint: Tensor = field(repr=False)
     source: str
     left_out: tuple[str, ...] = ()
 

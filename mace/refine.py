@@ -11,7 +11,7 @@ T - I, so that a small refinement does not drown in the rounding of one. Another
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -62,8 +62,8 @@ class Refinement:
     strength: float
     projections: str
     settings: Mapping[str, str]
-    transform_delta: Tensor
-    fingerprint: Tensor
+    transform_delta: Tensor = field(repr=False)
+    fingerprint: Tensor = field(repr=False)
     clip_layer: int | None = None
 
 

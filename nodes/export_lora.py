@@ -2,7 +2,7 @@
 
 import json
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
 import torch
@@ -26,7 +26,7 @@ class Change:
     """A LoRA of the difference of two models, and what it misses: ||delta - B A|| / ||delta|| over all layers, and
     of the layer where it is largest."""
 
-    lora: Lora
+    lora: Lora = field(repr=False)
     residual: float
     worst: float
     worst_key: str

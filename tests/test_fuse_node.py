@@ -51,6 +51,13 @@ def closed_form(host, model, moments, loras, key, mu, transform, strengths=(1.0,
     return torch.linalg.lstsq(system, target.T).solution.T - weight
 
 
+def test_what_goes_between_nodes_is_told_in_short(parts):
+    """The host prints a failing node's inputs into its report of the error, tensors and all."""
+    _, refinement, shown, loras = parts
+    for value in (refinement, shown, loras):
+        assert "dog" in repr(value) and "tensor(" not in repr(value)
+
+
 def test_patches_are_eq_7_per_layer(comfy_host, demo, parts):
     model = demo[0]
     _, refinement, _, loras = parts

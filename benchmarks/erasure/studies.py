@@ -1,6 +1,11 @@
 """Experiments on MACE itself: what leaks, what each part does, prompts never seen, and the sampling of the pictures."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
+
+import torch
 
 from benchmarks.erasure.bench import CLOSED_FORM, NAIVE, Bench
 from benchmarks.erasure.methods import BASE, FUSED, REFINED, Subject
@@ -12,6 +17,9 @@ STEPS = (1, 5, 10, 25, 50)
 # Settings of Train Erasure LoRA other than the preset's.
 VARIANTS = {"all": {}, "without CFIS": dict(cfis=False), "without focus": dict(focus="no")}
 VARIANTS |= {"concept's tokens only": dict(end_of_text="no"), "sum of norms": dict(loss="sum of norms (release)")}
+# Without focus, A is drawn and trained; the release draws it from N(0, 1/rank^2).
+START = "without focus, A drawn as peft does"
+VARIANTS[START] = dict(focus="no")
 CURVES = {f"keys, {n} steps": dict(projections="keys", steps=str(n)) for n in STEPS}
 CURVES |= {f"values, {n} steps": dict(projections="values", steps=str(n)) for n in STEPS}
 CURVES |= {f"keys and values, {n} steps": dict(steps=str(n)) for n in STEPS[:-1]}
@@ -56,11 +64,26 @@ def ablations(bench: Bench, records: Records, plan: Plan) -> None:
         work = subject.work
         if name in REFINEMENTS:
             work = bench.prepare(TEN, True, **REFINEMENTS[name])
-        bench.train(work, **{**VARIANTS, **CURVES}.get(name, {}))
+        with started_as_peft(bench) if name == START else nullcontext():
+            bench.train(work, **{**VARIANTS, **CURVES}.get(name, {}))
         for way in new:
             cell = examine(bench, (bench.fuse(work, way), {}), questions)
             records.add(f"{name}, {way}", erased="ten", method=way, variant=name, **cell)
             print(name, way, summary(cell["groups"]), flush=True)
+
+
+@contextmanager
+def started_as_peft(bench: Bench) -> Iterator[None]:
+    """LoRAs trained meanwhile start with A uniform in +- 1/sqrt(d). Their store is emptied, as it cannot know."""
+    kept = bench.host.module("nodes.training")._store
+
+    def init_pair(d_out: int, d: int, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(d_out, rank), (2 * torch.rand(rank, d, generator=generator) - 1) * d**-0.5
+
+    kept.clear()
+    with patch.object(bench.host.module("mace.train"), "init_pair", init_pair):
+        yield
+    kept.clear()
 
 
 def unseen(bench: Bench, records: Records, plan: Plan) -> None:
