@@ -114,7 +114,8 @@ def ablations(cells: Cells) -> str:
 
 def unseen(cells: Cells) -> str:
     """By form of the prompt: the class in the base and the erased model, and what else stays."""
-    erased = list(dict.fromkeys(cell["erased"] for cell in cells.values()))
+    names = dict.fromkeys(cell["erased"] for cell in cells.values())
+    erased = [name for name in names if f"{name}/{FUSED}" in cells]
     forms = [group for group in next(iter(cells.values()))["groups"] if not group.startswith("others: ")]
 
     def shares(form: str, method: str) -> list[str]:

@@ -100,7 +100,10 @@ on every fourth of the others.
 """,
         """
 
-Recorded for deer alone, the class whose synonyms stay above: named as aliases they go, and nothing else does.
+Named as aliases, all synonyms of all classes go, deer's too, which stay above. The refinement alone does it and keeps
+what is beside. The LoRAs, at the rate that reaches synonyms which are not named, then have nothing left to erase, and
+take 7 points from the other classes (truck 78, bird 83) and 2 from the rest: where all words for a thing are named,
+refinement alone is the better choice on this model.
 """,
     ),
     "mass": (
@@ -187,6 +190,10 @@ Dog, airplane and ship, each erased alone, with words that have an embedding and
 the name. Percent of pictures that show the class, four of each form, and of 17 others with the same form.
 """,
         """
+
+Wherever the base model draws the class (by form and class in 13 of 24 cases), the erased model draws it in no picture.
+The others stay in the forms that the base model follows. Where it draws a thing in one picture of four itself ("in the
+forest"), they go too, one of 17 is left of four; other such forms move either way ("by the street").
 """,
     ),
     "maps": (
@@ -218,6 +225,10 @@ The base model and the erased one, from the same noise.
 The base model on all of its 206 things, "a photo of the X", by sampler and number of steps.
 """,
         """
+
+Six steps of ddim already draw all of the 206 things, eight leave a margin; all that is judged above uses eight. Euler
+does as well. dpmpp_2m needs more than twelve here. The speeds are of one run on two cores; the first row holds the
+start of the host as well.
 """,
     ),
 }
