@@ -187,7 +187,8 @@ class CFRRefine(io.ComfyNode):
                     options=[PAPER, RELEASED],
                     default=PAPER,
                     advanced=True,
-                    tooltip="The published code applies lambda1 twice, which makes it its square (1e-8 for 1e-4).",
+                    tooltip="The published code applies lambda1 twice, which makes it its square (1e-8 for 1e-4). "
+                    "On the demo model the fused result is the same.",
                 ),
                 io.Combo.Input(
                     "mu_measures",

@@ -127,7 +127,7 @@ class TrainErasureLora(io.ComfyNode):
                     default=AUTO,
                     advanced=True,
                     tooltip="Eq. 3 as printed (squared norm), or as the published code computes it (sum of norms). "
-                    "auto: the preset's.",
+                    "auto: the preset's. On the demo model they do not differ.",
                 ),
                 io.Combo.Input(
                     "end_of_text",
@@ -136,7 +136,7 @@ class TrainErasureLora(io.ComfyNode):
                     advanced=True,
                     tooltip="Whether attention to the end of the prompt (end-of-text and padding) is trained away too, "
                     "as the published code does, or that of the concept's words alone, as Eq. 3 says. auto: the "
-                    "preset's.",
+                    "preset's. On the demo model yes leaves half as many of the synonyms.",
                 ),
                 io.Combo.Input(
                     "focus",
@@ -145,21 +145,23 @@ class TrainErasureLora(io.ComfyNode):
                     advanced=True,
                     tooltip="Whether the LoRAs read only what tells the concept's words from the prior's captions, "
                     "which leaves other prompts alone (ours), or start at random as the paper's do. auto: the "
-                    "preset's. Needs a prior with captions in CFR Refine.",
+                    "preset's. Needs a prior with captions in CFR Refine. On the demo model yes erases more synonyms.",
                 ),
                 io.Combo.Input(
                     "projections",
                     options=list(PROJECTIONS),
                     default="both",
                     advanced=True,
-                    tooltip="LoRAs on keys (to_k), values (to_v) or both, the paper's choice.",
+                    tooltip="LoRAs on keys (to_k), values (to_v) or both, the paper's choice. On the demo model keys "
+                    "alone erase less, values alone as much as both, and touch more.",
                 ),
                 io.Boolean.Input(
                     "cfis",
                     default=True,
                     advanced=True,
                     tooltip="Concept-focal importance sampling (Eq. 5): train mostly at the timesteps t1 to t2, where "
-                    "the concept takes shape. Off: at all timesteps alike, which also harms what shares the words.",
+                    "the concept takes shape. Off: at all timesteps alike, which by the paper also harms what shares "
+                    "the words; on the demo model it hardly matters.",
                 ),
                 io.Int.Input("t1", default=200, min=0, max=998, advanced=True, tooltip="Lower end, in timesteps."),
                 io.Int.Input("t2", default=400, min=1, max=1000, advanced=True, tooltip="Upper end, in timesteps."),

@@ -1,8 +1,7 @@
 """The baselines by their nodes, on the demo model.
 
 Published settings throughout, but for the learning rates and numbers of steps of the methods that train, which are
-made for Stable Diffusion. FMN's rate was searched on the demo model, the others' were tried at this one value
-(docs/search.md).
+made for Stable Diffusion: the rates were searched on the demo model (docs/search.md).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ SIZE = dict(width=64, height=64, seed=0)
 ESD = dict(steps=100, eta=1.0, start_guidance=3.0, sampling_steps=8, batch=1, prompt="{}", **SIZE)
 AC = dict(train="cross-attention (to_k, to_v)", steps=100, batch=8, images=64, sampling_steps=8, guidance=6.0, **SIZE)
 FMN = dict(train="cross-attention", end_of_text=False, steps=35, batch=1, seed=0)
-RATES = {"ESD-x": "1e-4", "ESD-u": "1e-4", "AC": "1e-4", "FMN": "1e-4"}
+RATES = {"ESD-x": "1e-4", "ESD-u": "1e-5", "AC": "1e-4", "FMN": "1e-4"}
 METHODS = {"ESD-x": "ESD-x (cross-attention)", "ESD-u": "ESD-u (all but cross-attention)"}
 
 # (MODEL, what to draw with besides: see `Studio.draw`)
