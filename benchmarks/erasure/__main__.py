@@ -24,7 +24,7 @@ from benchmarks.erasure.tasks import COMPARISONS, Plan
 from devtools.inprocess import REPO, open_host
 
 # Tasks, and what of them.
-QUICK = ("objects", "leak", "shared"), Plan((FUSED, "UCE"), "dog")
+QUICK = ("objects", "leak", "shared"), Plan((FUSED, "UCE"), ("dog",))
 TASKS = {**COMPARISONS, **STUDIES, **FIGURES}
 
 
@@ -35,14 +35,14 @@ def main() -> None:
     parser.add_argument(
         "--method", action="append", choices=METHODS, help="a method to compare, in place of the task's own"
     )
-    parser.add_argument("--only", help="the name of one erasure of the task")
+    parser.add_argument("--only", action="append", help="the name of an erasure of the task, in place of all of them")
     parser.add_argument("--report", action="store_true", help="write docs/results.md of what is recorded")
     parser.add_argument("--quick", action="store_true", help="a slice in five minutes, which is not recorded")
     parser.add_argument("--clip", type=Path, help="folder of a CLIP model that scores all pictures too")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of results")
     options = parser.parse_args()
     chosen = list(TASKS) if "all" in options.task else list(dict.fromkeys(options.task))
-    plan = Plan(tuple(options.method) if options.method else None, options.only)
+    plan = Plan(tuple(options.method) if options.method else None, options.only or None)
     if options.quick:
         chosen, plan = QUICK
     if chosen:

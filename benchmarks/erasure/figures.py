@@ -24,7 +24,7 @@ PICTURES = 4
 
 def maps(bench: Bench, records: Records, plan: Plan) -> None:
     """Figs. 2a and 10: where each word of a prompt is looked for in pictures of the concept, before and after."""
-    if plan.only not in (None, "dog") or "dog" in records:
+    if not plan.wants("dog") or "dog" in records:
         return
     subject = Subject(bench, ["dog"])
     subject.trained()
@@ -82,7 +82,7 @@ def sheets(bench: Bench, records: Records, plan: Plan) -> None:
     prompts = [f"a {STYLE} emoji of a {word}" for word in ("cat", "rose", "taxi")] + ["a photo of the cat"]
     plans[STYLE] = (Subject(bench, (), style=True), prompts)
     for name, (subject, asked_for) in plans.items():
-        if name in records or plan.only not in (None, name):
+        if name in records or not plan.wants(name):
             continue
         title = f"Erased: {', '.join(subject.objects) or STYLE}" + (f", {STYLE}" if name == "ten" else "")
         model, _ = subject.model(FUSED)

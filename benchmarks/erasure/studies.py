@@ -40,7 +40,7 @@ def leak(bench: Bench, records: Records, plan: Plan) -> None:
 
         for method in (BASE, REFINED, FUSED):
             key = f"{name}/{method}"
-            if key in records or plan.only not in (None, name):
+            if key in records or not plan.wants(name):
                 continue
             model, how = subject.model(method)
             answers = bench.examiner.ask(model, questions, encode=without, **how)
@@ -59,7 +59,7 @@ def ablations(bench: Bench, records: Records, plan: Plan) -> None:
     for name in (*VARIANTS, *REFINEMENTS, *CURVES):
         ways = (CLOSED_FORM,) if name in CURVES else (CLOSED_FORM, NAIVE)
         new = [way for way in ways if f"{name}, {way}" not in records]
-        if not new or plan.only not in (None, name):
+        if not new or not plan.wants(name):
             continue
         work = subject.work
         if name in REFINEMENTS:
@@ -102,7 +102,7 @@ def sampling(bench: Bench, records: Records, plan: Plan) -> None:
     for sampler, counts in SAMPLERS.items():
         for steps in counts:
             key = f"{sampler}, {steps} steps"
-            if key in records or plan.only not in (None, key):
+            if key in records or not plan.wants(key):
                 continue
             bench.studio.sampler, bench.studio.steps = sampler, steps
             start = time.perf_counter()

@@ -25,10 +25,14 @@ CLOUDS = ("others", "captions")
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a task to run. methods: None for the task's own.  only: the name of one erasure; None for all."""
+    """What of a task to run. methods: None for the task's own.  only: names of erasures; None for all."""
 
     methods: Sequence[str] | None = None
-    only: str | None = None
+    only: Sequence[str] | None = None
+
+    def wants(self, name: str) -> bool:
+        """Whether an erasure is to run."""
+        return self.only is None or name in self.only
 
     def chosen(self, usual: Sequence[str]) -> Sequence[str]:
         """The methods, of a task that has `usual` ones."""
@@ -74,7 +78,7 @@ def examine(bench: Bench, made: tuple[object, Mapping], questions: Mapping[str, 
 def objects(bench: Bench, records: Records, plan: Plan) -> None:
     """Table 1: each CIFAR class alone. The classes take turns with the other things, half of them each."""
     for place, name in enumerate(bench.words["synonyms"]):
-        if plan.only not in (None, name):
+        if not plan.wants(name):
             continue
         questions = groups(bench, [name], share=2, offset=place % 2)
         fill(bench, records, Subject(bench, [name]), questions, plan, name, METHODS)
@@ -83,7 +87,7 @@ def objects(bench: Bench, records: Records, plan: Plan) -> None:
 def aliases(bench: Bench, records: Records, plan: Plan) -> None:
     """Each CIFAR class alone, its synonyms given as aliases."""
     for place, name in enumerate(bench.words["synonyms"]):
-        if plan.only not in (None, name):
+        if not plan.wants(name):
             continue
         questions = groups(bench, [name], share=4, offset=place % 4)
         fill(bench, records, Subject(bench, [name], aliases=True), questions, plan, name, (REFINED, FUSED))
@@ -116,7 +120,7 @@ def mass(bench: Bench, records: Records, plan: Plan) -> None:
         found = {name: compared(bench, group, always[name]) for name, group in again.items()}
         records.add(key, erased="0", method=OTHER_NOISE, seconds={}, groups=found)
     for count in COUNTS:
-        if plan.only not in (None, str(count)):
+        if not plan.wants(str(count)):
             continue
         subject = Subject(bench, order[:count])
         questions = {"erased": asked(order[:count], seeds=max(1, 20 // count)), **always}
@@ -167,7 +171,7 @@ def fill(
     """Add the cells of one erasure, by method. usual: the task's own methods."""
     for method in (BASE, *plan.chosen(usual)):
         key = f"{name}/{method}"
-        if key not in records and plan.only in (None, name):
+        if key not in records and plan.wants(name):
             cell = examine(bench, subject.model(method), questions)
             spent = {stage: round(value, 2) for stage, value in subject.seconds(method).items()}
             records.add(key, erased=name, method=method, seconds=spent, **cell)
