@@ -5,6 +5,7 @@ ComfyUI-Manager runs this file after installing the pack; it can also be run by 
 
 import importlib.metadata
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -32,8 +33,20 @@ BESIDE = {
 GROUNDED, TRANSFORMERS = "GroundingDINO + SAM", "transformers"
 IMPORTED = {GROUNDED: (*ALONE, *BESIDE), TRANSFORMERS: ("transformers",)}
 MASK_PACKAGES = "requirements-masks.txt says how"
+# What transformers has since 4.56, and what config.json calls these models.
+MODULES = ("grounding_dino", "mm_grounding_dino", "sam", "sam2")
+DINO_TYPES, SAM_TYPES = ("grounding-dino", "mm-grounding-dino"), ("sam", "sam2", "sam2_video")
 DINO_FILE, SAM_FILE, BERT = "groundingdino_swint_ogc.pth", "sam_vit_b_01ec64.pth", "bert-base-uncased"
 WEIGHTS = (".pth", ".pt", ".safetensors")
+# The files of a folder, of each choice one.
+CONFIG, WORDS = ("config.json",), ("tokenizer.json", "vocab.txt")
+BERT_FILES = (CONFIG, ("model.safetensors", "pytorch_model.bin"), WORDS)
+SAM_FILES = (
+    CONFIG,
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("preprocessor_config.json", "processor_config.json"),
+)
+DINO_FILES = (*SAM_FILES, WORDS)
 
 
 def missing_packages(backend: str) -> str | None:
@@ -45,15 +58,63 @@ def missing_packages(backend: str) -> str | None:
         names = [packages[name] for name in lacking if name in packages]
         if names:
             commands.append(f"{python} -m pip install {options}{' '.join(names)}")
-    return f"run {', then '.join(commands)}, and restart ComfyUI" if commands else None
+    if commands:
+        return f"run {', then '.join(commands)}, and restart ComfyUI"
+    return _missing_of_transformers(python) if backend == TRANSFORMERS else None
+
+
+def _missing_of_transformers(python: str) -> str | None:
+    """What the installed transformers lacks. It is not imported, which takes seconds."""
+    models = [Path(folder, "models") for folder in importlib.util.find_spec("transformers").submodule_search_locations]
+    lacking = [name for name in MODULES if not any((folder / name).is_dir() for folder in models)]
+    if lacking:
+        return (
+            f"the installed transformers has no {lacking[0]}, version 4.56 or newer is needed: run {python} -m pip "
+            "install --upgrade transformers, and restart ComfyUI"
+        )
+    if importlib.util.find_spec("torchvision") is None:
+        # Without its version pip would take the newest, and another torch with it.
+        return "torchvision is not installed, which belongs to ComfyUI: install the one for the torch that is there"
+    return None
+
+
+def lacking_files(folder: Path, needed: tuple) -> list[str]:
+    """Of each choice in `needed` that the folder has no file of: the choice, in words."""
+    return [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
+
+
+def model_type(folder: Path) -> str | None:
+    """What a folder's config.json says it is, or None where it says nothing that can be read."""
+    try:
+        return json.loads((folder / CONFIG[0]).read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _holds(folder: Path, *endings: str) -> bool:
     return folder.is_dir() and any(path.is_file() and path.name.endswith(endings) for path in folder.iterdir())
 
 
-def _transformers_folders(folders: list[Path]) -> bool:
-    return any(path.is_dir() and any(path.glob("*/config.json")) for path in folders)
+def _folder_step(places: list[Path], types: tuple, needed: tuple, example: str) -> str | None:
+    """What to do so that one of the places holds a whole folder of these types, or None when one does."""
+    folders = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
+    ours = [path for path in folders if model_type(path) in types]
+    if not ours:
+        return f"put a folder such as {example}, with config.json, into {places[0]}"
+    steps = [f"put {', '.join(lacking)} into {path}" for path in ours if (lacking := lacking_files(path, needed))]
+    return steps[0] if len(steps) == len(ours) else None
+
+
+def _bert_step(places: list[Path]) -> str | None:
+    lacking = {place: lacking_files(place, BERT_FILES) for place in places if place.is_dir()}
+    if not all(lacking.values()) or not lacking:
+        return None if lacking else f"put the files of {BERT} ({_named(BERT_FILES)}) into {places[0]}"
+    place = next(iter(lacking))
+    return f"put {', '.join(lacking[place])} into {place}"
+
+
+def _named(needed: tuple) -> str:
+    return ", ".join(names[0] for names in needed)
 
 
 def mask_backends(models: Path | None) -> list[str]:
@@ -68,19 +129,17 @@ def mask_backends(models: Path | None) -> list[str]:
         dino = [models / "grounding-dino", models / "groundingdino"]
         bert = [models / name / BERT for name in ("", "text_encoders", "clip", "grounding-dino", "groundingdino")]
         files = dict.fromkeys(steps)
+        filled = "; without it boxes are filled"
         if not any(_holds(folder, *WEIGHTS) for folder in dino):
             files[GROUNDED] = f"put {DINO_FILE} into {dino[0]}"
-        elif not any((folder / "config.json").is_file() for folder in bert):
-            files[GROUNDED] = f"put the files of {BERT} (config.json, model.safetensors, tokenizer.json) into {bert[0]}"
+        elif step := _bert_step(bert):
+            files[GROUNDED] = step
         elif not _holds(models / "sams", *WEIGHTS):
-            files[GROUNDED] = f"put {SAM_FILE} into {models / 'sams'}; without it boxes are filled"
-        if not _transformers_folders(dino):
-            files[TRANSFORMERS] = f"put a folder such as grounding-dino-tiny, with config.json, into {dino[0]}"
-        elif not _transformers_folders([models / "sams"]):
-            files[TRANSFORMERS] = (
-                f"put a folder such as sam-vit-base or sam2.1-hiera-small, with config.json, into {models / 'sams'}; "
-                "without it boxes are filled"
-            )
+            files[GROUNDED] = f"put {SAM_FILE} into {models / 'sams'}{filled}"
+        if step := _folder_step(dino, DINO_TYPES, DINO_FILES, "grounding-dino-tiny"):
+            files[TRANSFORMERS] = step
+        elif step := _folder_step([models / "sams"], SAM_TYPES, SAM_FILES, "sam-vit-base or sam2.1-hiera-small"):
+            files[TRANSFORMERS] = f"{step}{filled}"
         sam3 = models / "checkpoints"
         if not sam3.is_dir() or not any("sam3" in path.name.lower() for path in sam3.rglob("*.safetensors")):
             files["SAM3 Detect"] = f"ComfyUI's own node: put a SAM3 checkpoint into {sam3}"
@@ -127,7 +186,8 @@ def report(pack: Path) -> tuple[list[str], bool]:
     else:
         lines.append(f"ComfyUI {host}: fine")
     models = None if host is None else pack.parent.parent / "models"
-    lines.append("Mask Concept's back-ends (all but the first line are optional):")
+    where = "" if models is None else "; folders of extra_model_paths.yaml count in ComfyUI, and are not looked at here"
+    lines.append(f"Mask Concept's back-ends (all but the first line are optional{where}):")
     lines += [f"  {line}" for line in mask_backends(models)]
     return lines, complete
 

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from .concept import Concept, ConceptError
 from .named import ALL, values_by_name, values_of
 
+# Detectors know kinds of things, and few names of people.
+KINDS = {"celebrity": "face", "explicit": "person"}
+
 
 def _phrase(line: str) -> tuple[str, str]:
     name, equals, phrase = line.partition("=")
@@ -12,7 +15,7 @@ def _phrase(line: str) -> tuple[str, str]:
         name, phrase = ALL, line
     phrase = " ".join(phrase.split())
     if not phrase.strip(" .,") or not name.strip():
-        raise ConceptError(f"{line!r} is not a phrase, nor as in: Tom Cruise = face")
+        raise ConceptError(f"{line!r} is not a phrase, nor as in: Tom Cruise = man")
     return name, phrase
 
 
@@ -26,11 +29,11 @@ def parse_phrases(text: str) -> dict[str, str]:
 
 
 def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
-    """What to look for of each concept: its own words where nothing is said.
+    """What to look for of each concept, where nothing is said: a kind of thing for people, else its own words.
 
     Raises ConceptError for a bad line and for a name that no concept has.
     """
-    return values_of(parse_phrases(text), concepts, lambda concept: concept.target, "phrase")
+    return values_of(parse_phrases(text), concepts, lambda concept: KINDS.get(concept.type, concept.target), "phrase")
 
 
 def caption_of(phrase: str) -> str:

@@ -119,7 +119,9 @@ def without_skipped(images: ConceptImages, masks: Tensor) -> tuple[ConceptImages
     return images.only(filled), masks[filled], [left]
 
 
-def _boxes_of(images: Sequence[ConceptImages], backend: str, boxes, s: MaskSettings) -> list[list[Found]]:
+def _boxes_of(
+    images: Sequence[ConceptImages], backend: str, boxes, phrases: Sequence[str], s: MaskSettings
+) -> list[list[Found]]:
     """What is found in each picture of each concept, by falling score: in the boxes given, or by the detector."""
     height, width = images[0].pictures.shape[1:3]
     if boxes is not None:
@@ -128,7 +130,6 @@ def _boxes_of(images: Sequence[ConceptImages], backend: str, boxes, s: MaskSetti
         return [[next(given) for _ in range(len(entry))] for entry in images]
     if backend == BOXES:
         raise ValueError("the back-end is boxes and the boxes input is empty: connect a node that gives BOUNDING_BOX")
-    phrases = phrases_of(s.phrase, [entry.concept for entry in images])
     detector, found = None, []
     for entry, phrase in zip(images, phrases, strict=True):
         if entry.concept.type == "style":
@@ -172,6 +173,7 @@ def make_masks(
     s = settings or MaskSettings()
     progress = ProgressBar(len(images))
     lines, masks, encoder = [], [], None
+    phrases = phrases_of(s.phrase, [entry.concept for entry in images])
     found: list[list[Found]] = [[] for _ in images]
     things: Iterable = [None] * len(images)
     if backend == EXTERNAL:
@@ -179,7 +181,7 @@ def make_masks(
             raise ValueError("the back-end is external mask and the mask input is empty: connect a MASK")
         things = [mask[:, None] for mask in fitted(external, images)]
     elif backend in (GROUNDED, TRANSFORMERS, BOXES):
-        found = _boxes_of(images, backend, boxes, s)
+        found = _boxes_of(images, backend, boxes, phrases, s)
         for entry, own in zip(images, found, strict=True):
             if entry.concept.type == "style":
                 own.clear()
@@ -189,7 +191,7 @@ def make_masks(
     elif backend == ATTENTION and any(entry.concept.type != "style" for entry in images):
         encoder = TextEncoder(clip)
         encoder.check_width(model)
-    for entry, own, seen in zip(images, things, found, strict=True):
+    for entry, phrase, own, seen in zip(images, phrases, things, found, strict=True):
         warning: list[str] = []
         if backend == WHOLE or (entry.concept.type == "style" and backend != EXTERNAL):
             made = whole_image(entry)
@@ -202,8 +204,8 @@ def make_masks(
         masks.append(made)
         lines.append(f"{entry.concept.target}: {float(made.mean()):.0%} of the image{_counted(seen)}")
         lines += warning
-        if warning and entry.concept.type == "celebrity" and backend in (GROUNDED, TRANSFORMERS) and boxes is None:
-            lines.append(f"detectors know few names; a kind finds more, in phrase: {entry.concept.target} = face")
+        if warning and backend in (GROUNDED, TRANSFORMERS) and boxes is None:
+            lines.append(f"looked for {phrase}; another phrase may find it: {entry.concept.target} = ...")
         progress.update(1)
     return masks, lines, found
 

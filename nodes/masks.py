@@ -74,23 +74,24 @@ def _grounded_option(backend: str, detector: str, segmenter: str) -> io.DynamicC
                 "detector",
                 options=detector_names(backend),
                 default=AUTO,
-                tooltip=f"{detector} auto: the first there is. Not needed where boxes are connected.",
+                tooltip=f"{detector} auto: the published one, or the first there is. Not needed where boxes are "
+                "connected.",
             ),
             io.Combo.Input(
                 "segmenter",
                 options=segmenter_names(backend),
                 default=AUTO,
-                tooltip=f"{segmenter} auto: the first there is. none: each box is filled.",
+                tooltip=f"{segmenter} auto: the published one, or the first there is. none: each box is filled.",
             ),
             io.String.Input(
                 "phrase",
                 multiline=True,
                 dynamic_prompts=False,
                 default="",
-                placeholder="(the concept itself)\nTom Cruise = face",
-                tooltip="What to look for; empty: the concept's own words. A line without = is for all concepts. For "
-                "people write a kind, such as face, since detectors know few names. Full stops or commas part several "
-                "things.",
+                placeholder="(the concept itself; for people a face)\nTom Cruise = man",
+                tooltip="What to look for; empty: the concept's own words, or for the type celebrity face and for "
+                "explicit person, since detectors know kinds of things. A line without = is for all concepts. Full "
+                "stops or commas part several things.",
             ),
             io.Float.Input(
                 "box_threshold",

@@ -24,10 +24,25 @@ class Network:
         self.module = network
         self._patcher = ModelPatcher(network.eval(), device, model_management.unet_offload_device())
 
-    def loaded(self) -> tuple[nn.Module, torch.device]:
-        """The network on its device, and the device."""
-        model_management.load_models_gpu([self._patcher], force_full_load=True)
-        return self._patcher.model, self._patcher.load_device
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._patcher.load_device
+
+    def loaded(self, memory: float = 0.0) -> tuple[nn.Module, torch.device]:
+        """The network on its device, and the device. memory: bytes to make room for beside it."""
+        model_management.load_models_gpu([self._patcher], memory_required=memory, force_full_load=True)
+        # With --novram the host leaves the weights where they are, and moves them layer by layer in its own layers.
+        self._patcher.model.to(self.device)
+        return self._patcher.model, self.device
+
+    def room_for(self, count: int, each: float) -> int:
+        """Makes room for `count` items beside the network, and says how many it has room for, at least one.
+
+        each: bytes that one item takes.
+        """
+        self.loaded(count * each)
+        return max(1, min(count, int(model_management.get_free_memory(self.device) // each)))
 
     def release(self) -> None:
         """Off the device again."""
@@ -37,17 +52,24 @@ class Network:
 def in_batches(items: Tensor, most: int, run: Callable[[Tensor], Sequence]) -> list:
     """What `run` gives for each of items [n, ...], at most `most` together; fewer where memory runs out.
 
-    Raises the host's interrupt between batches, and its out-of-memory error where one alone does not fit.
+    `run` loads its network itself: where not even one item fits, all models make way once, that network too. Raises the
+    host's interrupt between batches, and its out-of-memory error where one alone does not fit an empty device.
     """
     results: list = []
+    emptied = False
     while len(results) < len(items):
         model_management.throw_exception_if_processing_interrupted()
         try:
             results += run(items[len(results) : len(results) + most])
+            continue
         except Exception as error:
             model_management.raise_non_oom(error)
-            if most == 1:
+            if most == 1 and emptied:
                 raise
-            most = most // 2
-            model_management.soft_empty_cache()
+        # Behind the except block, whose traceback holds the tensors of the batch that failed.
+        if most == 1:
+            model_management.free_memory(1e30, model_management.get_torch_device())
+            emptied = True
+        most = max(1, most // 2)
+        model_management.soft_empty_cache()
     return results

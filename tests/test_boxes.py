@@ -111,8 +111,8 @@ def test_feathered_masks_by_the_sum_over_neighbours():
     assert feather(masks, 0) is masks
 
 
-def concepts(*targets):
-    return [Concept(target, "x", "object") for target in targets]
+def concepts(*targets, type="object"):
+    return [Concept(target, "x", type) for target in targets]
 
 
 def test_phrases_by_concept():
@@ -121,6 +121,12 @@ def test_phrases_by_concept():
     assert phrases_of("face", chosen) == ["face", "face"]
     assert phrases_of("tom cruise = a  face # of his\n\n* = thing", chosen) == ["a face", "thing"]
     assert phrases_of("dog = hot dog", chosen) == ["Tom Cruise", "hot dog"]
+
+
+def test_people_are_a_kind_of_thing():
+    chosen = concepts("Tom Cruise", "Amy Adams", type="celebrity") + concepts("nudity", type="explicit")
+    assert phrases_of("", chosen) == ["face", "face", "person"]
+    assert phrases_of("amy adams = woman", chosen) == ["face", "woman", "person"]
 
 
 @pytest.mark.parametrize(

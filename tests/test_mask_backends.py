@@ -171,12 +171,13 @@ def test_bad_phrases_are_told_before_anything_is_read(mask):
         mask(GROUNDED, phrase="dog =")
 
 
-def test_people_are_told_to_be_looked_for_by_kind(comfy_host, demo, mask, weights, small):
+def test_people_are_looked_for_by_kind(comfy_host, demo, mask, weights, small):
     person = concepts(comfy_host, "Tom Cruise -> a person", type="celebrity")
     pictures = images(comfy_host, demo, person, images=torch.rand(1, 64, 64, 3))[0]
     node = mask(GROUNDED, pictures, box_threshold=1.0, nothing_found="skip the image")
     assert not node[0].any() and "1 of 1 masks were empty; training skips these images" in report(node)
-    assert "a kind finds more, in phrase: Tom Cruise = face" in report(node)
+    assert "looked for face; another phrase may find it: Tom Cruise = ..." in report(node)
+    assert "looked for tall face;" in report(mask(GROUNDED, pictures, phrase="tall face", box_threshold=1.0))
 
 
 def test_training_leaves_out_images_with_empty_masks(comfy_host, demo, shown):

@@ -199,7 +199,7 @@ def test_half_precision(module, folders, models, kind):
         found, expected = (m.segment(pictures, [torch.tensor(BOXES)] * 2)[0] for m in (half, models[kind]))
         assert found.dtype == torch.float32 and (found != expected).float().mean() < 0.1
     for model, dtype in ((half, torch.float16), (models[kind], torch.float32)):
-        net = model._network.loaded_for(1, 1.0)[0]
+        net = model._network.loaded()[0]
         assert {weight.dtype for weight in net.parameters()} == {dtype}
         assert {weight.device for weight in net.parameters()} == {model._network.device}
 

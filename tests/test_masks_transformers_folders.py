@@ -96,14 +96,18 @@ def test_damaged_folders(module, folders, tmp_path):
         module.load_segmenter(folder)
 
 
-def test_what_to_install(module, monkeypatch):
+def test_what_to_install(comfy_host, module, monkeypatch):
+    install = comfy_host.module("install")
     assert module.missing() is None
-    monkeypatch.setattr(module, "NEEDED", ("grounding_dino", "a_model_of_tomorrow"))
-    assert "has no a_model_of_tomorrow: version 4.56 or newer" in module.missing()
-    monkeypatch.setattr(module, "NEEDED", ())
-    for name in ("transformers", "torchvision"):
-        monkeypatch.setattr(module, "find_spec", lambda asked, gone=name: None if asked == gone else asked)
-        assert name in module.missing() and "is not installed" in module.missing()
+    with monkeypatch.context() as patch:
+        patch.setattr(install, "MODULES", ("grounding_dino", "a_model_of_tomorrow"))
+        assert "has no a_model_of_tomorrow, version 4.56 or newer" in module.missing()
+    find_spec = install.importlib.util.find_spec
+    for name, said in (("transformers", "-m pip install transformers, and"), ("torchvision", "is not installed")):
+        with monkeypatch.context() as patch:
+            gone = lambda asked, gone=name: None if asked == gone else find_spec(asked)  # noqa: E731
+            patch.setattr(install.importlib.util, "find_spec", gone)
+            assert name in module.missing() and said in module.missing()
 
 
 def test_a_damaged_package_is_told(module, monkeypatch):

@@ -1,5 +1,6 @@
 """What the pack says of itself: version, installation report, what the registry archive leaves out."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -49,21 +50,27 @@ def test_install_compares_comfyui(tmp_path, version, word):
 def test_install_is_standard_library_only_and_offline():
     source = (REPO / "install.py").read_text(encoding="utf-8")
     imported = set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE))
-    assert imported <= {"importlib", "sys", "pathlib"}
+    assert imported <= {"importlib", "json", "sys", "pathlib"}
 
 
-def mask_lines(tmp_path, **files):
-    """What install.py says of Mask Concept's back-ends, by back-end, with these files in models/."""
+def mask_lines(tmp_path, *names, types=None, bare=False):
+    """What install.py says of Mask Concept's back-ends, by back-end.
+
+    names: files to add to models/.  types: of folders in models/ that get a config.json, the model's type.
+    """
     pack = tmp_path / "custom_nodes" / "mace-comfyui"
     pack.mkdir(parents=True, exist_ok=True)
     shutil.copy(REPO / "install.py", pack)
     (tmp_path / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
-    for name in files.get("names", ()):
+    texts = dict.fromkeys(names, "")
+    texts |= {f"{folder}/config.json": json.dumps({"model_type": kind}) for folder, kind in (types or {}).items()}
+    for name, text in texts.items():
         path = tmp_path / "models" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    isolated = ["-I", "-S"] if files.get("bare") else []
+        path.write_text(text)
+    isolated = ["-I", "-S"] if bare else []
     run = subprocess.run([sys.executable, "-B", *isolated, pack / "install.py"], capture_output=True, text=True)
+    assert "folders of extra_model_paths.yaml count in ComfyUI, and are not looked at here" in run.stdout
     return dict(line.strip().split(": ", 1) for line in run.stdout.splitlines() if line.startswith("    "))
 
 
@@ -73,14 +80,36 @@ def test_install_lists_every_back_end_with_its_next_step(tmp_path):
     assert first["GroundingDINO + SAM"] == f"put groundingdino_swint_ogc.pth into {tmp_path}/models/grounding-dino"
     assert "put a folder such as grounding-dino-tiny" in first["transformers"]
     assert "put a SAM3 checkpoint into" in first["SAM3 Detect"]
-    second = mask_lines(tmp_path, names=["groundingdino/swint.pth", "grounding-dino/tiny/config.json"])
-    assert (
-        f"(config.json, model.safetensors, tokenizer.json) into {tmp_path}/models/bert" in second["GroundingDINO + SAM"]
+    models = tmp_path / "models"
+
+    # A BERT folder beside the detector is no detector.
+    second = mask_lines(tmp_path, "groundingdino/swint.pth", types={"grounding-dino/bert-base-uncased": "bert"})
+    assert "put a folder such as grounding-dino-tiny" in second["transformers"]
+    bert = models / "grounding-dino" / "bert-base-uncased"
+    expected = f"put model.safetensors or pytorch_model.bin, tokenizer.json or vocab.txt into {bert}"
+    assert second["GroundingDINO + SAM"] == expected
+
+    # A folder that is not whole is told of, unless another is.
+    third = mask_lines(
+        tmp_path,
+        *(f"bert-base-uncased/{name}" for name in ("model.safetensors", "vocab.txt")),
+        "checkpoints/sam3.safetensors",
+        types={"bert-base-uncased": "bert", "grounding-dino/tiny": "grounding-dino"},
     )
-    assert "put a folder such as sam-vit-base" in second["transformers"]
-    third = mask_lines(tmp_path, names=["bert-base-uncased/config.json", "checkpoints/sam3.safetensors"])
     assert "put sam_vit_b_01ec64.pth into" in third["GroundingDINO + SAM"]
-    last = mask_lines(tmp_path, names=["sams/sam_vit_b.pth", "sams/sam2/config.json"])
+    assert third["transformers"].startswith("put model.safetensors or model.safetensors.index.json, preprocessor_")
+    assert third["transformers"].endswith(f"into {models}/grounding-dino/tiny")
+
+    detector = ("model.safetensors", "preprocessor_config.json", "tokenizer.json")
+    fourth = mask_lines(
+        tmp_path,
+        *(f"grounding-dino/whole/{name}" for name in detector),
+        types={"grounding-dino/whole": "mm-grounding-dino"},
+    )
+    assert fourth["transformers"].startswith("put a folder such as sam-vit-base")
+
+    files = ("sams/sam_vit_b.pth", "sams/sam2/model.safetensors", "sams/sam2/processor_config.json")
+    last = mask_lines(tmp_path, *files, types={"sams/sam2": "sam2_video"})
     assert {last[name] for name in ("GroundingDINO + SAM", "transformers", "SAM3 Detect")} == {"ready"}
 
 

@@ -17,6 +17,7 @@ from ...mace.boxes import ordered
 from ...mace.phrases import caption_of
 from ..networks import Held, Network, in_batches
 from .found import Found
+from .memory import of_queries
 from .weights import fill_network, read_weights
 
 # What the model was trained on: pictures with a shorter side of 800, the longer at most 1333; ImageNet's colours.
@@ -182,7 +183,15 @@ class DinoDetector:
                 results.append(Found(*ordered(corners, scores[kept], labels, height, width)))
             return results
 
-        return in_batches(pictures, MOST_TOGETHER, found)
+        most = self._network.room_for(min(len(pictures), MOST_TOGETHER), self._bytes(height, width))
+        return in_batches(pictures, most, found)
+
+    def _bytes(self, height: int, width: int) -> float:
+        """About what one picture takes."""
+        transformer = self._network.module.net.transformer
+        layer = transformer.encoder.layers[0].self_attn
+        pixels = height * width * _scale(height, width, self.shortest, self.longest) ** 2
+        return of_queries(pixels, layer.embed_dim, layer.num_levels, layer.num_points, torch.float32.itemsize)
 
     def _forward(self, pictures: Tensor, caption: str) -> tuple[Tensor, Tensor]:
         """Each query's probability of each token [n, q, 256] and its box [n, q, 4] (middle and size, as shares)."""
@@ -201,10 +210,14 @@ class DinoDetector:
         return self._tokenizer.decode([token for token in spoken if token not in self._special]).strip()
 
 
+def _scale(height: int, width: int, shortest: int, longest: int) -> float:
+    return min(shortest / min(height, width), longest / max(height, width))
+
+
 def prepared(pictures: Tensor, shortest: int, longest: int) -> Tensor:
     """Pictures [n, H, W, 3 or 4] in 0..1 as the model takes them, [n, 3, h, w]: scaled, with ImageNet's colours."""
     height, width = pictures.shape[1:3]
-    scale = min(shortest / min(height, width), longest / max(height, width))
+    scale = _scale(height, width, shortest, longest)
     size = tuple(max(1, round(side * scale)) for side in (height, width))
     pixels = pictures[..., :3].movedim(-1, 1).float()
     pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,19 +1,29 @@
 """Where detectors and segmenters lie: the folders that other packs use too."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import folder_paths
 
+from ...install import BERT, BERT_FILES, DINO_TYPES, SAM_TYPES, WEIGHTS, lacking_files, model_type
+
+__all__ = [
+    "AUTO",
+    "DINO_FOLDERS",
+    "DINO_TYPES",
+    "NO_SEGMENTER",
+    "SAM_FOLDERS",
+    "SAM_TYPES",
+    "bert_folder",
+    "chosen",
+    "model_folders",
+    "register_folders",
+    "weight_files",
+]
+
 AUTO, NO_SEGMENTER = "auto", "none: fill the boxes"
 DINO_FOLDERS, SAM_FOLDERS = ("grounding-dino", "groundingdino"), ("sams",)
-ENDINGS = (".safetensors", ".pth", ".pt")
-BERT = "bert-base-uncased"
-BERT_WEIGHTS, BERT_WORDS = ("model.safetensors", "pytorch_model.bin"), ("tokenizer.json", "vocab.txt")
-# What config.json calls the models that transformers reads.
-DINO_TYPES, SAM_TYPES = ("grounding-dino", "mm-grounding-dino"), ("sam", "sam2", "sam2_video")
 
 
 def register_folders() -> None:
@@ -36,7 +46,7 @@ def weight_files(kinds: Sequence[str]) -> dict[str, Path]:
     """Single files of weights in the folders of these kinds, by name; of two with one name, the first."""
     found: dict[str, Path] = {}
     for entry in _entries(kinds):
-        if entry.is_file() and entry.name.lower().endswith(ENDINGS):
+        if entry.is_file() and entry.name.lower().endswith(WEIGHTS):
             found.setdefault(entry.name, Path(entry.path))
     return found
 
@@ -45,22 +55,19 @@ def model_folders(kinds: Sequence[str], types: Sequence[str]) -> dict[str, Path]
     """Folders of models of these types, as transformers saves them, in the folders of these kinds, by name."""
     found: dict[str, Path] = {}
     for entry in _entries(kinds):
-        config = Path(entry.path, "config.json")
-        if not config.is_file():
-            continue
-        try:
-            kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if kind in types:
+        if model_type(Path(entry.path)) in types:
             found.setdefault(entry.name, Path(entry.path))
     return found
 
 
-def chosen(name: str, found: Mapping[str, Path], what: str, where: str) -> Path:
-    """The path of a name, or of the first there is for auto. Raises ValueError, saying what to put where."""
+def chosen(name: str, found: Mapping[str, Path], what: str, where: str, published: str = "") -> Path:
+    """The path of a name; for auto the first whose name begins as the published ones do, or else the first there is.
+
+    Raises ValueError, saying what to put where.
+    """
     if name == AUTO:
-        name = next(iter(found), AUTO)
+        # Other packs keep models of their own in these folders.
+        name = next((own for own in found if own.lower().startswith(published)), next(iter(found), AUTO))
     if name not in found:
         said = "there is none" if name == AUTO else f"{name!r} is not there any more"
         raise ValueError(f"{said}: put {what} into {where}, and press R in ComfyUI")
@@ -80,11 +87,7 @@ def bert_folder() -> Path:
         folder = Path(root, BERT)
         if not folder.is_dir():
             continue
-        missing = [
-            " or ".join(names)
-            for names in (("config.json",), BERT_WEIGHTS, BERT_WORDS)
-            if not any((folder / name).is_file() for name in names)
-        ]
+        missing = lacking_files(folder, BERT_FILES)
         if not missing:
             return folder
         lacking = lacking or f"; {folder} lacks {', '.join(missing)}"

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ...install import GROUNDED, MASK_PACKAGES, missing_packages
 from ..networks import Held, Network, in_batches
+from .memory import of_places
 from .weights import fill_network, read_weights
 
 PATCH, WINDOW = 16, 14
-# The encoder of vit_h looks at one picture in 3 GB, and a batch of boxes takes 16 masks of 1024 x 1024.
+# A batch of boxes takes 16 masks of 1024 x 1024.
 MOST_TOGETHER, MOST_BOXES = 2, 16
 NAMES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
@@ -106,8 +107,12 @@ class SamSegmenter:
             network, device = self._network.loaded()
             return _masks(network.net, pictures[places].to(device), [boxes[place].to(device) for place in places])
 
-        for place, masks in zip(shown.tolist(), in_batches(shown, MOST_TOGETHER, run), strict=True):
-            results[place] = masks
+        if len(shown):
+            encoder = self._network.module.net.image_encoder
+            each = of_places(encoder.img_size / PATCH, encoder.blocks[0].attn.num_heads, torch.float32.itemsize)
+            most = self._network.room_for(min(len(shown), MOST_TOGETHER), each)
+            for place, masks in zip(shown.tolist(), in_batches(shown, most, run), strict=True):
+                results[place] = masks
         return results
 
 

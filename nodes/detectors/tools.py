@@ -41,7 +41,8 @@ def detector_of(backend: str, name: str) -> Detector:
 
         _check(backend, dino.missing())
         what = "groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth"
-        return dino.DinoDetector(chosen(name, weight_files(DINO_FOLDERS), what, DINO_PLACE), bert_folder())
+        path = chosen(name, weight_files(DINO_FOLDERS), what, DINO_PLACE, "groundingdino_swin")
+        return dino.DinoDetector(path, bert_folder())
     from . import transformers_models
 
     _check(backend, transformers_models.missing())
@@ -59,7 +60,7 @@ def segmenter_of(backend: str, name: str) -> Segmenter | None:
 
         _check(backend, sam.missing())
         what = "sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth"
-        return sam.SamSegmenter(chosen(name, weight_files(SAM_FOLDERS), what, otherwise))
+        return sam.SamSegmenter(chosen(name, weight_files(SAM_FOLDERS), what, otherwise, "sam_vit_"))
     from . import transformers_models
 
     _check(backend, transformers_models.missing())

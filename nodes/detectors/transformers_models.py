@@ -4,7 +4,7 @@ Nothing is downloaded: a folder lies where the artist put it. Weights are read f
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import torch
 from comfy import model_management
 from torch import Tensor, nn
 
+from ...install import CONFIG, DINO_FILES, SAM_FILES, TRANSFORMERS, lacking_files, missing_packages
 from ...mace.phrases import caption_of
-from ..networks import Held, Network
+from ..networks import Held, Network, in_batches
 from .found import Found
+from .memory import of_places, of_queries
 
 # By the model_type in config.json: the classes of transformers that read it. Published SAM 2 folders are the video
 # model's, whose image part the plain model is.
@@ -27,25 +29,18 @@ SEGMENTERS = {
     "sam2": ("Sam2Model", "Sam2Processor"),
     "sam2_video": ("Sam2Model", "Sam2Processor"),
 }
-NEEDED = ("grounding_dino", "mm_grounding_dino", "sam", "sam2")
-CONFIG, WEIGHTS = ("config.json",), ("model.safetensors", "model.safetensors.index.json")
-PROCESSOR, TOKENIZER = ("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.txt")
 MOST_PICTURES, MOST_BOXES = 8, 32
 
 
 def missing() -> str | None:
     """What to install so that this module works, or None."""
-    how = "install it in ComfyUI's Python: pip install --upgrade transformers"
-    if find_spec("transformers") is None:
-        return f"the package transformers is not installed; {how}"
+    advice = missing_packages(TRANSFORMERS)
+    if advice:
+        return advice
     try:
-        lacking = [name for name in NEEDED if find_spec(f"transformers.models.{name}") is None]
+        find_spec("transformers.models")
     except Exception as error:  # what importing a damaged or ill-matched package raises
-        return f"the package transformers cannot be imported ({error}); {how}"
-    if lacking:
-        return f"the installed transformers has no {lacking[0]}: version 4.56 or newer is needed; {how}"
-    if find_spec("torchvision") is None:
-        return "transformers prepares pictures with torchvision, which is not installed: pip install torchvision"
+        return f"the package transformers cannot be imported ({error}): install it again, and restart ComfyUI"
     return None
 
 
@@ -56,7 +51,7 @@ def load_detector(folder: Path, dtype: torch.dtype = torch.float32) -> "Detector
     which would round its coordinates too. Raises ValueError when transformers, the folder or a file in it is missing,
     or the folder is another model's.
     """
-    return Detector(*_read(folder, DETECTORS, dtype, (CONFIG, WEIGHTS, PROCESSOR, TOKENIZER)))
+    return Detector(*_read(folder, DETECTORS, dtype, DINO_FILES))
 
 
 def load_segmenter(folder: Path, dtype: torch.dtype | None = None) -> "Segmenter":
@@ -67,7 +62,7 @@ def load_segmenter(folder: Path, dtype: torch.dtype | None = None) -> "Segmenter
     if dtype is None:
         half = model_management.should_use_fp16(model_management.get_torch_device())
         dtype = torch.float16 if half else torch.float32
-    return Segmenter(*_read(folder, SEGMENTERS, dtype, (CONFIG, WEIGHTS, PROCESSOR)))
+    return Segmenter(*_read(folder, SEGMENTERS, dtype, SAM_FILES))
 
 
 def prompt_of(phrase: str) -> str:
@@ -83,12 +78,12 @@ def prompt_of(phrase: str) -> str:
 
 def _check(folder: Path, needed: Sequence[tuple]) -> None:
     """Raises ValueError unless the folder has one file of each choice."""
-    for names in needed:
-        if not any((folder / name).is_file() for name in names):
-            raise ValueError(
-                f"{folder.name} lacks {' or '.join(names)}: put all files of the model as transformers saves it "
-                f"({', '.join(choice[0] for choice in needed)}) into {folder}"
-            )
+    lacking = lacking_files(folder, needed)
+    if lacking:
+        raise ValueError(
+            f"{folder.name} lacks {lacking[0]}: put all files of the model as transformers saves it "
+            f"({', '.join(choice[0] for choice in needed)}) into {folder}"
+        )
 
 
 def _kind(folder: Path, kinds: dict) -> str:
@@ -129,34 +124,16 @@ def _read(folder: Path, kinds: dict, dtype: torch.dtype, needed: Sequence[tuple]
 
 
 class _Network(Network):
-    """A model of transformers where the host has room for it and for pictures."""
+    """A model of transformers."""
 
     def __init__(self, net: nn.Module):
         super().__init__(Held(net))
         self.config, self.dtype = net.config, net.dtype
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._patcher.load_device
-
-    def loaded_for(self, count: int, each: float) -> tuple[nn.Module, int]:
-        """The model on its device, and how many of `count` pictures fit beside it. each: bytes one takes."""
-        count = min(count, MOST_PICTURES)
-        model_management.load_models_gpu([self._patcher], memory_required=count * each, force_full_load=True)
-        fits = int(model_management.get_free_memory(self.device) // each)
-        return self._patcher.model.net, max(1, min(count, fits))
-
 
 def _channels_first(pictures: Tensor) -> Tensor:
     """Pictures [n, H, W, 3 or 4] in 0..1 as files hold them, uint8 [n, 3, H, W], without alpha."""
     return (pictures[..., :3].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).movedim(-1, 1)
-
-
-def _batches(items: Sequence, count: int) -> Iterator[Sequence]:
-    for start in range(0, len(items), count):
-        model_management.throw_exception_if_processing_interrupted()
-        yield items[start : start + count]
 
 
 class Detector:
@@ -166,13 +143,12 @@ class Detector:
         self._network, self._processor = network, processor
 
     def _bytes(self, height: int, width: int) -> float:
-        """About what one picture takes: the sampled values of the encoder's deformable attention, several times."""
+        """About what one picture takes."""
         config, size = self._network.config, self._processor.image_processor.size
         short, long = size.get("shortest_edge") or 800, size.get("longest_edge") or 1333
         scale = min(short / min(height, width), long / max(height, width))
-        cells = height * width * scale**2 / 64 * 4 / 3
-        sampled = config.d_model * config.num_feature_levels * config.encoder_n_points
-        return 6 * cells * sampled * self._network.dtype.itemsize
+        levels, points = config.num_feature_levels, config.encoder_n_points
+        return of_queries(height * width * scale**2, config.d_model, levels, points, self._network.dtype.itemsize)
 
     @torch.no_grad()
     def detect(self, pictures: Tensor, phrase: str, box_threshold: float, text_threshold: float) -> list[Found]:
@@ -188,23 +164,27 @@ class Detector:
             raise ValueError(
                 f"the phrase has {len(tokens)} tokens and the model reads {config.max_text_len}: shorten it"
             )
-        net, fits = self._network.loaded_for(len(pictures), self._bytes(height, width))
-        found = []
-        for part in _batches(_channels_first(pictures), fits):
+
+        def run(part: Tensor) -> list[Found]:
+            network, device = self._network.loaded()
             inputs = self._processor(
                 images=list(part), text=[prompt] * len(part), input_data_format="channels_first", return_tensors="pt"
-            ).to(self._network.device)
+            ).to(device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self._network.dtype)
-            outputs = net(**inputs)
+            outputs = network.net(**inputs)
             # In float32 before boxes become pixels, which half precision would round to half a pixel.
             scores = outputs.logits.float().sigmoid().cpu()
             boxes = _corners(outputs.pred_boxes.float().cpu(), height, width)
+            found = []
             for own_scores, own_boxes in zip(scores, boxes, strict=True):
                 best, order = own_scores.amax(dim=-1).sort(descending=True, stable=True)
                 order = order[best > box_threshold]
                 labels = (self._label(tokens, row > text_threshold) for row in own_scores[order])
                 found.append(Found(own_boxes[order], best[: len(order)], tuple(labels)))
-        return found
+            return found
+
+        most = self._network.room_for(min(len(pictures), MOST_PICTURES), self._bytes(height, width))
+        return in_batches(_channels_first(pictures), most, run)
 
     def _label(self, tokens: Sequence[int], chosen: Tensor) -> str:
         """The chosen words of the prompt. tokens: its own.  chosen: bool [at least as many]."""
@@ -231,13 +211,11 @@ class Segmenter:
 
     def _bytes(self) -> float:
         """About what one picture takes: SAM's attention of all places to all, or SAM 2's first, finest stage."""
-        vision = self._network.config.vision_config
+        vision, itemsize = self._network.config.vision_config, self._network.dtype.itemsize
         if hasattr(vision, "backbone_config"):
             side, stride = vision.backbone_config.image_size[0], vision.backbone_config.patch_stride[0]
-            values = 24 * (side / stride) ** 2 * vision.backbone_config.embed_dim_per_stage[0]
-        else:
-            values = 4 * vision.num_attention_heads * (vision.image_size / vision.patch_size) ** 4
-        return values * self._network.dtype.itemsize
+            return 24 * (side / stride) ** 2 * vision.backbone_config.embed_dim_per_stage[0] * itemsize
+        return of_places(vision.image_size / vision.patch_size, vision.num_attention_heads, itemsize)
 
     @torch.no_grad()
     def segment(self, pictures: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
@@ -250,20 +228,26 @@ class Segmenter:
             raise ValueError(f"there are {len(boxes)} lists of boxes for {len(pictures)} pictures")
         height, width = pictures.shape[1:3]
         masks = [torch.zeros(0, height, width)] * len(pictures)
-        wanted = [place for place, own in enumerate(boxes) if len(own)]
-        if not wanted:
+        wanted = torch.tensor([place for place, own in enumerate(boxes) if len(own)], dtype=torch.long)
+        if not len(wanted):
             return masks
-        net, fits = self._network.loaded_for(len(wanted), self._bytes())
         eight_bit = _channels_first(pictures)
-        for part in _batches(wanted, fits):
-            chosen = [eight_bit[place] for place in part]
-            inputs = self._images(chosen, input_data_format="channels_first", return_tensors="pt")
-            pixels = inputs["pixel_values"].to(self._network.device, self._network.dtype)
+
+        def run(part: Tensor) -> list[Tensor]:
+            network, device = self._network.loaded()
+            inputs = self._images(list(eight_bit[part]), input_data_format="channels_first", return_tensors="pt")
+            pixels = inputs["pixel_values"].to(device, self._network.dtype)
             reshaped = tuple(map(int, inputs["reshaped_input_sizes"][0] if self._pads else pixels.shape[-2:]))
-            levels = net.get_image_embeddings(pixels)
-            for index, place in enumerate(part):
+            levels = network.net.get_image_embeddings(pixels)
+            made = []
+            for index, place in enumerate(part.tolist()):
                 own = [x[index : index + 1] for x in levels] if isinstance(levels, list) else levels[index : index + 1]
-                masks[place] = self._masks(net, own, boxes[place], (height, width), reshaped)
+                made.append(self._masks(network.net, own, boxes[place], (height, width), reshaped))
+            return made
+
+        most = self._network.room_for(min(len(wanted), MOST_PICTURES), self._bytes())
+        for place, made in zip(wanted.tolist(), in_batches(wanted, most, run), strict=True):
+            masks[place] = made
         return masks
 
     def _masks(self, net, embedding, boxes: Tensor, size: tuple[int, int], reshaped: tuple[int, int]) -> Tensor:
