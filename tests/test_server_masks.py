@@ -1,10 +1,13 @@
 """Mask Concept's back-ends through the real server, as the example workflows have them."""
 
+import shutil
+
 import pytest
 
 from devtools.client import ExecutionError, PromptError
 from devtools.graph import to_prompt
 from tests import graphs
+from tests.small_models import MAKERS
 
 pytestmark = pytest.mark.server
 
@@ -35,6 +38,34 @@ def test_what_lacks_files_says_so(server, name, message):
     prompt, _ = example(server, name)
     with pytest.raises((ExecutionError, PromptError), match=message):
         server.client.queue(prompt)
+
+
+@pytest.fixture
+def folders(server):
+    """Small models where the example looks for them, for one test."""
+    made = [server.base_dir / "models" / place for place in ("grounding-dino/small", "sams/small")]
+    for folder, kind in zip(made, ("mm-grounding-dino", "sam2"), strict=True):
+        folder.mkdir(parents=True)
+        MAKERS[kind](folder)
+    yield
+    for folder in made:
+        shutil.rmtree(folder)
+
+
+def test_folders_of_transformers(server, folders):
+    """Random weights find everything without a threshold, and nothing with the highest."""
+    prompt, node = example(server, "masks_transformers")
+    with pytest.raises(PromptError, match="gone"):
+        prompt[node]["inputs"]["backend.detector"] = "gone"
+        server.client.queue(prompt)
+    prompt[node]["inputs"].update({"backend.detector": "small", "backend.segmenter": "small"})
+    prompt[node]["inputs"].update({"backend.box_threshold": 0.0, "backend.combine": "largest"})
+    result = server.client.queue(prompt)
+    said = result.outputs[node]["text"][0]
+    assert said.count("40 boxes in 2 images") == 2 and len(result.outputs[node]["images"]) == 4
+    prompt[node]["inputs"]["backend.box_threshold"] = 1.0
+    said = server.client.queue(prompt).outputs[node]["text"][0]
+    assert "dog: 100% of the image, 0 boxes in 2 images" in said and "looked for dog; another phrase" in said
 
 
 def test_prompts_from_before_the_other_back_ends(server):
