@@ -14,6 +14,7 @@ from .detectors import model_files
 from .erase import EraseConcepts
 from .evaluate import EvaluateErasure
 from .export_lora import ExportLora
+from .find_aliases import FindAliases
 from .fuse import FuseLoras
 from .images import ConceptImagesNode
 from .import_lora import ImportLora
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadPrior,
     CFRRefine,
     ConceptImagesNode,
+    FindAliases,
     MaskConcept,
     TrainErasureLora,
     FuseLoras,

@@ -122,6 +122,13 @@ class TextEncoder:
                 f"the prompt {prompt!r} has {count} tokens, the text encoder takes {self.window - 2}; shorten it"
             )
 
+    def vocabulary(self) -> tuple[dict[int, str], torch.Tensor]:
+        """(the tokenizer's words by token, the token embeddings [V, d] on the CPU), without the patches of LoRAs."""
+        name = f"clip_{self._section}"
+        words = getattr(self.clip.tokenizer, name).inv_vocab
+        layer = getattr(self.clip.cond_stage_model, name).transformer.get_input_embeddings()
+        return words, layer.weight.detach().to("cpu", torch.float32)
+
     @property
     def device(self) -> torch.device:
         """Where the host computes the encoder."""

@@ -18,6 +18,7 @@ STEPS = 8
 MAPPINGS = {"airplane": "ground", "bird": "street", "cat": "forest", "deer": "street", "frog": "forest"}
 MAPPINGS |= {"horse": "forest", "ship": "ground"}
 PICTURES = dict(count=8, width=64, height=64, seed=0, steps=12, cfg=4.0, sampler_name="ddim", scheduler="normal")
+ALIASES = dict(words="", keep="", nearest=300, threshold=0.5, most=8, pictures=4, seed=0)
 AUTO_TRAIN = dict.fromkeys(("rank", "steps", "learning_rate", "loss", "end_of_text", "focus", "side_by_side"), "auto")
 AUTO_TRAIN |= dict(projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, save_memory=False)
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
@@ -80,9 +81,23 @@ class Bench:
             found = self.host.run("MACE_Concepts", concepts=STYLE_LINE, **{**chosen, "type": "style"}, **more)[0]
         return found
 
-    def prepare(self, objects: Sequence[str], style: bool = False, aliases: bool = False, **changed) -> Work:
-        """The concepts and their refinement, by the preset. changed: settings of the node other than the preset's."""
+    def find_aliases(self, work: Work) -> None:
+        """Training images, and what the model itself calls the same, as aliases from here on."""
+        self.draw_training_images(work)
+        start, seen = time.perf_counter(), dict(model=self.model, clip=self.clip, images=work.images)
+        work.concepts, work.images, _ = self.host.run("MACE_FindAliases", **seen, **ALIASES).result
+        work.seconds["find aliases"] = time.perf_counter() - start
+
+    def prepare(
+        self, objects: Sequence[str], style: bool = False, aliases: bool = False, found: bool = False, **changed
+    ) -> Work:
+        """The concepts and their refinement, by the preset.
+
+        found: whether aliases are looked for.  changed: settings of the node other than the preset's.
+        """
         work = Work(self.concepts(objects, style, aliases), seconds={})
+        if found:
+            self.find_aliases(work)
         weights, run = self.preset.refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")

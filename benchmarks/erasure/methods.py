@@ -15,17 +15,20 @@ METHODS = (*STAGES, *BASELINES)
 class Subject:
     """One erasure, made once and only as far as it is asked for.
 
-    objects: names.  style: whether Twemoji goes too.  aliases: whether the names carry their synonyms.
+    objects: names.  style: whether Twemoji goes too.  aliases: whether the names carry their synonyms.  found: whether
+    they get the aliases that the model itself tells.
     """
 
-    def __init__(self, bench: Bench, objects: Sequence[str], style: bool = False, aliases: bool = False):
-        self.bench, self.objects, self.style, self.aliases = bench, tuple(objects), style, aliases
+    def __init__(
+        self, bench: Bench, objects: Sequence[str], style: bool = False, aliases: bool = False, found: bool = False
+    ):
+        self.bench, self.objects, self.style, self.aliases, self.found = bench, tuple(objects), style, aliases, found
         self._spent: dict[str, float] = {}
 
     @cached_property
     def work(self) -> Work:
         """The refinement, and what training needs."""
-        return self.bench.prepare(self.objects, self.style, self.aliases)
+        return self.bench.prepare(self.objects, self.style, self.aliases, self.found)
 
     def trained(self) -> Work:
         """The same with LoRAs, by the preset."""
@@ -54,4 +57,5 @@ class Subject:
             return {}
         if method in BASELINES:
             return {"all": self._spent[method]}
-        return {name: value for name, value in self.work.seconds.items() if method != REFINED or name == "refine"}
+        needed = ("refine", "images and masks", "find aliases") if self.found else ("refine",)
+        return {name: value for name, value in self.work.seconds.items() if method != REFINED or name in needed}

@@ -93,6 +93,15 @@ def aliases(bench: Bench, records: Records, plan: Plan) -> None:
         fill(bench, records, Subject(bench, [name], aliases=True), questions, plan, name, (REFINED, FUSED))
 
 
+def found_aliases(bench: Bench, records: Records, plan: Plan) -> None:
+    """Each CIFAR class alone, with the aliases that the model itself tells."""
+    for place, name in enumerate(bench.words["synonyms"]):
+        if not plan.wants(name):
+            continue
+        questions = groups(bench, [name], share=4, offset=place % 4)
+        fill(bench, records, Subject(bench, [name], found=True), questions, plan, name, (REFINED, FUSED))
+
+
 def mixed(bench: Bench, records: Records, plan: Plan) -> None:
     """Fig. 8a in small: nine CIFAR classes and the style Twemoji in one run."""
     questions = groups(bench, TEN, seeds=2)
@@ -173,6 +182,8 @@ def fill(
         key = f"{name}/{method}"
         if key not in records and plan.wants(name):
             cell = examine(bench, subject.model(method), questions)
+            if subject.found and method != BASE:
+                cell["aliases"] = [alias for concept in subject.work.concepts for alias in concept.aliases]
             spent = {stage: round(value, 2) for stage, value in subject.seconds(method).items()}
             records.add(key, erased=name, method=method, seconds=spent, **cell)
             print(key, summary(cell["groups"]), spent, flush=True)
@@ -187,6 +198,7 @@ def summary(found: Mapping[str, Mapping]) -> str:
 COMPARISONS: dict[str, Callable[[Bench, Records, Plan], None]] = {
     "objects": objects,
     "aliases": aliases,
+    "found": found_aliases,
     "mass": mass,
     "styles": styles,
     "mixed": mixed,

@@ -1,0 +1,68 @@
+"""Other words for a concept, told by the model itself: words that explain the concept's pictures as its own words do.
+
+A word's error is that of the noise the model predicts in noisy pictures of the concept with the word as its prompt, as
+a diffusion model used as a classifier reads it (Li et al. 2023, arXiv 2303.16203). How near words lie to each other in
+the text encoder plays no part: an alias is what draws the same thing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .concept import Concept, normalised
+
+
+def explained(errors: Tensor, own: Tensor, empty: Tensor) -> Tensor:
+    """What each word explains of what the concept's own words explain, [W]: 1 as much, 0 no more than no words.
+
+    (sum empty - sum errors) / (sum empty - sum own) over the same draws of picture, timestep and noise. errors: [W, D]
+    of each word in each draw.  own, empty: [D] of the concept's own prompt and of the empty one. Raises ValueError when
+    the concept's own words explain nothing.
+    """
+    whole = empty.double().sum() - own.double().sum()
+    if not whole > 0:
+        raise ValueError("the pictures are not explained by the concept's own words better than by no words at all")
+    return (empty.double().sum() - errors.double().sum(dim=1)) / whole
+
+
+def nearest(table: Tensor, tokens: Sequence[int], count: int) -> list[int]:
+    """Rows of a table of token embeddings [V, d] by falling cosine to the mean of `tokens`' rows, these left out.
+
+    At most `count`; rows of zeros, which mean nothing, are no candidates.
+    """
+    rows = table.float()
+    lengths = rows.norm(dim=1)
+    middle = rows[list(tokens)].mean(dim=0)
+    cosines = (rows @ middle) / lengths.clamp_min(torch.finfo(rows.dtype).tiny)
+    cosines[lengths == 0] = -torch.inf
+    cosines[list(tokens)] = -torch.inf
+    best = cosines.topk(min(count, int((cosines > -torch.inf).sum())))
+    return best.indices.tolist()
+
+
+def with_aliases(
+    concepts: Sequence[Concept], scores: Sequence[Mapping[str, float]], threshold: float, most: int, keep: Sequence[str]
+) -> tuple[Concept, ...]:
+    """The concepts with the words that reach `threshold` as further aliases, at most `most` each, best first.
+
+    scores: what each word explains, for each concept.  keep: words that stay as they are. A word goes to the concept
+    that it explains best. No alias is a word of the list, of `keep`, or one that a mapping names.
+    """
+    taken = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, keep))
+    mappings = [f" {normalised(concept.mapping)} " for concept in concepts]
+    owner: dict[str, tuple[float, int]] = {}
+    for place, own in enumerate(scores):
+        for word, score in own.items():
+            key = normalised(word)
+            free = key not in taken and not any(f" {key} " in mapping for mapping in mappings)
+            if free and score >= threshold and score > owner.get(key, (-torch.inf, 0))[0]:
+                owner[key] = (score, place)
+    result = []
+    for place, (concept, own) in enumerate(zip(concepts, scores, strict=True)):
+        found = sorted(
+            (word for word in own if owner.get(normalised(word), (0, -1))[1] == place), key=lambda w: -own[w]
+        )
+        result.append(replace(concept, aliases=(*concept.aliases, *found[:most])))
+    return tuple(result)

@@ -1,0 +1,138 @@
+"""Find Aliases: other words that the model draws a concept with, to be erased together with it."""
+
+from dataclasses import replace
+
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+
+from ..mace.aliases import with_aliases
+from ..mace.concept import merge, normalised
+from .alias_search import TIMESTEPS, explained_by, left_of, nearest_words, words_of
+from .loss_progress import send_text
+from .text import TextEncoder
+from .types import CATEGORY, ConceptsType, ImagesType
+
+SHOWN = 3
+
+
+def as_line(concept) -> str:
+    """A concept as Concepts reads it."""
+    aliases = f" | {', '.join(concept.aliases)}" if concept.aliases else ""
+    return f"{concept.target}{aliases} -> {concept.mapping}"
+
+
+def told(concept, added, scores) -> str:
+    """What was found for a concept, and the words that came next."""
+    said = ", ".join(f"{word} {scores[word]:.0%}" for word in added) or "nothing"
+    others = [word for word in scores if word not in added][:SHOWN]
+    after = "; then " + ", ".join(f"{word} {scores[word]:.0%}" for word in others) if others else ""
+    return f"{concept.target}: {said}{after}"
+
+
+class FindAliases(io.ComfyNode):
+    """Asks the model which words explain a concept's pictures as its own words do."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_FindAliases",
+            display_name="Find Aliases (MACE)",
+            category=CATEGORY,
+            description="Finds other words that draw the same thing (hart and stag for deer) and erases them with it. "
+            "The model is asked itself: a word is an alias when it explains the concept's pictures as the concept's "
+            "own words do. Stands between Concept Images and everything behind it.",
+            search_aliases=["mace", "synonyms", "aliases", "words", "diffusion classifier"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from, before CFR Refine."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                ImagesType.Input("images", tooltip="From Concept Images, with the concepts they are of."),
+                io.String.Input(
+                    "words",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="(the nearest words of the text encoder)",
+                    tooltip="Words and phrases to try, one a line or with commas between. Empty: the words of the text "
+                    "encoder's vocabulary that lie nearest to the concept.",
+                ),
+                io.String.Input(
+                    "keep",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="hot dog, wolf",
+                    tooltip="Words that never become an alias, one a line or with commas between.",
+                ),
+                io.Int.Input(
+                    "nearest",
+                    default=300,
+                    min=1,
+                    max=5000,
+                    tooltip="How many of the nearest words are tried when words is empty.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="What a word must explain of what the concept's own words explain. On the demo model "
+                    "synonyms explain 90 % and more, other things under 30 %; other models are not measured: look at "
+                    "the words that came next.",
+                ),
+                io.Int.Input(
+                    "most", default=8, min=1, max=64, advanced=True, tooltip="The most aliases added to one concept."
+                ),
+                io.Int.Input(
+                    "pictures",
+                    default=4,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="How many of a concept's pictures are looked at, each at three levels of noise.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    advanced=True,
+                    tooltip="Seed of the noise.",
+                ),
+            ],
+            outputs=[
+                ConceptsType.Output("concepts", tooltip="The concepts with the aliases found, for CFR Refine."),
+                ImagesType.Output("images", tooltip="The same images with these concepts, for masks and training."),
+                io.String.Output("lines", tooltip="The concepts as text, as the node Concepts takes it."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, model, clip, images, words, keep, nearest, threshold, most, pictures, seed) -> io.NodeOutput:
+        encoder = TextEncoder(clip)
+        encoder.check_width(model)
+        concepts = [entry.concept for entry in images]
+        kept = words_of(keep)
+        named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))
+        tried = [words_of(words) or nearest_words(encoder, concept.target, nearest) for concept in concepts]
+        tried = [
+            encoder.fitting([word for word in own if normalised(word) not in named], entry.template.format)
+            for own, entry in zip(tried, images, strict=True)
+        ]
+        draws = [len(TIMESTEPS) * min(pictures, len(entry)) for entry in images]
+        total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
+        progress = ProgressBar(max(total, 1))
+        scores = []
+        for entry, own in zip(images, tried, strict=True):
+            send_text(f"{entry.concept.target}: {len(own)} words")
+            scores.append(explained_by(model, encoder, entry, own, pictures, seed, progress.update))
+        found = merge(with_aliases(concepts, scores, threshold, most, kept))
+        lines = [
+            told(new, new.aliases[len(old.aliases) :], own)
+            for old, new, own in zip(concepts, found, scores, strict=True)
+        ]
+        renamed = tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True))
+        text = "\n".join(map(as_line, found))
+        return io.NodeOutput(found, renamed, text, ui={"text": ("\n".join(lines),)})

@@ -1,0 +1,60 @@
+"""What words explain, which lie near, and which become aliases: by hand and by loops."""
+
+import pytest
+import torch
+
+from mace.aliases import explained, nearest, with_aliases
+from mace.concept import Concept, ConceptError, merge
+
+
+def test_explained_by_hand():
+    own, empty = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 8.0])
+    errors = torch.tensor([[1.0, 2.0], [5.0, 8.0], [3.0, 5.0], [9.0, 9.0]])
+    assert explained(errors, own, empty).tolist() == [1.0, 0.0, 0.5, -0.5]
+    with pytest.raises(ValueError, match="not explained by the concept's own words"):
+        explained(errors, empty, own)
+    with pytest.raises(ValueError, match="not explained"):
+        explained(errors, own * torch.nan, empty)
+
+
+def test_nearest_by_loops():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(40, 8, generator=generator)
+    table[[3, 17]] = 0
+    tokens = [5, 9]
+    middle = [float(table[5, k] + table[9, k]) / 2 for k in range(8)]
+    cosines = {}
+    for row in range(40):
+        if row not in (3, 17, *tokens):
+            values = table[row].tolist()
+            length = sum(v * v for v in values) ** 0.5 * sum(m * m for m in middle) ** 0.5
+            cosines[row] = sum(v * m for v, m in zip(values, middle, strict=True)) / length
+    expected = sorted(cosines, key=lambda row: -cosines[row])
+    assert nearest(table, tokens, 10) == expected[:10] and nearest(table, tokens, 100) == expected
+
+
+DEER, DOG = Concept("deer", "street", "object", ("buck",)), Concept("dog", "open sky", "object")
+
+
+def aliases(*scores, **more):
+    settings = dict(threshold=0.5, most=8, keep=()) | more
+    return [concept.aliases for concept in with_aliases((DEER, DOG), scores, **settings)]
+
+
+def test_words_become_aliases_best_first_after_those_there_are():
+    scores = {"hart": 0.8, "stag": 0.9, "horn": 0.49, "doe": 0.5}
+    assert aliases(scores, {}) == [("buck", "stag", "hart", "doe"), ()]
+    assert aliases(scores, {}, most=2) == [("buck", "stag", "hart"), ()]
+    assert aliases(scores, {}, keep=["HART"], threshold=0.9) == [("buck", "stag"), ()]
+
+
+def test_a_word_goes_to_the_concept_that_it_explains_best():
+    assert aliases({"pet": 0.6, "animal": 0.8}, {"Pet": 0.7, "animal": 0.8}) == [("buck", "animal"), ("Pet",)]
+
+
+def test_no_alias_is_in_the_list_or_in_a_mapping():
+    found = {"dog": 0.9, "Buck": 0.9, "street": 0.9, "sky": 0.9, "open": 0.9, "skies": 0.9}
+    assert aliases(found, {}) == [("buck", "skies"), ()]
+    merge(with_aliases((DEER, DOG), (found, found), 0.5, 8, ()))
+    with pytest.raises(ConceptError, match="names 'sky', itself to be erased"):
+        merge([Concept("deer", "street", "object", ("sky",)), DOG])

@@ -1,0 +1,123 @@
+"""Find Aliases on the trained demo model: what it finds, and its errors against the UNet called by hand."""
+
+import pytest
+import torch
+
+from tests.stages import fuse, images, report, train
+from tests.test_refine_node import concepts, refine
+
+pytestmark = pytest.mark.host
+SETTINGS = dict(words="", keep="", nearest=300, threshold=0.5, most=8, pictures=1, seed=0)
+WORDS = "stag, hart\nhorse  # no deer\ncherry blossom, Doe, wolf"
+
+
+@pytest.fixture(scope="module")
+def search(comfy_host):
+    return comfy_host.module("nodes.alias_search")
+
+
+@pytest.fixture(scope="module")
+def encoder(comfy_host, demo):
+    return comfy_host.module("nodes.text").TextEncoder(demo[1])
+
+
+@pytest.fixture(scope="module")
+def shown(comfy_host, demo):
+    return images(comfy_host, demo, concepts(comfy_host, "deer -> street\ndog | canine -> sky"), steps=8)[0]
+
+
+@pytest.fixture
+def find(comfy_host, demo, shown):
+    def run(entries=shown, **settings):
+        given = dict(model=demo[0], clip=demo[1], images=entries)
+        return comfy_host.run("MACE_FindAliases", **given, **{**SETTINGS, **settings})
+
+    return run
+
+
+def test_synonyms_are_found_and_neighbours_are_not(find, shown):
+    node = find(words=WORDS)
+    deer, dog = node[0]
+    assert set(deer.aliases) == {"stag", "hart", "Doe"} and dog.aliases == ("canine",)
+    assert [entry.concept for entry in node[1]] == [deer, dog]
+    assert torch.equal(node[1][0].latents, shown[0].latents)
+    assert node[2] == f"deer | {', '.join(deer.aliases)} -> street\ndog | canine -> sky"
+    first, second = report(node).splitlines()
+    assert first.startswith("deer: ") and "; then " in first and second.startswith("dog: nothing; then ")
+
+
+def test_the_vocabulary_is_searched_where_no_words_are_given(find, shown):
+    (dog,) = find(shown[1:])[0]
+    assert {"hound", "pooch"} <= set(dog.aliases) and dog.aliases[0] == "canine"
+    assert not {"cat", "wolf", "fox", "animal"} & set(dog.aliases)
+    (kept,) = find(shown[1:], keep="hound", most=1)[0]
+    assert kept.aliases == ("canine", "pooch")
+
+
+def test_few_near_words_are_words_near(search, encoder):
+    table = encoder.vocabulary()[1]
+    assert table.shape[0] == 49408 and encoder.vocabulary()[0][encoder.tokenize("dog")[0]] == "dog</w>"
+    near = search.nearest_words(encoder, "dog", 20)
+    assert len(near) == 20 and "dog" not in near and all(word.isalpha() for word in near)
+    rows = {word: table[encoder.tokenize(word)[0]] for word in (*near, "dog")}
+    cosine = [float(torch.cosine_similarity(rows[word], rows["dog"], dim=0)) for word in near]
+    assert cosine == sorted(cosine, reverse=True)
+    # No word that the encoder knows nothing of, and nothing near such a one.
+    assert len(search.nearest_words(encoder, "dog", 5000)) < 311
+    assert search.nearest_words(encoder, "xylophonist", 5) == []
+
+
+def test_errors_are_those_of_the_noise(comfy_host, demo, search, encoder, shown):
+    """The UNet called by hand, one picture and prompt at a time."""
+    model, clip, _ = demo
+    entry, prompts = shown[0], ["a photo of the deer", "", "a photo of the ship"]
+    draws = search.draws_of(entry, 2, seed=3)
+    assert [(draw.image, draw.timestep) for draw in draws] == [(i, t) for i in (0, 1) for t in (300, 500, 700)]
+    counted = []
+    with torch.inference_mode():
+        found = search.errors(model, encoder, entry, prompts, draws, counted.append)
+        expected = torch.zeros(3, 6, dtype=torch.float64)
+        for row, prompt in enumerate(prompts):
+            context = clip.encode_from_tokens(clip.tokenize(prompt))
+            for place, draw in enumerate(draws):
+                clean = model.model.process_latent_in(entry.latents[draw.image][None])
+                sigma = model.model.model_sampling.sigmas[draw.timestep]
+                x = (clean + sigma * draw.noise) / (1 + sigma**2).sqrt()
+                noise = model.model.diffusion_model(x, torch.tensor([float(draw.timestep)]), context=context)
+                expected[row, place] = (noise - draw.noise).double().square().mean()
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-5)
+    assert sum(counted) == 18
+    score = comfy_host.module("mace.aliases").explained(found[2:], found[0], found[1])
+    assert float(score) < 0.2
+
+
+def test_pictures_of_something_else_are_told(find, comfy_host, demo):
+    """Noise is not explained by the word."""
+    noise = images(comfy_host, demo, concepts(comfy_host, "dog"), images=torch.rand(1, 64, 64, 3))[0]
+    with pytest.raises(ValueError, match="dog: the pictures are not explained .* look at them, or take more pictures"):
+        find(noise, words="hound")
+
+
+def test_words_that_cannot_be_tried(find, shown):
+    """Those in the list, those kept and those too long are left out; then nothing is left to ask."""
+    long = " ".join(["dog"] * 80)
+    node = find(shown[1:], words=f"dog, Canine, hound, {long}", keep="Hound")
+    assert node[0][0].aliases == ("canine",) and report(node) == "dog: nothing"
+
+
+def test_an_interrupt_ends_the_search(find, shown):
+    from comfy import model_management
+
+    model_management.interrupt_current_processing()
+    with pytest.raises(model_management.InterruptProcessingException):
+        find(shown[1:], words="hound")
+    assert not model_management.processing_interrupted()
+
+
+def test_aliases_found_are_erased_with_the_concept(comfy_host, demo, find, shown):
+    """The lists that come out go into the nodes behind."""
+    node = find(shown[:1], words="stag")
+    refined, refinement = refine(comfy_host, demo[0], demo[1], node[0], mu="10").result
+    loras = train(comfy_host, demo[1], refined, node[1])[0]
+    assert loras.loras[0].concept.aliases == ("stag",)
+    fuse(comfy_host, demo[0], loras, refinement=refinement)
