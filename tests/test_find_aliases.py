@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.stages import fuse, images, report, train
-from tests.test_refine_node import concepts, refine
+from tests.stages import images, report, train
+from tests.test_refine_node import concepts
 
 pytestmark = pytest.mark.host
 SETTINGS = dict(words="", keep="", nearest=300, threshold=0.5, most=8, pictures=1, seed=0)
@@ -47,11 +47,16 @@ def test_synonyms_are_found_and_neighbours_are_not(find, shown):
 
 
 def test_the_vocabulary_is_searched_where_no_words_are_given(find, shown):
-    (dog,) = find(shown[1:])[0]
+    (dog,) = find(shown[1:], nearest=80)[0]
     assert {"hound", "pooch"} <= set(dog.aliases) and dog.aliases[0] == "canine"
     assert not {"cat", "wolf", "fox", "animal"} & set(dog.aliases)
-    (kept,) = find(shown[1:], keep="hound", most=1)[0]
+
+
+def test_what_is_kept_is_no_alias(find, shown):
+    (kept,) = find(shown[1:], words="pooch, hound", keep="hound")[0]
     assert kept.aliases == ("canine", "pooch")
+    (fewer,) = find(shown[1:], words="pooch, hound", most=1)[0]
+    assert fewer.aliases == ("canine", "hound")
 
 
 def test_few_near_words_are_words_near(search, encoder):
@@ -114,10 +119,7 @@ def test_an_interrupt_ends_the_search(find, shown):
     assert not model_management.processing_interrupted()
 
 
-def test_aliases_found_are_erased_with_the_concept(comfy_host, demo, find, shown):
-    """The lists that come out go into the nodes behind."""
+def test_training_takes_the_images_with_their_aliases(comfy_host, demo, find, shown):
     node = find(shown[:1], words="stag")
-    refined, refinement = refine(comfy_host, demo[0], demo[1], node[0], mu="10").result
-    loras = train(comfy_host, demo[1], refined, node[1])[0]
+    loras = train(comfy_host, demo[1], demo[0], node[1], steps="1")[0]
     assert loras.loras[0].concept.aliases == ("stag",)
-    fuse(comfy_host, demo[0], loras, refinement=refinement)

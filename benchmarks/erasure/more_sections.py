@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.erasure.methods import BASE, FUSED, REFINED
-from benchmarks.erasure.statistics import by_name, mean_of, percent_of, values
+from benchmarks.erasure.statistics import by_name, harmonic_of_objects, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
 from benchmarks.erasure.tasks import WEIGHED
 from mace.evaluate import h_people, h_styles
@@ -51,22 +51,25 @@ def _kept_and_gone(cell: Mapping) -> str:
 
 
 def aliases(cells: Cells) -> str:
-    """Each class with its synonyms as aliases: Acc_e, synonyms, classes and others."""
+    """Each class with aliases, given or found: Acc_e, synonyms, classes and others."""
     names = list(dict.fromkeys(cell["erased"] for cell in cells.values()))
     groups = ("erased", "synonyms", "classes", "others")
     shown = [method for method in methods_of(cells) if method != BASE]
     rows = []
     for name in names:
         found = [cells.get(f"{name}/{method}") for method in shown]
+        words = next((", ".join(cell["aliases"]) for cell in found if cell and "aliases" in cell), "")
+        row = [f"{name} ({words})" if words else name]
         rows.append(
-            [name, *("-" if cell is None else " / ".join(percent(share(cell, g)) for g in groups) for cell in found)]
+            row + ["-" if cell is None else " / ".join(percent(share(cell, g)) for g in groups) for cell in found]
         )
-    means = []
+    means, harmonic = [], []
     for method in shown:
         own = [cell for cell in cells.values() if cell["method"] == method]
         each = ([value for cell in own if (value := values(cell, group)) is not None] for group in groups)
         means.append(" / ".join(f"{100 * mean_of(found).value:.1f}" for found in each))
-    rows.append(["**mean**", *means])
+        harmonic.append(percent_of(harmonic_of_objects(own)))
+    rows += [["**mean**", *means], ["**H_o**", *harmonic]]
     return table(["erased", *map(name_of, shown)], rows)
 
 
@@ -150,6 +153,7 @@ def sheets(cells: Cells) -> str:
 
 SECTIONS: Mapping = {
     "aliases": aliases,
+    "found": aliases,
     "mass": mass,
     "styles": styles,
     "leak": leak,

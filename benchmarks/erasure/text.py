@@ -110,6 +110,19 @@ take 7 points from the other classes (truck 78, bird 83) and 2 from the rest: wh
 refinement alone is the better choice on this model.
 """,
     ),
+    "found": (
+        """
+## One object with the aliases that the model tells
+
+Nothing is given but the class. Find Aliases tries the 300 nearest words of the text encoder's vocabulary on four
+training pictures, with its defaults, and adds those that explain the pictures half as well as the class's own word
+does (in brackets); then the same as above: Acc_e / synonyms / classes / others, on every fourth of the others.
+""",
+        """
+
+TODO
+""",
+    ),
     "mass": (
         """
 ## Many things in one run
