@@ -50,8 +50,10 @@ class OldBert(BertModel):
     get_extended_attention_mask = invert_attention_mask = get_head_mask = None
 
 
-def dino_weights(bert: Path, monkeypatch, queries: int = 30) -> dict[str, torch.Tensor]:
-    """The weights of the package's own GroundingDINO (SwinT) with one layer in encoder and decoder."""
+def dino_weights(
+    bert: Path, monkeypatch, queries: int = 30, backbone: str = "swin_T_224_1k"
+) -> dict[str, torch.Tensor]:
+    """The weights of the package's own GroundingDINO with one layer in encoder and decoder."""
     from groundingdino.models import build_model
     from groundingdino.util import get_tokenlizer
 
@@ -59,7 +61,7 @@ def dino_weights(bert: Path, monkeypatch, queries: int = 30) -> dict[str, torch.
     torch.manual_seed(1)
     settings = SimpleNamespace(
         modelname="groundingdino",
-        backbone="swin_T_224_1k",
+        backbone=backbone,
         position_embedding="sine",
         pe_temperatureH=20,
         pe_temperatureW=20,
@@ -106,8 +108,13 @@ def dino_weights(bert: Path, monkeypatch, queries: int = 30) -> dict[str, torch.
     return {key: value.clone() for key, value in net.state_dict().items()}
 
 
-def sam_weights(size: int = 256, depth: int = 2, global_blocks: tuple[int, ...] = (1,)) -> dict[str, torch.Tensor]:
-    """The weights of the package's own SAM with vit_b's blocks, fewer of them, for pictures of `size`."""
+def sam_weights(
+    size: int = 256, depth: int = 2, global_blocks: tuple[int, ...] = (1,), width: int = 768
+) -> dict[str, torch.Tensor]:
+    """The weights of the package's own SAM with the blocks of vit_b, vit_l (1024 wide) or vit_h (1280), fewer of them.
+
+    size: of the pictures it looks at.
+    """
     from segment_anything.build_sam import build_sam_vit_b
     from segment_anything.modeling import ImageEncoderViT, PromptEncoder
 
@@ -116,9 +123,9 @@ def sam_weights(size: int = 256, depth: int = 2, global_blocks: tuple[int, ...] 
     norm = type(net.image_encoder.blocks[0].norm1)
     net.image_encoder = ImageEncoderViT(
         img_size=size,
-        embed_dim=768,
+        embed_dim=width,
         depth=depth,
-        num_heads=12,
+        num_heads=12 if width == 768 else 16,
         norm_layer=norm,
         use_rel_pos=True,
         window_size=14,

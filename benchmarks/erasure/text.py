@@ -34,7 +34,8 @@ for one concept is its LoRA on the refined model. Numbers are percent, in bracke
 samples over the erasures and over the pictures. *Others* are things of the model's 206 besides the CIFAR classes.
 *Others moved* is the mean squared distance, in the judge's features, between the pictures of the erased and the base
 model with the same noise, where two base pictures of different things are 1 apart. The recorded answers, picture by
-picture, are in [benchmarks/results/erasure](../benchmarks/results/erasure).
+picture, are in [benchmarks/results/erasure](../benchmarks/results/erasure). A task takes minutes; *objects* with all
+methods takes about two hours on two slow cores, and half of that where tasks and classes run in two processes.
 """
 
 ABOUT = {
@@ -62,7 +63,8 @@ prompt hardly avoid what the prompt itself asks for.
 The targets were Acc_e at most 10, the rest within 2 points, Acc_g at most 20, H_o above 92.6 (the paper's own average
 on SD1.4). The first three are met on average; automobile costs truck, and ship an airplane. **H_o is 91, short of its
 target by deer alone**: hart, stag and doe lie far from deer in this model's text encoder ([search.md](search.md)),
-which knows them as words of their own, and the other nine classes have 98 on average.
+which knows them as words of their own, and the other nine classes have 98 on average. The model itself can be asked
+for such words: [below](#one-object-with-the-aliases-that-the-model-tells) it has 99 to 100 that way.
 """,
     ),
     "mixed": (
