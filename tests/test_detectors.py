@@ -84,7 +84,7 @@ def test_boxes_are_those_of_the_packages_own_way(comfy_host, detector, height, w
     edges = torch.tensor([width, height] * 2)
     boxes = boxes.clamp_min(0).minimum(edges)
     middle = float(scores.median())
-    order = [i for i in scores.argsort(descending=True).tolist() if scores[i] > middle]
+    order = [i for i in scores.argsort(descending=True, stable=True).tolist() if scores[i] > middle]
     (found,) = detect(detector, shown, box=middle)
     assert len(found) == len(order) > 10
     torch.testing.assert_close(found.scores, scores[order], rtol=1e-4, atol=1e-5)
