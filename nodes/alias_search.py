@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from comfy import model_management
+from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ..mace.aliases import explained, nearest
-from ..mace.concept import normalised, uncommented
+from ..mace.aliases import explained, nearest, with_aliases
+from ..mace.concept import merge, normalised, uncommented
 from ..mace.images import ConceptImages
 from ..mace.tokens import fill
 from ..mace.train import stream
 from .forward import extra_inputs, noisy
+from .loss_progress import send_text
 from .networks import in_batches
 from .text import TextEncoder, chunks
 
@@ -23,6 +25,22 @@ TIMESTEPS = (300, 500, 700)
 FIRST_TIMESTEP, LEAST_LEFT, SHARE_LEFT = 500, 16, 8
 TOGETHER, ENCODED = 16, 256
 WORD = re.compile(r"[a-z]{3,}</w>")
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class AliasSettings:
+    """What the artist sets. words: to try, "" for the `nearest` of the vocabulary.  keep: words that stay as they are.
+    threshold: what an alias must explain, 0..1.  most: aliases added to one concept.  pictures: looked at, of each.
+    """
+
+    words: str = ""
+    keep: str = ""
+    nearest: int = 300
+    threshold: float = 0.5
+    most: int = 8
+    pictures: int = 4
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,3 +151,40 @@ def explained_by(
 def left_of(count: int) -> int:
     """How many of so many words are tried in all draws."""
     return min(count, max(LEAST_LEFT, count // SHARE_LEFT))
+
+
+def find_aliases(
+    model, clip, images: Sequence[ConceptImages], s: AliasSettings
+) -> tuple[tuple[ConceptImages, ...], list[str]]:
+    """The images with the concepts that have their aliases, and a line on each for the artist.
+
+    Raises ValueError for pictures that a concept's own words do not explain, and for a CLIP of another model.
+    """
+    encoder = TextEncoder(clip)
+    encoder.check_width(model)
+    concepts, kept = [entry.concept for entry in images], words_of(s.keep)
+    named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))
+    tried = []
+    for entry in images:
+        words = words_of(s.words) or nearest_words(encoder, entry.concept.target, s.nearest)
+        tried.append(encoder.fitting([word for word in words if normalised(word) not in named], entry.template.format))
+    draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
+    total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
+    progress = ProgressBar(max(total, 1))
+    scores = []
+    for entry, own in zip(images, tried, strict=True):
+        send_text(f"{entry.concept.target}: {len(own)} words")
+        scores.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, progress.update))
+    found = merge(with_aliases(concepts, scores, s.threshold, s.most, kept))
+    lines = [
+        _told(new, new.aliases[len(old.aliases) :], own) for old, new, own in zip(concepts, found, scores, strict=True)
+    ]
+    return tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True)), lines
+
+
+def _told(concept, added, scores) -> str:
+    """What was found for a concept, and the words that came next."""
+    said = ", ".join(f"{word} {scores[word]:.0%}" for word in added) or "nothing"
+    others = [word for word in scores if word not in added][:SHOWN]
+    after = "; then " + ", ".join(f"{word} {scores[word]:.0%}" for word in others) if others else ""
+    return f"{concept.target}: {said}{after}"

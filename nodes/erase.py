@@ -1,5 +1,6 @@
 """Erase Concepts: the whole of MACE in one node."""
 
+from collections.abc import Sequence
 from dataclasses import astuple
 
 from comfy_api.latest import io
@@ -9,6 +10,8 @@ from ..mace.refine import ALIKE
 from ..mace.settings import auto_weights
 from ..mace.strengths import parse_strengths, strengths_of
 from . import files
+from .alias_search import AliasSettings
+from .alias_search import find_aliases as search_aliases
 from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from .images import make_images
 from .loss_progress import send_text
@@ -72,6 +75,13 @@ class EraseConcepts(io.ComfyNode):
                     tooltip="What to keep, from Prior or Load Prior. Without: built-in captions, read where the "
                     "settings need them (minutes on a CPU, seconds on a GPU; kept for the next run).",
                 ),
+                io.Boolean.Input(
+                    "find_aliases",
+                    optional=True,
+                    default=False,
+                    tooltip="Ask the model which other words draw the same things (stag for deer), and erase them too, "
+                    "as Find Aliases does with its defaults. What it found stands on the node.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v."),
@@ -89,11 +99,31 @@ class EraseConcepts(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model, clip, vae, concepts, preset, width, height, seed, strengths, prior=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        concepts,
+        preset,
+        width,
+        height,
+        seed,
+        strengths,
+        prior=None,
+        find_aliases=False,
+    ) -> io.NodeOutput:
         if vae is None:
             raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
         check_base(model)
         strengths_of(strengths, concepts)
+        send_text("drawing training images")
+        settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
+        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+        about: dict[str, Sequence[str]] = {}
+        if find_aliases:
+            images, about["Aliases"] = search_aliases(model, clip, images, AliasSettings())
+            concepts = tuple(entry.concept for entry in images)
         chosen = PRESETS[preset]
         own = None if chosen.refine is None else chosen.refine(len(concepts))
         if prior is None and (own or auto_weights(concepts)).lambda1:
@@ -107,9 +137,6 @@ class EraseConcepts(io.ComfyNode):
         fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
         node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, MEASURE_NAMES[metric])
         refined, refinement = node.result
-        send_text("drawing training images")
-        settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
-        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
         send_text("finding the concepts in the images")
         masks, about_masks, _ = make_masks(model, clip, images, ATTENTION)
         options = TrainOptions(
@@ -123,7 +150,8 @@ class EraseConcepts(io.ComfyNode):
         fused, about_fusion, listed = fused_model(
             model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
         )
-        about = {"Refinement": node.ui.as_dict()["text"], "Masks": about_masks, "Training": about_training}
-        lines = [line for name, part in {**about, "Fusion": about_fusion}.items() for line in (f"{name}:", *part)]
+        about["Refinement"] = node.ui.as_dict()["text"]
+        about |= {"Masks": about_masks, "Training": about_training, "Fusion": about_fusion}
+        lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
         # The concepts are for the page's sliders, which cannot know what a preset holds.
         return io.NodeOutput(fused, loras, ui={"text": ("\n".join(lines),), "concepts": listed})

@@ -1,5 +1,7 @@
 """Find Aliases on the trained demo model: what it finds, and its errors against the UNet called by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -123,3 +125,20 @@ def test_training_takes_the_images_with_their_aliases(comfy_host, demo, find, sh
     node = find(shown[:1], words="stag")
     loras = train(comfy_host, demo[1], demo[0], node[1], steps="1")[0]
     assert loras.loras[0].concept.aliases == ("stag",)
+
+
+def test_the_one_node_version_finds_them_too(comfy_host, demo, monkeypatch):
+    """With one step of training and two words, for time."""
+    erase, presets = comfy_host.module("nodes.erase"), comfy_host.module("mace.presets")
+    short = presets.Preset(lambda type: presets.LoraRow(1, 1, 1e-3))
+    monkeypatch.setattr(erase, "PRESETS", {"short": short})
+    monkeypatch.setattr(erase, "AliasSettings", partial(erase.AliasSettings, words="stag, horse"))
+    model, clip, vae = demo
+    given = dict(model=model, clip=clip, vae=vae, preset="short", width=64, height=64, seed=0, strengths="deer = 0.5")
+    chosen = concepts(comfy_host, "deer -> street")
+    node = comfy_host.run("MACE_EraseConcepts", concepts=chosen, find_aliases=True, **given)
+    assert node[1].loras[0].concept.aliases == ("stag",)
+    said = report(node)
+    assert "Aliases:\ndeer: stag 8" in said and said.index("Aliases:") < said.index("Refinement:")
+    without = comfy_host.run("MACE_EraseConcepts", concepts=chosen, **given)
+    assert without[1].loras[0].concept.aliases == () and "Aliases:" not in report(without)
