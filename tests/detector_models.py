@@ -1,10 +1,12 @@
 """Detectors and segmenters at their true layouts with random weights, as files: few layers, few queries."""
 
+import importlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import torch
+from torch import nn
 from transformers import BertConfig, BertModel
 
 WORDS = [
@@ -50,89 +52,68 @@ class OldBert(BertModel):
     get_extended_attention_mask = invert_attention_mask = get_head_mask = None
 
 
-def dino_weights(
-    bert: Path, monkeypatch, queries: int = 30, backbone: str = "swin_T_224_1k"
-) -> dict[str, torch.Tensor]:
-    """The weights of the package's own GroundingDINO with one layer in encoder and decoder."""
+DINO_SETTINGS = {"swin_T_224_1k": "GroundingDINO_SwinT_OGC.py", "swin_B_384_22k": "GroundingDINO_SwinB_cfg.py"}
+
+
+def dino_net(bert: Path, monkeypatch, queries: int = 30, backbone: str = "swin_T_224_1k") -> nn.Module:
+    """The package's own GroundingDINO as its published settings make it, with one layer in encoder and decoder.
+
+    Its reading of BERT is that of older transformers: put another in its place before it is run.
+    """
+    import groundingdino
     from groundingdino.models import build_model
     from groundingdino.util import get_tokenlizer
+    from groundingdino.util.slconfig import SLConfig
 
+    settings = SLConfig.fromfile(str(Path(groundingdino.__file__).parent / "config" / DINO_SETTINGS[backbone]))
+    assert settings.backbone == backbone
+    settings.enc_layers = settings.dec_layers = 1
+    settings.dim_feedforward, settings.num_queries = 64, queries
+    settings.text_encoder_type = str(bert)
+    # They save memory in training.
+    settings.use_checkpoint = settings.use_transformer_ckpt = False
     monkeypatch.setattr(get_tokenlizer, "get_pretrained_language_model", OldBert.from_pretrained)
     torch.manual_seed(1)
-    settings = SimpleNamespace(
-        modelname="groundingdino",
-        backbone=backbone,
-        position_embedding="sine",
-        pe_temperatureH=20,
-        pe_temperatureW=20,
-        return_interm_indices=[1, 2, 3],
-        backbone_freeze_keywords=None,
-        enc_layers=1,
-        dec_layers=1,
-        pre_norm=False,
-        dim_feedforward=64,
-        hidden_dim=256,
-        dropout=0.0,
-        nheads=8,
-        num_queries=queries,
-        query_dim=4,
-        num_patterns=0,
-        num_feature_levels=4,
-        enc_n_points=4,
-        dec_n_points=4,
-        two_stage_type="standard",
-        two_stage_bbox_embed_share=False,
-        two_stage_class_embed_share=False,
-        transformer_activation="relu",
-        dec_pred_bbox_embed_share=True,
-        dn_box_noise_scale=1.0,
-        dn_label_noise_ratio=0.5,
-        dn_labelbook_size=2000,
-        embed_init_tgt=True,
-        max_text_len=256,
-        text_encoder_type=str(bert),
-        use_text_enhancer=True,
-        use_fusion_layer=True,
-        use_checkpoint=True,
-        use_transformer_ckpt=True,
-        use_text_cross_attention=True,
-        text_dropout=0.0,
-        fusion_dropout=0.0,
-        fusion_droppath=0.1,
-        sub_sentence_present=True,
-    )
-    net = build_model(settings)
-    # Its boxes start with no size of their own; trained ones have.
-    torch.nn.init.normal_(net.bbox_embed[0].layers[-1].weight, std=0.1)
+    net = build_model(settings).eval()
     monkeypatch.undo()
-    return {key: value.clone() for key, value in net.state_dict().items()}
+    # Where it looks, the sizes of its boxes and what words and picture tell each other start as nothing or next to it.
+    for key, parameter in net.named_parameters():
+        if "gamma" in key or parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    # And scores so near 0 or 1 that many are equal.
+    nn.init.constant_(net.transformer.decoder.norm.weight, 0.1)
+    nn.init.normal_(net.bbox_embed[0].layers[-1].weight, std=0.5)
+    return net
 
 
-def sam_weights(
-    size: int = 256, depth: int = 2, global_blocks: tuple[int, ...] = (1,), width: int = 768
-) -> dict[str, torch.Tensor]:
-    """The weights of the package's own SAM with the blocks of vit_b, vit_l (1024 wide) or vit_h (1280), fewer of them.
+def dino_weights(bert: Path, monkeypatch, queries: int = 30) -> dict[str, torch.Tensor]:
+    """The weights of that, each a tensor of its own, as the safetensors format asks for."""
+    return {key: value.clone() for key, value in dino_net(bert, monkeypatch, queries).state_dict().items()}
+
+
+def sam_net(name: str = "vit_b", size: int = 256, depth: int = 2, global_blocks: tuple[int, ...] = (1,)) -> nn.Module:
+    """The package's own SAM of that name with fewer blocks, of which these look at the whole picture.
 
     size: of the pictures it looks at.
     """
-    from segment_anything.build_sam import build_sam_vit_b
-    from segment_anything.modeling import ImageEncoderViT, PromptEncoder
-
+    # `from segment_anything import build_sam` is a function of that name.
+    package = importlib.import_module("segment_anything.build_sam")
+    encoder, prompts, grid = package.ImageEncoderViT, package.PromptEncoder, size // 16
+    looks = {"img_size": size, "depth": depth, "global_attn_indexes": global_blocks}
+    asked = {"image_embedding_size": (grid, grid), "input_image_size": (size, size)}
     torch.manual_seed(2)
-    net = build_sam_vit_b()
-    norm = type(net.image_encoder.blocks[0].norm1)
-    net.image_encoder = ImageEncoderViT(
-        img_size=size,
-        embed_dim=width,
-        depth=depth,
-        num_heads=12 if width == 768 else 16,
-        norm_layer=norm,
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=global_blocks,
-    )
-    net.prompt_encoder = PromptEncoder(256, (size // 16, size // 16), (size, size), 16)
-    for name, parameter in net.image_encoder.named_parameters():
-        if "rel_pos" in name or name == "pos_embed":
-            torch.nn.init.normal_(parameter, std=0.02)
-    return net.state_dict()
+    with mock.patch.multiple(
+        package,
+        ImageEncoderViT=lambda **own: encoder(**{**own, **looks}),
+        PromptEncoder=lambda **own: prompts(**{**own, **asked}),
+    ):
+        net = package.sam_model_registry[name]()
+    # They start as zeros.
+    for key, parameter in net.image_encoder.named_parameters():
+        if "rel_pos" in key or key == "pos_embed":
+            nn.init.normal_(parameter, std=0.02)
+    return net
+
+
+def sam_weights() -> dict[str, torch.Tensor]:
+    return sam_net().state_dict()

@@ -78,9 +78,11 @@ def test_the_whole_demo(server, tmp_path, monkeypatch, capsys):
     """Erased checkpoint and sheet are there, and the judge sees what the sheet is to show."""
     drawn, draw = [], demo.draw
     monkeypatch.setattr(demo, "OUTPUT", tmp_path)
+    # Fewer pictures a row, for time.
+    monkeypatch.setattr(demo, "PICTURES", 2)
     monkeypatch.setattr(demo, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
     demo.run(server)
-    assert Image.open(tmp_path / "contact_sheet.png").width > 1000
+    assert Image.open(tmp_path / "contact_sheet.png").width > 500
     (checkpoint,) = tmp_path.glob("*.safetensors")
     printed = capsys.readouterr().out
     assert str(checkpoint) in printed and "In your own ComfyUI" in printed
@@ -91,9 +93,9 @@ def test_the_whole_demo(server, tmp_path, monkeypatch, capsys):
         return [judge.names[i] for i in judge(pictures).argmax(-1)].count(name)
 
     for row, name in enumerate(("dog", "dog", "dog", "airplane", "ship")):
-        assert count(before[row], name) >= 5 and count(after[row], name) == 0, (row, name)
+        assert count(before[row], name) == 2 and count(after[row], name) == 0, (row, name)
     twemoji = judge.styles.index("Twemoji")
     styled = [(judge.style(rows[5]).argmax(-1) == twemoji) for rows in (before, after)]
     assert styled[0].all() and not styled[1].any()
     for row, name in enumerate(("hot dog", "wolf", "cat", "rose"), start=6):
-        assert count(before[row], name) >= 5 and count(after[row], name) >= 5, (row, name)
+        assert count(before[row], name) == count(after[row], name) == 2, (row, name)

@@ -70,7 +70,7 @@ def test_each_sample_has_its_own_lora(comfy_host, demo, forward, keys):
     with forward.trainable_copy(model) as copy:
         together = forward.losses(copy, batch_of(forward, comfy_host, clip), stacked, FORM).detach()
     nothing = {key: (torch.zeros(1, up.shape[1], 1), torch.zeros(1, 1, 768)) for key, (up, _) in stacked.items()}
-    for c in range(3):
+    for c in (0, 2):
         merged = model.clone()
         merged.add_patches({key: ("diff", (up[c] @ down[c],)) for key, (up, down) in stacked.items()})
         with forward.trainable_copy(merged) as copy:

@@ -5,16 +5,22 @@ import sys
 import pytest
 import torch
 
-from tests.detector_models import sam_weights
+from tests.detector_models import sam_net
 from tests.test_detectors import pictures
 
 pytestmark = pytest.mark.host
 
 
 @pytest.fixture(scope="module")
-def sam_file(comfy_host, tmp_path_factory):
+def net(comfy_host):
+    """The package's own model."""
+    return sam_net()
+
+
+@pytest.fixture(scope="module")
+def sam_file(net, tmp_path_factory):
     path = tmp_path_factory.mktemp("sam") / "vit_b.pth"
-    torch.save(sam_weights(), path)
+    torch.save(net.state_dict(), path)
     return path
 
 
@@ -46,39 +52,49 @@ def test_a_mask_a_box(segmenter):
     assert [len(mask) for mask in segment(segmenter, shown[:2], [torch.zeros(0, 4)] * 2)] == [0, 0]
 
 
-def difference(segmenter, height, width):
+def difference(segmenter, net, height, width):
     """The share of pixels that ours and the package's own predictor tell apart, of five boxes in noise."""
     from segment_anything import SamPredictor
 
     shown, boxes = pictures(1, height, width).mul(255).round() / 255, some_boxes(5, height, width)
     ours = segment(segmenter, shown, [boxes])[0]
-    predictor = SamPredictor(segmenter._network.module.net)
+    predictor = SamPredictor(net)
     with torch.inference_mode():
         predictor.set_image((shown[0] * 255).round().byte().numpy())
         scaled = predictor.transform.apply_boxes_torch(boxes, (height, width))
         theirs = predictor.predict_torch(None, None, boxes=scaled, multimask_output=False)[0][:, 0]
-    assert 0 < float(theirs.float().mean()) < 1
+    assert all(0 < float(mask.float().mean()) < 1 for mask in theirs)
     return float((ours != theirs.float()).float().mean())
 
 
-@pytest.mark.parametrize("height, width, most", [(256, 256, 1e-4), (40, 61, 0.01), (300, 200, 0.01)])
-def test_masks_are_those_of_the_packages_own_predictor(segmenter, height, width, most):
-    """At other sizes than the model's the package rounds the scaled picture to eight bits, and ours does not."""
-    assert difference(segmenter, height, width) < most
+# The package scales with PIL, which rounds to eight bits in each direction, and ours does not: with PIL's own scaled
+# picture there is no difference. It was at most 0.22 percent of 32 pictures; masks of two boxes differ in 6 or more.
+SCALED = 0.005
 
 
-@pytest.mark.parametrize("width", [1024, 1280])
-def test_vit_l_and_vit_h(comfy_host, tmp_path, width):
+@pytest.mark.parametrize("height, width, most", [(256, 256, 1e-4), (40, 61, SCALED), (300, 200, SCALED)])
+def test_masks_are_those_of_the_packages_own_predictor(segmenter, net, height, width, most):
+    assert difference(segmenter, net, height, width) < most
+
+
+@pytest.mark.parametrize("name, width", [("vit_l", 1024), ("vit_h", 1280)])
+def test_vit_l_and_vit_h(comfy_host, tmp_path, name, width):
     """Their true blocks and widths, two of the blocks."""
-    torch.save(sam_weights(width=width), tmp_path / "large.pth")
-    made = comfy_host.module("nodes.detectors.sam").SamSegmenter(tmp_path / "large.pth")
-    assert made._network.module.net.image_encoder.blocks[0].attn.num_heads == 16
-    assert difference(made, 256, 256) < 1e-4
+    make, large = comfy_host.module("nodes.detectors.sam").SamSegmenter, sam_net(name)
+    torch.save(large.state_dict(), tmp_path / "large.pth")
+    made = make(tmp_path / "large.pth")
+    encoder = made._network.module.net.image_encoder
+    assert encoder.pos_embed.shape[-1] == width and [block.attn.num_heads for block in encoder.blocks] == [16, 16]
+    assert difference(made, large, 256, 256) < 1e-4
+    assert difference(made, large, 300, 200) < SCALED
+    torch.save({**large.state_dict(), "mask_decoder.iou_token.weight": torch.ones(2, 256)}, tmp_path / "damaged.pth")
+    with pytest.raises(ValueError, match=rf"damaged.pth does not fit SAM \({name}\): size mismatch"):
+        make(tmp_path / "damaged.pth")
 
 
 def test_the_true_grid(comfy_host, tmp_path):
     """1024 x 1024 as published, where the other tests have 256 x 256."""
-    torch.save(sam_weights(1024, 1, ()), tmp_path / "large.pth")
+    torch.save(sam_net(size=1024, depth=1, global_blocks=()).state_dict(), tmp_path / "large.pth")
     made = comfy_host.module("nodes.detectors.sam").SamSegmenter(tmp_path / "large.pth")
     assert made._network.module.net.image_encoder.img_size == 1024
     assert segment(made, pictures(1, 64, 48), [some_boxes(2, 64, 48)])[0].shape == (2, 64, 48)

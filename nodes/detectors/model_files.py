@@ -6,21 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...install import BERT, BERT_FILES, DINO_TYPES, SAM_TYPES, WEIGHTS, lacking_files, model_type
-
-__all__ = [
-    "AUTO",
-    "DINO_FOLDERS",
-    "DINO_TYPES",
-    "NO_SEGMENTER",
-    "SAM_FOLDERS",
-    "SAM_TYPES",
-    "bert_folder",
-    "chosen",
-    "model_folders",
-    "register_folders",
-    "weight_files",
-]
+from ...install import BERT, BERT_FILES, WEIGHTS, lacking_files, model_type
 
 AUTO, NO_SEGMENTER = "auto", "none: fill the boxes"
 DINO_FOLDERS, SAM_FOLDERS = ("grounding-dino", "groundingdino"), ("sams",)

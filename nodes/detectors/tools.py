@@ -1,14 +1,12 @@
 """The detectors and segmenters that an artist chooses among, by back-end; their packages are imported when they run."""
 
-from ...install import GROUNDED, TRANSFORMERS
+from ...install import DINO_TYPES, GROUNDED, SAM_TYPES, TRANSFORMERS
 from .found import Detector, Segmenter
 from .model_files import (
     AUTO,
     DINO_FOLDERS,
-    DINO_TYPES,
     NO_SEGMENTER,
     SAM_FOLDERS,
-    SAM_TYPES,
     bert_folder,
     chosen,
     model_folders,
