@@ -53,13 +53,14 @@ The other methods are the pack's baseline nodes, in their published form (benchm
 rates, which are searched, and for what makes them affordable here: ESD takes 100 of its 1,000 steps and samples in 8,
 Concept Ablation has 64 pictures ([search.md](search.md)). As in Table 1 of the paper MACE is first, ESD-u comes close
 to it (83, 84 there) and SLD is far behind. ESD, which trains for a minute where MACE takes ten seconds, keeps
-everything; it leaves synonyms, ESD-u a quarter and ESD-x more than half, and does not erase automobile, horse and ship
-everywhere. Three things are otherwise than in the paper. UCE, second there with 85, has 28: it preserves all other
-things by name, and keeps them all, but edits the class's own words, and synonyms lie far apart in this model's text
-encoder, where SD1.4's puts them near each other. Concept Ablation and Forget-Me-Not, which hardly erase anything there
-(4 and 6), erase here, and take a fifth and more than half of everything with them: their published rates hardly move
-this model, at the searched ones they train whole matrices in all four of its cross-attentions, and one class's pictures
-are all that they see. SLD and the negative prompt hardly avoid what the prompt itself asks for.
+everything; it leaves synonyms, ESD-u a quarter and ESD-x more than half, and some of the classes in part: ESD-x
+automobile, horse and ship, ESD-u automobile, frog and deer. Three things are otherwise than in the paper. UCE, second
+there with 85, has 28: it preserves all other things by name, and keeps them all, but edits the class's own words, and
+synonyms lie far apart in this model's text encoder, where SD1.4's puts them near each other. Concept Ablation and
+Forget-Me-Not, which hardly erase anything there (4 and 6), erase here, and take a fifth and more than half of
+everything with them: their published rates hardly move this model, at the searched ones they train whole matrices in
+all four of its cross-attentions, and one class's pictures are all that they see. SLD and the negative prompt hardly
+avoid what the prompt itself asks for.
 
 The targets were Acc_e at most 10, the rest within 2 points, Acc_g at most 20, H_o above 92.6 (the paper's own average
 on SD1.4). The first three are met on average; automobile costs truck, and ship an airplane. **H_o is 91, short of its

@@ -190,7 +190,8 @@ class DinoDetector:
         """About what one picture takes."""
         transformer = self._network.module.net.transformer
         layer = transformer.encoder.layers[0].self_attn
-        pixels = height * width * _scale(height, width, self.shortest, self.longest) ** 2
+        scale = _scale(height, width, self.shortest, self.longest)
+        pixels = max(LEAST_SIDE, height * scale) * max(LEAST_SIDE, width * scale)
         return of_queries(pixels, layer.embed_dim, layer.num_levels, layer.num_points, torch.float32.itemsize)
 
     def _forward(self, pictures: Tensor, caption: str) -> tuple[Tensor, Tensor]:
