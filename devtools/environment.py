@@ -41,9 +41,6 @@ class Environment:
     def variables(self) -> dict[str, str]:
         """os.environ for commands inside: the interpreter's programs first on PATH, and MACE_COMFYUI."""
         variables = dict(os.environ)
-        # glibc gives the memory of every large tensor back, and spends a tenth of all time to get it anew.
-        for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-            variables.setdefault(name, "2000000000")
         variables["MACE_COMFYUI"] = str(self.comfy)
         variables["PATH"] = os.pathsep.join([str(self.python.parent), variables.get("PATH", "")])
         if self.pinned:
