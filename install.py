@@ -106,15 +106,12 @@ def _folder_step(places: list[Path], types: tuple, needed: tuple, example: str) 
 
 
 def _bert_step(places: list[Path]) -> str | None:
+    """What to do so that one of the places is a whole BERT folder, or None when one is."""
     lacking = {place: lacking_files(place, BERT_FILES) for place in places if place.is_dir()}
-    if not all(lacking.values()) or not lacking:
-        return None if lacking else f"put the files of {BERT} ({_named(BERT_FILES)}) into {places[0]}"
-    place = next(iter(lacking))
-    return f"put {', '.join(lacking[place])} into {place}"
-
-
-def _named(needed: tuple) -> str:
-    return ", ".join(names[0] for names in needed)
+    if not lacking:
+        return f"put the files of {BERT} ({', '.join(names[0] for names in BERT_FILES)}) into {places[0]}"
+    steps = [f"put {', '.join(files)} into {place}" for place, files in lacking.items() if files]
+    return steps[0] if len(steps) == len(lacking) else None
 
 
 def mask_backends(models: Path | None) -> list[str]:

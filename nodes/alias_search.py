@@ -10,8 +10,9 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..mace.aliases import explained, nearest, with_aliases
-from ..mace.concept import merge, normalised, uncommented
+from ..mace.concept import merge, normalised
 from ..mace.images import ConceptImages
+from ..mace.subjects import parse_names
 from ..mace.tokens import fill
 from ..mace.train import stream
 from .forward import extra_inputs, noisy
@@ -50,12 +51,6 @@ class Draw:
     image: int
     timestep: int
     noise: Tensor
-
-
-def words_of(text: str) -> list[str]:
-    """Words and phrases of lines and commas, each once; text after ` #` is a comment."""
-    parts = [part for line in text.splitlines() for part in uncommented(line).split(",")]
-    return list({normalised(part): " ".join(part.split()) for part in parts if part.strip()}.values())
 
 
 def nearest_words(encoder: TextEncoder, phrase: str, count: int) -> list[str]:
@@ -162,11 +157,11 @@ def find_aliases(
     """
     encoder = TextEncoder(clip)
     encoder.check_width(model)
-    concepts, kept = [entry.concept for entry in images], words_of(s.keep)
+    concepts, kept = [entry.concept for entry in images], parse_names(s.keep)
     named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))
     tried = []
     for entry in images:
-        words = words_of(s.words) or nearest_words(encoder, entry.concept.target, s.nearest)
+        words = parse_names(s.words) or nearest_words(encoder, entry.concept.target, s.nearest)
         tried.append(encoder.fitting([word for word in words if normalised(word) not in named], entry.template.format))
     draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
     total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)

@@ -18,7 +18,6 @@ STEPS = 8
 MAPPINGS = {"airplane": "ground", "bird": "street", "cat": "forest", "deer": "street", "frog": "forest"}
 MAPPINGS |= {"horse": "forest", "ship": "ground"}
 PICTURES = dict(count=8, width=64, height=64, seed=0, steps=12, cfg=4.0, sampler_name="ddim", scheduler="normal")
-ALIASES = dict(words="", keep="", nearest=300, threshold=0.5, most=8, pictures=4, seed=0)
 AUTO_TRAIN = dict.fromkeys(("rank", "steps", "learning_rate", "loss", "end_of_text", "focus", "side_by_side"), "auto")
 AUTO_TRAIN |= dict(projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, save_memory=False)
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
@@ -84,8 +83,9 @@ class Bench:
     def find_aliases(self, work: Work) -> None:
         """Training images, and what the model itself calls the same, as aliases from here on."""
         self.draw_training_images(work)
+        usual = vars(self.host.module("nodes.alias_search").AliasSettings())
         start, seen = time.perf_counter(), dict(model=self.model, clip=self.clip, images=work.images)
-        work.concepts, work.images, _ = self.host.run("MACE_FindAliases", **seen, **ALIASES).result
+        work.concepts, work.images, _ = self.host.run("MACE_FindAliases", **seen, **usual).result
         work.seconds["find aliases"] = time.perf_counter() - start
 
     def prepare(

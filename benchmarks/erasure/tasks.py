@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.erasure.bench import STYLE, Bench
 from benchmarks.erasure.methods import BASE, FUSED, METHODS, REFINED, STAGES, Subject
@@ -84,22 +85,13 @@ def objects(bench: Bench, records: Records, plan: Plan) -> None:
         fill(bench, records, Subject(bench, [name]), questions, plan, name, METHODS)
 
 
-def aliases(bench: Bench, records: Records, plan: Plan) -> None:
-    """Each CIFAR class alone, its synonyms given as aliases."""
+def with_aliases(bench: Bench, records: Records, plan: Plan, **where: bool) -> None:
+    """Each CIFAR class alone with aliases. where: they are from, `aliases` or `found` of `Subject`."""
     for place, name in enumerate(bench.words["synonyms"]):
         if not plan.wants(name):
             continue
         questions = groups(bench, [name], share=4, offset=place % 4)
-        fill(bench, records, Subject(bench, [name], aliases=True), questions, plan, name, (REFINED, FUSED))
-
-
-def found_aliases(bench: Bench, records: Records, plan: Plan) -> None:
-    """Each CIFAR class alone, with the aliases that the model itself tells."""
-    for place, name in enumerate(bench.words["synonyms"]):
-        if not plan.wants(name):
-            continue
-        questions = groups(bench, [name], share=4, offset=place % 4)
-        fill(bench, records, Subject(bench, [name], found=True), questions, plan, name, (REFINED, FUSED))
+        fill(bench, records, Subject(bench, [name], **where), questions, plan, name, (REFINED, FUSED))
 
 
 def mixed(bench: Bench, records: Records, plan: Plan) -> None:
@@ -197,8 +189,8 @@ def summary(found: Mapping[str, Mapping]) -> str:
 
 COMPARISONS: dict[str, Callable[[Bench, Records, Plan], None]] = {
     "objects": objects,
-    "aliases": aliases,
-    "found": found_aliases,
+    "aliases": partial(with_aliases, aliases=True),
+    "found": partial(with_aliases, found=True),
     "mass": mass,
     "styles": styles,
     "mixed": mixed,
