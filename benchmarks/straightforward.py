@@ -77,6 +77,7 @@ class Merged(torch.nn.Module):
         super().__init__()
         self.network = copy.model
         self.copy, self.host_forward, self.grid_mask = copy, pack("nodes.forward"), pack("mace.attention").grid_mask
+        self.noisy = pack("nodes.predict").noisy
         state = dict(copy.model.named_parameters())
         self.weights = {key: state[key] for key in pack("nodes.unet").cross_attention_keys(copy)}
 
@@ -95,8 +96,8 @@ class Merged(torch.nn.Module):
 
     def loss(self, draw, latent, context, lora, positions, mask):
         """Eq. 3 of one draw."""
-        x, sigmas = self.host_forward.noisy(self.copy, latent, draw.noise[None], torch.tensor([draw.timestep]))
-        batch = self.host_forward.Batch(x, sigmas, context, None, None, {})
+        x, sigmas = self.noisy(self.copy, latent, draw.noise[None], [draw.timestep])
+        batch = self.host_forward.Batch(x, sigmas, context, None, None)
         weights = {f"network.{key}": self.weights[key] + up @ down for key, (up, down) in lora.items()}
         total = torch.zeros(())
         for maps, (height, width) in torch.func.functional_call(self, weights, (batch,)):

@@ -26,20 +26,48 @@ def open_host(base: Path) -> "InProcessHost":
     return InProcessHost(comfy, REPO, base, checkpoint)
 
 
+def _start_dynamic_memory() -> bool:
+    """What the host's main.py does at its start on NVIDIA; whether it worked."""
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+
+    devices = [device.index for device in comfy.model_management.get_all_torch_devices()]
+    if not comfy_aimdo.control.init_devices(devices):
+        return False
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+    return True
+
+
 class InProcessHost:
     """Imports the host once and loads the pack as the host itself does.
 
-    base: a fresh folder that becomes the host's base directory (models/, input/, output/ ...).
+    base: a fresh folder that becomes the host's base directory (models/, input/, output/ ...).  demo_checkpoint: the
+    demo model, None to go without.  cpu: on the CPU, else on the device the host chooses.  dynamic: with the memory
+    manager that the host has on NVIDIA (main.py sets it up, which is not run here), where it works.
     """
 
-    def __init__(self, comfy: Path, pack: Path, base: Path, demo_checkpoint: Path):
+    def __init__(
+        self,
+        comfy: Path,
+        pack: Path,
+        base: Path,
+        demo_checkpoint: Path | None,
+        cpu: bool = True,
+        dynamic: bool = False,
+    ):
         self.base = base
         self.demo_checkpoint = demo_checkpoint
         for name in ("custom_nodes", "models/checkpoints", "input", "output", "user"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        (base / "models/checkpoints/mace_demo.safetensors").symlink_to(demo_checkpoint)
+        if demo_checkpoint is not None:
+            (base / "models/checkpoints/mace_demo.safetensors").symlink_to(demo_checkpoint)
         sys.path.insert(0, str(comfy))
-        arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base)]
+        arguments, sys.argv = sys.argv, ["main.py", *(["--cpu"] if cpu else []), "--base-directory", str(base)]
         here = os.getcwd()
         try:
             import comfy.options
@@ -49,6 +77,7 @@ class InProcessHost:
         finally:
             sys.argv = arguments
         os.chdir(here)
+        self.dynamic = dynamic and _start_dynamic_memory()
         import comfy.sd
         import folder_paths
 

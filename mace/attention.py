@@ -30,11 +30,23 @@ def grid_mask(masks: Tensor, height: int, width: int) -> Tensor:
 def token_attention(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     """Attention probabilities [B, heads, pixels, tokens] of q [B, pixels, heads * c] and k [B, tokens, heads * c].
 
-    The softmax runs in float32 at least, whatever the model's dtype.
+    Scores and softmax run in float32 at least, whatever the model's dtype: in half precision q k^T can overflow before
+    it is scaled, and what a LoRA at the paper's rate adds to a key is less than bf16 can tell.
     """
-    q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
-    logits = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+    q, k = (_by_head(x, heads) for x in (queries, keys))
+    return ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def weighted_values(attention: Tensor, values: Tensor) -> Tensor:
+    """What attention gives, [B, pixels, heads * c], of probabilities [B, heads, pixels, tokens] and v [B, tokens,
+    heads * c]; float32 at least."""
+    return (attention @ _by_head(values, attention.shape[1])).transpose(1, 2).flatten(2)
+
+
+def _by_head(rows: Tensor, heads: int) -> Tensor:
+    """[B, n, heads * c] as [B, heads, n, c], in float32 at least."""
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return wide.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def masked_loss(attention: Tensor, tokens: Tensor, mask: Tensor, form: str = SQUARED) -> Tensor:

@@ -8,11 +8,13 @@ streams, gradient clip and optimizer state are each concept's own; which concept
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from .lora import init_pair
+from .precision import LossScale
 from .schedule import Cfis, Timesteps
 
 Stack = Mapping[str, tuple[Tensor, Tensor]]
@@ -100,13 +102,67 @@ def initial(
     return stacked
 
 
+@dataclass(frozen=True)
+class TrainState:
+    """Where one concept's training stands after some steps, on the CPU: from here it goes on as if it had not stopped.
+
+    losses: [steps so far].  pairs: (B, A) by projection.  moments: AdamW's running means of the gradient and of its
+    square, for B and for A; None where a parameter had no gradient yet.
+    """
+
+    losses: Tensor
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    moments: Mapping[str, tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]]
+
+    @property
+    def step(self) -> int:
+        """Steps made."""
+        return len(self.losses)
+
+
+def states_of(stacked: Stack, optimizer: torch.optim.AdamW, history: Sequence[Tensor]) -> list[TrainState]:
+    """The state of each concept of a stack. history: losses [C] of each step."""
+
+    def own(parameter: Tensor, c: int) -> tuple[Tensor, Tensor] | None:
+        kept = optimizer.state.get(parameter)
+        return (kept["exp_avg"][c].cpu().clone(), kept["exp_avg_sq"][c].cpu().clone()) if kept else None
+
+    losses = torch.stack(list(history))
+    return [
+        TrainState(
+            losses[:, c].clone(),
+            {key: tuple(p[c].detach().cpu().clone() for p in pair) for key, pair in stacked.items()},
+            {key: tuple(own(p, c) for p in pair) for key, pair in stacked.items()},
+        )
+        for c in range(losses.shape[1])
+    ]
+
+
+def _resume(stacked: Stack, optimizer: torch.optim.AdamW, states: Sequence[TrainState]) -> None:
+    """Put the states, all of one step, into fresh parameters and their optimizer."""
+    with torch.no_grad():
+        for key, pair in stacked.items():
+            for side, parameter in enumerate(pair):
+                parameter.copy_(torch.stack([state.pairs[key][side] for state in states]))
+                moments = [state.moments[key][side] for state in states]
+                if parameter.requires_grad and all(moments):
+                    mean, square = (torch.stack(part).to(parameter) for part in zip(*moments, strict=True))
+                    step = torch.tensor(float(states[0].step))
+                    optimizer.state[parameter] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+
+
+def gradients(stacked: Stack) -> list[Tensor]:
+    """The gradients [C, ...] of the parameters that have one."""
+    return [p.grad for pair in stacked.values() for p in pair if p.grad is not None]
+
+
 def clip_per_concept(stacked: Stack, limit: float) -> Tensor:
     """Scale each concept's gradient to a norm of at most `limit` over all its parameters; returns the norms, [C]."""
-    gradients = [p.grad for pair in stacked.values() for p in pair if p.grad is not None]
-    norms = torch.stack([g.flatten(1).square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
+    found = gradients(stacked)
+    norms = torch.stack([g.flatten(1).square().sum(dim=1) for g in found]).sum(dim=0).sqrt()
     # As torch's own clip: the small term keeps a gradient of 0 at 0.
     scale = (limit / (norms + 1e-6)).clamp_max(1.0)
-    for gradient in gradients:
+    for gradient in found:
         gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
     return norms
 
@@ -118,33 +174,71 @@ def train(
     settings: TrainSettings,
     report: Callable[[int, Tensor], None] = lambda step, losses: None,
     directions: Sequence[Tensor] | None = None,
+    states: Sequence[TrainState] | None = None,
+    keep: Callable[[list[TrainState]], None] = lambda states: None,
+    keep_every: int = 0,
+    computes_in: torch.dtype = torch.float32,
     **options,
 ) -> tuple[list[dict[str, tuple[Tensor, Tensor]]], Tensor]:
     """Train one LoRA a concept; returns (a LoRA a concept: (B, A) by projection; losses [steps, C]).
 
     losses_of: (one draw a concept, the stacked LoRAs) -> Eq. 3's loss of each concept [C], differentiable in
     the LoRAs, sample c in those of concept c alone. report(step, losses [C]) is called after each step and may
-    raise to stop: nothing but the parameters made here was changed. directions: see `initial`. options: dtype and
-    device of the parameters. Raises ValueError when a loss is not finite.
+    raise to stop: nothing but the parameters made here was changed. directions: see `initial`. states: of all
+    concepts, of one and the same step, to go on from.  keep(states) is called every `keep_every` steps (0: never) and
+    when training is stopped, except after the last step.  computes_in: the model's dtype (see mace.precision).
+    options: dtype and device of the parameters. Raises ValueError when a loss or a gradient is not finite.
     """
     stacked = initial(examples, shapes, settings, directions, **options)
     parameters = [p for pair in stacked.values() for p in pair if p.requires_grad]
     # Elementwise, so one optimizer over the stack is one optimizer a concept.
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    history = []
-    for step, drawn in enumerate(zip(*(draws(example, settings) for example in examples), strict=True), start=1):
-        losses = losses_of(list(drawn), stacked)
-        if not torch.isfinite(losses).all():
-            names = [e.name for e, loss in zip(examples, losses, strict=True) if not torch.isfinite(loss)]
-            raise ValueError(f"the loss of {', '.join(names)} is not finite in step {step}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        clip_per_concept(stacked, settings.clip)
-        optimizer.step()
-        history.append(losses.detach().cpu())
-        report(step, history[-1])
+    history: list[Tensor] = []
+    if states:
+        _resume(stacked, optimizer, states)
+        history = list(torch.stack([state.losses for state in states], dim=1))
+    scale = LossScale(len(examples), computes_in, parameters[0].device)
+    drawn_by_step = zip(*(draws(example, settings) for example in examples), strict=True)
+    first = len(history) + 1
+    try:
+        for step, drawn in enumerate(islice(drawn_by_step, first - 1, None), start=first):
+            losses = _backward(examples, losses_of, list(drawn), stacked, optimizer, scale, settings.clip, step)
+            optimizer.step()
+            history.append(losses.detach().cpu())
+            report(step, history[-1])
+            if keep_every and step % keep_every == 0 and step < settings.steps:
+                keep(states_of(stacked, optimizer, history))
+    except ValueError:
+        raise
+    except BaseException:
+        # Between two steps, or before the parameters of one were touched.
+        if keep_every and first <= len(history) < settings.steps:
+            keep(states_of(stacked, optimizer, history))
+        raise
     trained = [
         {key: (up[c].detach().clone(), down[c].detach().clone()) for key, (up, down) in stacked.items()}
         for c in range(len(examples))
     ]
     return trained, torch.stack(history)
+
+
+def _backward(examples, losses_of, drawn, stacked, optimizer, scale: LossScale, clip: float, step: int) -> Tensor:
+    """One step's losses [C], with clipped gradients in the parameters. See `train` for the rest."""
+    while True:
+        losses = losses_of(drawn, stacked)
+        if not torch.isfinite(losses).all():
+            raise ValueError(_not_finite("loss", examples, losses, step))
+        optimizer.zero_grad(set_to_none=True)
+        scale.scaled(losses).backward()
+        scale.unscale(gradients(stacked))
+        norms = clip_per_concept(stacked, clip)
+        try:
+            if scale.fits(norms):
+                return losses
+        except ValueError:
+            raise ValueError(_not_finite("gradient", examples, norms, step)) from None
+
+
+def _not_finite(what: str, examples: Sequence[Example], values: Tensor, step: int) -> str:
+    names = ", ".join(e.name for e, value in zip(examples, values, strict=True) if not torch.isfinite(value))
+    return f"the {what} of {names} is not finite in step {step}; lower the learning rate"

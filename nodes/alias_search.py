@@ -15,9 +15,9 @@ from ..mace.images import ConceptImages
 from ..mace.subjects import parse_names
 from ..mace.tokens import fill
 from ..mace.train import stream
-from .forward import extra_inputs, noisy
 from .loss_progress import send_text
 from .networks import in_batches
+from .predict import noisy, predict
 from .text import TextEncoder, chunks
 
 # Where the outline of a thing is decided: with less noise any words do, with more none help.
@@ -102,13 +102,10 @@ def _errors(model, latents, contexts, pooled, draws, step) -> list[Tensor]:
         for draw in draws:
             model_management.throw_exception_if_processing_interrupted()
             clean = latents[draw.image : draw.image + 1].to(device, torch.float32)
-            x, sigmas = noisy(model, clean, draw.noise.to(device), torch.tensor([draw.timestep]))
-            same = [tensor.expand(len(part), *tensor.shape[1:]) for tensor in (x, sigmas, clean)]
-            extra = extra_inputs(model, same[2], None if pooled is None else pooled[part].to(device))
-            options = model.model_options["transformer_options"].copy()
-            seen = model.model.apply_model(
-                same[0], same[1], c_crossattn=contexts[part].to(device), transformer_options=options, **extra
-            )
+            x, sigmas = noisy(model, clean, draw.noise.to(device), [draw.timestep])
+            x, sigmas = (tensor.expand(len(part), *tensor.shape[1:]) for tensor in (x, sigmas))
+            own = None if pooled is None else pooled[part].to(device)
+            seen = predict(model, x, sigmas, contexts[part].to(device), own)
             # What is wrong in the picture is sigma times what is wrong in the noise.
             wrong = (seen.float() - model.model.process_latent_in(clean)) / sigmas.view(-1, 1, 1, 1)
             rows.append(wrong.double().square().flatten(1).mean(dim=1).cpu())

@@ -6,10 +6,11 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
-from ..mace.attention import token_attention
+from ..mace.attention import token_attention, weighted_values
 from ..mace.masks import average_maps
 from ..mace.train import stream
-from .forward import Batch, extra_inputs, noisy, patched_forward
+from .forward import Batch, patched_forward
+from .predict import noisy
 
 # Late in sampling things have their place and their outline; where all is noise nothing has.
 TIMESTEPS = (100, 250, 400)
@@ -25,14 +26,12 @@ class _Watch:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         height, width = options["activations_shape"][-2:]
-        heads = options["n_heads"]
-        attention = token_attention(q, k, heads)
+        attention = token_attention(q, k, options["n_heads"])
         chosen = (attention * self.tokens.to(attention)[:, None, None, :]).sum(dim=-1)
         self.map = chosen.mean(dim=1).unflatten(1, (height, width))
         if self.chained is not None:
             return self.chained(q, k, v, options)
-        values = v.unflatten(-1, (heads, -1)).transpose(1, 2)
-        return (attention.to(v.dtype) @ values).transpose(1, 2).flatten(2)
+        return weighted_values(attention, v).to(q.dtype)
 
 
 def concept_maps(
@@ -63,13 +62,13 @@ def _maps(model, latents, context, positions, pooled, generator, timesteps) -> T
     tokens[:, list(positions)] = 1
     latents = latents.to(device, torch.float32)
     contexts = context.to(device)[None].expand(count, -1, -1)
-    extra = extra_inputs(model, latents, pooled)
+    repeated = None if pooled is None else pooled.to(device).expand(count, -1)
     total = []
     for timestep in timesteps:
         model_management.throw_exception_if_processing_interrupted()
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        x, sigmas = noisy(model, latents, noise, torch.full((count,), timestep))
-        batch = Batch(x, sigmas, contexts, tokens, torch.empty(0), extra)
+        x, sigmas = noisy(model, latents, noise, [timestep] * count)
+        batch = Batch(x, sigmas, contexts, tokens, torch.empty(0), repeated)
         layers = patched_forward(model, batch, lambda where, chained: _Watch(tokens, chained))
         total.append(average_maps([layer.map for layer in layers]))
     return torch.stack(total).mean(dim=0).cpu()

@@ -2,21 +2,25 @@
 
 Nothing of the host is replaced and no weight is touched: keys and values get each sample's LoRA in the attn2
 replace patch, where the attention to the concept's tokens is at hand too. Only their loss is kept, not the maps.
+
+Precision, whatever dtype the model computes in: keys and values with their LoRA, scores, softmax and loss are float32
+(there are 77 keys, so that costs next to nothing); what goes back into the model has its dtype. In fp16 the caller
+scales the loss (see mace.precision), since small gradients vanish there.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from comfy import model_management
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from ..mace.attention import grid_mask, masked_loss, token_attention
+from ..mace.attention import grid_mask, masked_loss, token_attention, weighted_values
 from ..mace.lora import per_sample
 from ..mace.train import Stack
+from .predict import predict
 from .unet import cross_attention_keys
 
 _PLACE = re.compile(r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.")
@@ -32,15 +36,17 @@ def place(key: str) -> tuple[str, int, int]:
 
 
 @contextmanager
-def trainable_copy(model) -> Iterator:
+def trainable_copy(model, memory: float = 0.0) -> Iterator:
     """A copy of MODEL that autograd can run through: its own weights, frozen, with all patches baked in, loaded.
 
-    The host's weights are inference tensors, which cannot take part in a backward pass. The copy leaves the
-    device when the block ends, however it ends. Raises ValueError when the host cannot copy the model.
+    The host's weights are inference tensors, which cannot take part in a backward pass; and its dynamic memory manager
+    takes weights off the device after each layer, while autograd still needs them. memory: bytes to make room for
+    beside the copy. The copy leaves the device when the block ends, however it ends. Raises ValueError when the host
+    cannot copy the model.
     """
     with torch.inference_mode(False), torch.enable_grad():
         try:
-            copy = model.clone(force_deepcopy=True)
+            copy = model.clone(disable_dynamic=True, force_deepcopy=True)
         except (RuntimeError, OSError) as error:
             raise ValueError(
                 f"the model cannot be copied for training: {error}. Load it with a checkpoint loader whose file is "
@@ -50,62 +56,62 @@ def trainable_copy(model) -> Iterator:
         before = model_management.in_training
         model_management.in_training = True
         try:
-            model_management.load_models_gpu([copy], force_full_load=True)
+            load(copy, memory)
             yield copy
         finally:
             model_management.in_training = before
             copy.detach()
 
 
+def load(copy, memory: float = 0.0) -> None:
+    """The copy on its device as a whole, with room for `memory` bytes beside it; other models make way."""
+    model_management.load_models_gpu([copy], memory_required=memory, force_full_load=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One sample a concept. latents: noisy x_t [C, ch, h, w] in the host's scale for `sigmas` [C].  contexts: text
-    embeddings [C, N, d].  tokens: 1 at the positions of S in Eq. 3, [C, N].  masks: [C, H, W] in 0..1.  extra: what
-    the family's forward takes besides (such as SDXL's y [C, ...])."""
+    embeddings [C, N, d].  tokens: 1 at the positions of S in Eq. 3, [C, N].  masks: [C, H, W] in 0..1, on the CPU.
+    pooled: pooled text [C, c], None where the model reads none."""
 
     latents: Tensor
     sigmas: Tensor
     contexts: Tensor
     tokens: Tensor
     masks: Tensor
-    extra: Mapping[str, Tensor]
+    pooled: Tensor | None = None
+    _grids: dict = field(default_factory=dict, repr=False)
+
+    def grid(self, height: int, width: int) -> Tensor:
+        """The masks on a layer's grid, [C, height * width]; made once a batch."""
+        if (height, width) not in self._grids:
+            # On the CPU, since not every device pools to sizes that do not divide.
+            self._grids[height, width] = grid_mask(self.masks.cpu(), height, width).to(self.latents.device)
+        return self._grids[height, width]
 
 
 class _Layer:
     """The attn2 replace patch of one cross-attention."""
 
-    def __init__(self, batch: Batch, loras: dict[str, tuple[Tensor, Tensor]], form: str, save: bool, chained):
-        self.batch, self.loras, self.form, self.save, self.chained = batch, loras, form, save, chained
+    def __init__(self, batch: Batch, loras: dict[str, tuple[Tensor, Tensor]], form: str, chained):
+        self.batch, self.loras, self.form, self.chained = batch, loras, form, chained
         self.loss: Tensor | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        height, width = options["activations_shape"][-2:]
-        mask = grid_mask(self.batch.masks, height, width).to(q.device)
-        heads = options["n_heads"]
-        flat = [x for pair in self.loras.values() for x in pair]
-        if self.save:
-            # Inside the patch, so that the host's running block numbers, which it changes in place, play no part.
-            out, self.loss = checkpoint(self._run, q, k, v, mask, heads, *flat, use_reentrant=False)
-        else:
-            out, self.loss = self._run(q, k, v, mask, heads, *flat)
+        keys, values = self._with_lora("k", k), self._with_lora("v", v)
+        attention = token_attention(q, keys, options["n_heads"])
+        mask = self.batch.grid(*options["activations_shape"][-2:])
+        self.loss = masked_loss(attention, self.batch.tokens.to(attention), mask.to(attention), self.form)
         if self.chained is not None:
-            keys, values = self._projected(k, v, flat)
-            out = self.chained(q, keys, values, options)
-        return out
+            return self.chained(q, keys.to(k.dtype), values.to(v.dtype), options)
+        return weighted_values(attention, values).to(q.dtype)
 
-    def _projected(self, k: Tensor, v: Tensor, flat) -> tuple[Tensor, Tensor]:
-        pairs = dict(zip(self.loras, zip(flat[::2], flat[1::2], strict=True), strict=True))
-        context = self.batch.contexts.to(k.device)
-        added = {kind: per_sample(context, up, down).to(k.dtype) for kind, (up, down) in pairs.items()}
-        return k + added.get("k", 0), v + added.get("v", 0)
-
-    def _run(self, q, k, v, mask, heads, *flat) -> tuple[Tensor, Tensor]:
-        keys, values = self._projected(k, v, flat)
-        attention = token_attention(q, keys, heads)
-        loss = masked_loss(attention, self.batch.tokens.to(attention), mask.to(attention), self.form)
-        spread = values.unflatten(-1, (heads, -1)).transpose(1, 2)
-        out = (attention.to(values.dtype) @ spread).transpose(1, 2).flatten(2)
-        return out, loss
+    def _with_lora(self, kind: str, projected: Tensor) -> Tensor:
+        """Keys or values with each sample's LoRA, in float32 at least."""
+        wide = projected.to(torch.promote_types(projected.dtype, torch.float32))
+        if kind not in self.loras:
+            return wide
+        return wide + per_sample(self.batch.contexts.to(wide), *self.loras[kind])
 
 
 def patched_forward(model, batch: Batch, make) -> list:
@@ -114,48 +120,25 @@ def patched_forward(model, batch: Batch, make) -> list:
     make(place, chained) gives a layer's patch; chained: another pack's patch there, or None. The model's own options
     are left as they are.
     """
-    options = model.model_options["transformer_options"].copy()
-    replaced = {name: dict(group) for name, group in options.get("patches_replace", {}).items()}
-    attn2 = replaced.setdefault("attn2", {})
     ours = {}
-    for where in dict.fromkeys(place(key) for key in cross_attention_keys(model)):
-        ours[where] = make(where, attn2.get(where, attn2.get(where[:2])))
-    attn2.update(ours)
-    options["patches_replace"] = replaced
-    model.model.apply_model(
-        batch.latents, batch.sigmas, c_crossattn=batch.contexts, transformer_options=options, **batch.extra
-    )
+
+    def replace(attn2: dict) -> None:
+        for where in dict.fromkeys(place(key) for key in cross_attention_keys(model)):
+            ours[where] = make(where, attn2.get(where, attn2.get(where[:2])))
+        attn2.update(ours)
+
+    predict(model, batch.latents, batch.sigmas, batch.contexts, batch.pooled, replace)
     return list(ours.values())
 
 
-def losses(copy, batch: Batch, stacked: Stack, form: str, save_memory: bool = False) -> Tensor:
+def losses(copy, batch: Batch, stacked: Stack, form: str) -> Tensor:
     """Eq. 3's loss of each sample, [C], summed over all cross-attention layers of one forward pass.
 
     copy: from `trainable_copy`.  stacked: (B [C, d_out, r], A [C, r, d]) by projection; sample c uses pair c.
-    form: one of mace.attention.LOSSES.  save_memory: recompute each attention in the backward pass.
+    form: one of mace.attention.LOSSES.
     """
     loras: dict[tuple, dict[str, tuple[Tensor, Tensor]]] = {}
     for key, pair in stacked.items():
         loras.setdefault(place(key), {})["k" if ".to_k." in key else "v"] = pair
-    layers = patched_forward(
-        copy, batch, lambda where, chained: _Layer(batch, loras.get(where, {}), form, save_memory, chained)
-    )
+    layers = patched_forward(copy, batch, lambda where, chained: _Layer(batch, loras.get(where, {}), form, chained))
     return torch.stack([layer.loss for layer in layers]).sum(dim=0)
-
-
-def noisy(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """(x_t in the host's scale, sigmas [B]) of latents [B, ch, h, w] in the VAE's scale at timesteps [B]."""
-    sampling = model.model.model_sampling
-    sigmas = sampling.sigma(timesteps.to(latents.device, torch.float32))
-    scaled = model.model.process_latent_in(latents)
-    shaped = sigmas.view(-1, *[1] * (latents.dim() - 1))
-    # The host adds the latents into the noise in place.
-    return sampling.noise_scaling(shaped, noise.clone(), scaled), sigmas
-
-
-def extra_inputs(model, latents: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
-    """What the family's forward takes besides the text: SDXL's y, of the pooled text and the picture's size."""
-    factor = model.get_model_object("latent_format").spacial_downscale_ratio
-    height, width = (side * factor for side in latents.shape[-2:])
-    y = model.model.encode_adm(device=latents.device, noise=latents, pooled_output=pooled, width=width, height=height)
-    return {} if y is None else {"y": y.to(latents.device).expand(len(latents), -1)}

@@ -69,6 +69,13 @@ class LossProgress:
         self.bar.update_absolute(self.bar.current + len(names), preview=preview)
 
 
+def duration(seconds: float) -> str:
+    """A time in words, rounded as an estimate is read."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def listed(names: Sequence[str]) -> str:
     """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")

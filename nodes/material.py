@@ -11,7 +11,8 @@ from ..mace.focus import directions, selected_moment
 from ..mace.images import ConceptImages
 from ..mace.tokens import fill
 from ..mace.train import Stack
-from .forward import Batch, extra_inputs, losses, noisy
+from .forward import Batch, losses
+from .predict import noisy
 from .text import TextEncoder, chunks
 
 
@@ -54,28 +55,25 @@ def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_
     return Material(images.latents, masks, contexts, tokens, own, pooled_text)
 
 
-def loss_function(copy, materials: Sequence[Material], form: str, save_memory: bool):
-    """Eq. 3's losses of one draw a concept, as `mace.train.train` asks for them. form, save_memory: see `losses`."""
+def loss_function(copy, materials: Sequence[Material], form: str):
+    """Eq. 3's losses of one draw a concept, as `mace.train.train` asks for them. form: see `losses`."""
     device = copy.load_device
 
     def losses_of(drawn, stacked: Stack) -> Tensor:
         def gather(name: str, place: str) -> Tensor:
             rows = [getattr(m, name)[getattr(d, place)] for m, d in zip(materials, drawn, strict=True)]
-            return torch.stack(rows).to(device)
+            return torch.stack(rows)
 
-        latents = gather("latents", "image")
         noise = torch.stack([d.noise for d in drawn]).to(device)
-        timesteps = torch.tensor([d.timestep for d in drawn])
-        x, sigmas = noisy(copy, latents, noise, timesteps)
-        pooled = None if materials[0].pooled is None else gather("pooled", "prompt")
+        x, sigmas = noisy(copy, gather("latents", "image").to(device), noise, [d.timestep for d in drawn])
         batch = Batch(
             x,
             sigmas,
-            gather("contexts", "prompt"),
-            gather("tokens", "prompt"),
+            gather("contexts", "prompt").to(device),
+            gather("tokens", "prompt").to(device),
             gather("masks", "image"),
-            extra_inputs(copy, latents, pooled),
+            None if materials[0].pooled is None else gather("pooled", "prompt").to(device),
         )
-        return losses(copy, batch, stacked, form, save_memory)
+        return losses(copy, batch, stacked, form)
 
     return losses_of

@@ -18,7 +18,7 @@ from .loss_progress import LossProgress
 from .mask_making import fitted, whole_image, without_skipped
 from .refine import AUTO
 from .save_loras import slug
-from .training import Trainer, TrainOptions
+from .training import Trainer, TrainOptions, Work
 from .types import CATEGORY, ImagesType, LorasType
 from .unet import PROJECTIONS, REFINEMENT
 
@@ -56,11 +56,16 @@ def train_loras(
 
     trainer = Trainer(model, clip, options, refinement, report)
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
-    found = {key: lora for key in keys if (lora := trainer.known(key)) is not None}
-    work = [(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
+    kept = {key: trainer.known(key) for key in keys}
+    found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
+    work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
     progress.skip(sum(count for key, count in zip(keys, steps, strict=True) if key in found))
     trained = trainer.run(work)
     lines = [f"{len(trained)} LoRAs trained, {len(found)} of {len(images)} kept from before"]
+    read = sum(from_disk for _, from_disk in kept.values())
+    if read:
+        lines.append(f"{read} of them read from disk")
+    lines += trainer.lines
     if refinement is None:
         lines.append("the model is not refined: connect CFR Refine's model, since MACE trains on it")
     else:
@@ -187,20 +192,29 @@ class TrainErasureLora(io.ComfyNode):
                     "side_by_side",
                     default=AUTO,
                     advanced=True,
-                    tooltip="Concepts in one forward pass. auto: what the free memory is likely to hold, at most 32. "
-                    "The result is the same for any number.",
+                    tooltip="Concepts in one forward pass. auto: one is measured, and as many train as the free memory "
+                    "holds, at most 32. The result is the same for any number.",
                 ),
                 io.Boolean.Input(
                     "save_memory",
                     default=False,
                     advanced=True,
-                    tooltip="Recompute attention in the backward pass (gradient checkpointing): less memory, slower.",
+                    tooltip="Compute the model's blocks a second time in the backward pass (gradient checkpointing): a "
+                    "quarter of the memory, a third slower. Off: only where one concept does not fit without.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
                     tooltip="From Mask Concept or any node, one for each image in order; an image with an empty mask "
                     "is skipped. Without: the whole image.",
+                ),
+                io.Boolean.Input(
+                    "again",
+                    optional=True,
+                    default=False,
+                    advanced=True,
+                    tooltip="Train again what was trained before. LoRAs are kept on disk by everything they depend on, "
+                    "also when ComfyUI is restarted; training that was stopped goes on from its last 25th step.",
                 ),
             ],
             outputs=[
@@ -259,6 +273,7 @@ class TrainErasureLora(io.ComfyNode):
         side_by_side,
         save_memory,
         masks=None,
+        again=False,
     ) -> io.NodeOutput:
         chosen = PRESETS[preset]
         options = TrainOptions(
@@ -269,6 +284,7 @@ class TrainErasureLora(io.ComfyNode):
             projections=projections,
             seed=seed,
             save_memory=save_memory,
+            again=again,
             focus=chosen.focus if focus == AUTO else focus == "yes",
             by_type=chosen.lora,
         )

@@ -1,6 +1,7 @@
 """Training erasure LoRAs on the host's model: groups that fit in memory, and the store of what is trained."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -15,19 +16,23 @@ from ..mace.prior import PROBE_TOLERANCE, probe_distance
 from ..mace.refine import Refinement
 from ..mace.schedule import Cfis, Timesteps
 from ..mace.settings import LoraRow, auto_lora
-from ..mace.train import Example, TrainSettings, train
+from ..mace.train import Example, TrainSettings, TrainState, draws, initial, train
+from . import lora_store
 from .content import base_of, content_sha256, refinement_digest, training_key
-from .forward import trainable_copy
-from .material import loss_function, material
+from .family import res_blocks
+from .forward import load, trainable_copy
+from .loss_progress import duration, send_text
+from .material import Material, loss_function, material
+from .memory import how_many_fit, make_way, measure
+from .recompute import recomputed_blocks
 from .store import ContentStore
 from .text import TextEncoder
 from .unet import cross_attention_keys, reading
 
-# A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL.
 LORA_STORE_BYTES = 512 << 20
 MOST_SIDE_BY_SIDE = 32
-# Backward keeps the activations that the host's estimate for sampling counts once; with recomputing, fewer.
-TRAINING_MEMORY, RECOMPUTING_MEMORY = 6.0, 4.0
+# Steps between two states on disk: what a killed process loses at the most.
+KEEP_EVERY = 25
 
 _store = ContentStore(LORA_STORE_BYTES)
 
@@ -38,7 +43,8 @@ class TrainOptions:
 
     form: one of mace.attention.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     projections: "both", "keys" or "values".  side_by_side: concepts in one forward pass, None for what memory holds.
-    save_memory: recompute attention in the backward pass.  focus: whether A is that of mace.focus.
+    save_memory: recompute the blocks in the backward pass; else only where one concept alone does not fit without.
+    again: whether LoRAs and states that are kept are passed over.  focus: whether A is that of mace.focus.
     """
 
     rank: int | None = None
@@ -51,6 +57,7 @@ class TrainOptions:
     seed: int = 0
     side_by_side: int | None = None
     save_memory: bool = False
+    again: bool = False
     focus: bool = False
     by_type: Callable[[str], LoraRow] = auto_lora
 
@@ -85,14 +92,18 @@ class TrainOptions:
         }
 
 
-def how_many(copy, latent_shape: Sequence[int], options: TrainOptions) -> int:
-    """Concepts to train side by side: as asked for, or as many as the free memory is likely to hold."""
-    if options.side_by_side:
-        return options.side_by_side
-    factor = RECOMPUTING_MEMORY if options.save_memory else TRAINING_MEMORY
-    each = factor * copy.model.memory_required([1, *latent_shape])
-    free = model_management.get_free_memory(copy.load_device)
-    return int(min(max(free * 0.8 / max(each, 1), 1), MOST_SIDE_BY_SIDE))
+@dataclass(frozen=True)
+class Work:
+    """One LoRA to train: its key, its images and their masks [n, H, W]."""
+
+    key: str
+    images: ConceptImages
+    masks: Tensor
+
+    @property
+    def name(self) -> str:
+        """The concept's target."""
+        return self.images.concept.target
 
 
 class Trainer:
@@ -111,7 +122,12 @@ class Trainer:
         self.keys = cross_attention_keys(model, options.projections)
         state = model.model.state_dict()
         self.shapes = {key: tuple(state[key].shape) for key in self.keys}
+        self.lines: list[str] = []
         self._base = training_key(model)
+        self._blocks = res_blocks(model)
+        self._disk = lora_store.store()
+        # What is known of memory as the run goes on: whether blocks are recomputed, and how many fit.
+        self._recompute, self._most, self._each = options.save_memory, MOST_SIDE_BY_SIDE, 0
         # Also when the distance is not a number.
         if refinement is not None and not (
             probe_distance(self.encoder.fingerprint, refinement.fingerprint) <= PROBE_TOLERANCE
@@ -138,12 +154,20 @@ class Trainer:
         text = self.encoder.content(*concept.phrases, concept.mapping)
         return content_sha256(self._base, text, concept, concept.prompts, images.latents, masks, record)
 
-    def known(self, key: str) -> ErasureLora | None:
-        """The LoRA trained before under this key."""
-        return _store.get(key)
+    def known(self, key: str) -> tuple[ErasureLora | None, bool]:
+        """(the LoRA trained before under this key or None, whether it was read from disk)."""
+        if self.options.again:
+            return None, False
+        found = _store.get(key)
+        if found is not None:
+            return found, False
+        found = self._disk.lora(key)
+        if found is not None:
+            _keep(key, found)
+        return found, found is not None
 
-    def run(self, work: Sequence[tuple[str, ConceptImages, Tensor]]) -> dict[str, ErasureLora]:
-        """LoRAs by key of (key, images, masks). Each group goes into the store when it is done.
+    def run(self, work: Sequence[Work]) -> dict[str, ErasureLora]:
+        """LoRAs by key. Each group goes into the store when it is done, and where it stands every KEEP_EVERY steps.
 
         Raises the host's interrupt between two steps, and its out-of-memory error with advice when one concept alone
         does not fit. Nothing of the host is changed either way.
@@ -151,83 +175,167 @@ class Trainer:
         done: dict[str, ErasureLora] = {}
         if not work:
             return done
+        # Concepts of one group have the same settings and stand at the same step.
+        queue: dict[tuple[TrainSettings, int], list[tuple[Work, TrainState | None]]] = {}
+        for item in work:
+            if self.options.again:
+                self._disk.forget(item.key)
+            state = self._disk.state(item.key)
+            settings = self.options.settings(item.images.concept.type)
+            queue.setdefault((settings, state.step if state else 0), []).append((item, state))
+        resumed = {step: len(items) for (_, step), items in queue.items() if step}
+        self.lines += [f"{count} go on from step {step}" for step, count in sorted(resumed.items())]
         with trainable_copy(self.model) as copy:
-            groups: dict[TrainSettings, list] = {}
-            for item in work:
-                groups.setdefault(self.options.settings(item[1].concept.type), []).append(item)
-            size = how_many(copy, work[0][1].latents.shape[1:], self.options)
-            queue = [
-                (settings, items[start : start + size])
-                for settings, items in groups.items()
-                for start in range(0, len(items), size)
-            ]
-            while queue:
-                settings, items = queue.pop(0)
-                trained = self._group(copy, settings, items)
-                if trained is None:
-                    half = len(items) // 2
-                    queue[:0] = [(settings, items[:half]), (settings, items[half:])]
-                    continue
-                for (key, _, _), lora in zip(items, trained, strict=True):
-                    size_of = sum(t.numel() * t.element_size() for pair in lora.lora.values() for t in pair)
-                    _store.put(key, lora, size_of)
-                    done[key] = lora
+            if self.options.side_by_side:
+                self._most = self.options.side_by_side
+            else:
+                self._plan(copy, work)
+            for (settings, step), items in queue.items():
+                done |= self._groups(copy, settings, step, items)
+        if self._disk.problem:
+            self.lines.append(self._disk.problem)
         return done
 
-    def _group(self, copy, settings: TrainSettings, items: Sequence) -> list[ErasureLora] | None:
-        """LoRAs of concepts side by side; None when they did not fit in memory and fewer may."""
-        names = [images.concept.target for _, images, _ in items]
+    def _groups(self, copy, settings: TrainSettings, step: int, items: Sequence) -> dict[str, ErasureLora]:
+        """LoRAs of (work, state) of the same settings at the same step, in groups that fit."""
+        done: dict[str, ErasureLora] = {}
+        while items:
+            group, items = items[: self._most], items[self._most :]
+            trained = self._group(copy, settings, step, group)
+            if trained is None:
+                reached = [(item, self._disk.state(item.key)) for item, _ in group]
+                steps = {state.step if state else 0 for _, state in reached}
+                # Where the disk keeps nothing all stand where they stood.
+                again = reached if len(steps) == 1 else group
+                done |= self._groups(copy, settings, steps.pop() if len(steps) == 1 else step, again)
+                continue
+            for (item, _), lora in zip(group, trained, strict=True):
+                _keep(item.key, lora)
+                self._disk.put_lora(item.key, lora, self._blocks)
+                done[item.key] = lora
+        return done
+
+    def _plan(self, copy, work: Sequence[Work]) -> None:
+        """Measure one step of one concept, decide how many train side by side, and say so."""
+        first = work[0]
+        settings = self.options.settings(first.images.concept.type)
+        own, *_ = self._materials([first])
+        example = _example(first, own)
+        drawn = next(draws(example, settings))
+        stacked = initial([example], self.shapes, settings, dtype=torch.float32, device=copy.load_device)
+        losses_of = loss_function(copy, [own], self.options.form)
+        make_way(copy)
+
+        def step() -> None:
+            losses_of([drawn], stacked).sum().backward()
+
+        send_text("measuring what one concept takes")
+        found = self._without_full_memory(copy, first.name, lambda: measure(copy.load_device, step))
+        if found is None:
+            return self._plan(copy, work)
+        self._each = found.memory
+        self._most = min(how_many_fit(copy.load_device, found.memory, self._most), len(work))
+        steps = sum(self.options.settings(item.images.concept.type).steps for item in work)
+        line = (
+            f"{len(work)} concepts, {self._most} side by side, {self._most * found.memory / 1e9:.1f} GB beside the "
+            f"model, {duration(steps * found.seconds)} at most"
+        )
+        send_text(line)
+        self.lines.append(line)
+
+    def _without_full_memory(self, copy, name: str, run: Callable):
+        """What run() gives; None where memory did not hold one concept and blocks are recomputed from now on."""
         try:
-            return self._train(copy, settings, items, names)
+            with self._memory_mode(copy):
+                return run()
         except Exception as error:
             model_management.raise_non_oom(error)
-            model_management.soft_empty_cache()
-            if len(items) == 1:
+            if self._recompute:
                 raise RuntimeError(
-                    f"out of memory while training {names[0]!r} alone: turn on save_memory, or use smaller images"
+                    f"out of memory while training {name!r} alone, with save_memory on: use smaller images"
                 ) from error
+        model_management.soft_empty_cache()
+        self._recompute = True
+        self.lines.append("one concept does not fit without save_memory: it is on")
         return None
 
-    def _train(self, copy, settings: TrainSettings, items: Sequence, names: list[str]) -> list[ErasureLora]:
+    def _memory_mode(self, copy) -> AbstractContextManager:
+        return recomputed_blocks(copy.model) if self._recompute else nullcontext()
+
+    def _group(self, copy, settings: TrainSettings, step: int, group: Sequence) -> list[ErasureLora] | None:
+        """LoRAs of concepts side by side; None when they did not fit, and fewer are to be tried."""
+        items = [item for item, _ in group]
+        states = [state for _, state in group] if step else None
+        if len(items) == 1:
+            return self._without_full_memory(copy, items[0].name, lambda: self._train(copy, settings, items, states))
+        try:
+            with self._memory_mode(copy):
+                return self._train(copy, settings, items, states)
+        except Exception as error:
+            model_management.raise_non_oom(error)
+        # Behind the except block, whose traceback holds the tensors; and never again as many in this run.
+        model_management.soft_empty_cache()
+        self._most = max(len(items) // 2, 1)
+        self.lines.append(f"{len(items)} side by side did not fit; {self._most} from there on")
+        return None
+
+    def _materials(self, items: Sequence[Work]) -> list[Material]:
         with torch.inference_mode():
             encoded = [
-                material(self.encoder, images, masks, self.options.end_of_text, self.pooled)
-                for _, images, masks in items
+                material(self.encoder, item.images, item.masks, self.options.end_of_text, self.pooled) for item in items
             ]
-        materials = [entry.clone() for entry in encoded]
+        return [entry.clone() for entry in encoded]
+
+    def _train(
+        self, copy, settings: TrainSettings, items: Sequence[Work], states: Sequence[TrainState] | None
+    ) -> list[ErasureLora]:
+        names = [item.name for item in items]
+        materials = self._materials(items)
         focus = None
         if self.options.focus and self.can_focus:
             caption, device = self.refinement.prior.mean.clone(), self.model.load_device
             focus = [entry.directions(caption, settings.rank, device, self.metric) for entry in materials]
-        examples = [
-            Example(name, len(m.latents), len(m.contexts), tuple(m.latents.shape[1:]))
-            for name, m in zip(names, materials, strict=True)
-        ]
         # Encoding may have moved the copy off the device.
-        model_management.load_models_gpu([copy], force_full_load=True)
+        load(copy, self._each * len(items))
 
         def report(step: int, values: Tensor) -> None:
             model_management.throw_exception_if_processing_interrupted()
             self.report(names, step, values)
 
+        def keep(reached: Sequence[TrainState]) -> None:
+            for item, state in zip(items, reached, strict=True):
+                self._disk.put_state(item.key, state)
+
         trained, history = train(
-            examples,
+            [_example(item, own) for item, own in zip(items, materials, strict=True)],
             self.shapes,
-            loss_function(copy, materials, self.options.form, self.options.save_memory),
+            loss_function(copy, materials, self.options.form),
             settings,
             report,
             focus,
+            states,
+            keep,
+            KEEP_EVERY,
+            copy.model.get_dtype_inference(),
             dtype=torch.float32,
             device=copy.load_device,
         )
         return [
             ErasureLora(
-                images.concept,
+                item.images.concept,
                 {key: (up.cpu(), down.cpu()) for key, (up, down) in lora.items()},
                 history[:, place].clone(),
-                self.options.record(images.concept.type, len(images)),
+                self.options.record(item.images.concept.type, len(item.images)),
                 None,
                 self.refined_on,
             )
-            for place, ((_, images, _), lora) in enumerate(zip(items, trained, strict=True))
+            for place, (item, lora) in enumerate(zip(items, trained, strict=True))
         ]
+
+
+def _example(item: Work, own: Material) -> Example:
+    return Example(item.name, len(own.latents), len(own.contexts), tuple(own.latents.shape[1:]))
+
+
+def _keep(key: str, lora: ErasureLora) -> None:
+    _store.put(key, lora, sum(t.numel() * t.element_size() for pair in lora.lora.values() for t in pair))

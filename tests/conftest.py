@@ -61,6 +61,18 @@ def comfy_host(tmp_path_factory, demo_checkpoint):
 
 
 @pytest.fixture(scope="session")
+def gpu_host(tmp_path_factory, demo_checkpoint):
+    """The real host in this process on its own device, with its default memory manager: for the tests marked gpu."""
+    from devtools.host import prepare_base
+    from tests.host import InProcessHost
+
+    base = tmp_path_factory.mktemp("host")
+    host = InProcessHost(_from_environment("MACE_COMFYUI"), REPO, base, demo_checkpoint, cpu=False, dynamic=True)
+    prepare_base(base)
+    return host
+
+
+@pytest.fixture(scope="session")
 def demo(comfy_host):
     """(model, clip, vae) of the demo checkpoint. Shared: nothing may change them in place."""
     return comfy_host.load_checkpoint(comfy_host.demo_checkpoint)

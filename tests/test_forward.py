@@ -1,5 +1,7 @@
 """The loss through the real host's forward on the demo model: per-sample LoRAs, gradients, checkpointing."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def batch_of(forward, host, clip, chosen=(0, 1, 2)):
         contexts = torch.cat([host.encode(clip, prompt)[0][0] for prompt in PROMPTS])
     pick = list(chosen)
     sigmas = torch.tensor([1.0, 3.0, 0.5])
-    return forward.Batch(latents[pick], sigmas[pick], contexts.clone()[pick], tokens[pick], masks[pick], {})
+    return forward.Batch(latents[pick], sigmas[pick], contexts.clone()[pick], tokens[pick], masks[pick])
 
 
 def stack_of(model, keys, chosen=(0, 1, 2), rank=2, scale=3.0):
@@ -127,16 +129,25 @@ def test_one_concepts_loss_does_not_see_the_others(comfy_host, demo, forward, ke
 
 
 def test_saving_memory_changes_nothing(comfy_host, demo, forward, keys):
+    recompute, memory = comfy_host.module("nodes.recompute"), comfy_host.module("nodes.memory")
     model, clip, _ = demo
-    found = []
+    found, kept = [], []
     with forward.trainable_copy(model) as copy:
         batch = batch_of(forward, comfy_host, clip)
-        for save in (False, True):
+        for mode in (nullcontext(), recompute.recomputed_blocks(copy.model)):
             stacked = {k: tuple(p.requires_grad_(True) for p in v) for k, v in stack_of(model, keys).items()}
-            loss = forward.losses(copy, batch, stacked, FORM, save_memory=save)
-            loss.sum().backward()
-            found.append((loss.detach(), [gradient(p) for pair in stacked.values() for p in pair]))
+            out = {}
+
+            def step(stacked=stacked, out=out):
+                out["loss"] = forward.losses(copy, batch, stacked, FORM)
+                out["loss"].sum().backward()
+
+            with mode:
+                kept.append(memory.kept_bytes(step))
+            found.append((out["loss"].detach(), [gradient(p) for pair in stacked.values() for p in pair]))
+        assert not any("forward" in vars(module) for module in copy.model.modules())
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-8)
+    assert kept[1] < kept[0] / 3
 
 
 def test_another_packs_patch_is_chained(comfy_host, demo, forward, keys):

@@ -1,5 +1,8 @@
 """Train Erasure LoRA in the real host, on the trained demo model."""
 
+import re
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -11,6 +14,13 @@ pytestmark = pytest.mark.host
 LAST_VALUES = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_v.weight"
 
 
+def forget(host):
+    """As in a new process with an empty user folder."""
+    host.module("nodes.training")._store.clear()
+    for path in host.module("nodes.lora_store").store().folder.glob("*"):
+        path.unlink()
+
+
 @pytest.fixture(scope="module")
 def listed(comfy_host):
     return concepts(comfy_host, "dog | pooch -> sky\nship -> ground")
@@ -19,15 +29,17 @@ def listed(comfy_host):
 @pytest.fixture(scope="module")
 def parts(comfy_host, demo, listed):
     """(refined MODEL, refinement, images, LoraSet), all trained on this list's refinement."""
-    comfy_host.module("nodes.training")._store.clear()
+    forget(comfy_host)
     return stages(comfy_host, demo, listed)
 
 
 @pytest.fixture
-def store(comfy_host):
-    """The store of trained LoRAs, as it was before the test afterwards."""
-    store = comfy_host.module("nodes.training")._store
+def store(comfy_host, tmp_path, monkeypatch):
+    """The store of trained LoRAs, emptied; as it was before the test afterwards. The one on disk is a new folder."""
+    store, disk = comfy_host.module("nodes.training")._store, comfy_host.module("nodes.lora_store")
     before, size = store._entries.copy(), store.bytes
+    monkeypatch.setattr(disk, "store", lambda: disk.LoraStore(tmp_path / "loras"))
+    store.clear()
     yield store
     store._entries, store.bytes = before, size
 
@@ -57,7 +69,6 @@ def test_side_by_side_equals_alone(comfy_host, demo, parts, store):
     """Whole batches of the host's forward against one concept at a time; float32 sets the tolerance."""
     _, clip, _ = demo
     refined, _, shown, loras = parts
-    store.clear()
     alone = train(comfy_host, clip, refined, shown, side_by_side="1")[0]
     assert len(store) == 2
     for one, other in zip(alone.loras, loras.loras, strict=True):
@@ -68,7 +79,6 @@ def test_side_by_side_equals_alone(comfy_host, demo, parts, store):
 def test_recomputing_changes_nothing(comfy_host, demo, parts, store):
     _, clip, _ = demo
     refined, _, shown, loras = parts
-    store.clear()
     saved = train(comfy_host, clip, refined, shown, save_memory=True)[0]
     for one, other in zip(saved.loras, loras.loras, strict=True):
         same(one, other, rtol=2e-2, atol=2e-4)
@@ -99,7 +109,7 @@ def untrained(comfy_host, monkeypatch):
         counts.append(len(work))
         lora = comfy_host.module("mace.lora_set").ErasureLora
         pair = {self.keys[0]: (torch.zeros(320, 1), torch.zeros(1, 768))}
-        return {key: lora(images.concept, pair, torch.ones(1)) for key, images, _ in work}
+        return {item.key: lora(item.images.concept, pair, torch.ones(1)) for item in work}
 
     monkeypatch.setattr(module.Trainer, "run", run)
     return counts
@@ -164,7 +174,6 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy
 
     model, clip, _ = demo
     refined, _, shown, loras = parts
-    store.clear()
     before = weights_hash(model)
     picture = comfy_host.sample(refined, clip, "a photo of the dog", steps=2)
     module = comfy_host.module("nodes.loss_progress")
@@ -175,45 +184,73 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy
         if names == ["ship"] and step == 2:
             model_management.interrupt_current_processing()
 
-    monkeypatch.setattr(module.LossProgress, "report", report_and_interrupt)
-    with pytest.raises(model_management.InterruptProcessingException):
+    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
+        patched.setattr(module.LossProgress, "report", report_and_interrupt)
         train(comfy_host, clip, refined, shown, side_by_side="1")
-    monkeypatch.undo()
     assert not model_management.processing_interrupted() and not model_management.in_training
     assert seen[-1] == (["ship"], 2) and len(store) == 1
     assert weights_hash(model) == before
     assert torch.equal(comfy_host.sample(refined, clip, "a photo of the dog", steps=2), picture)
     resumed = train(comfy_host, clip, refined, shown, side_by_side="1")
-    assert "1 LoRAs trained, 1 of 2 kept" in report(resumed)
+    assert "1 LoRAs trained, 1 of 2 kept" in report(resumed) and "1 go on from step 2" in report(resumed)
+    assert len(resumed[0].loras[1].losses) == 3
     same(resumed[0].loras[1], loras.loras[1], rtol=2e-2, atol=2e-4)
 
 
-def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):
-    _, clip, _ = demo
-    refined, _, shown, loras = parts
-    store.clear()
-    module = comfy_host.module("nodes.material")
-    tried = []
-    losses = module.losses
+def counting(host, monkeypatch, fits):
+    """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
+    module, training = host.module("nodes.material"), host.module("nodes.training")
+    tried, recomputed, losses, blocks = [], [False], module.losses, training.recomputed_blocks
 
-    def too_large(copy, batch, *rest):
+    @contextmanager
+    def noted(network):
+        recomputed[0] = True
+        with blocks(network):
+            yield
+        recomputed[0] = False
+
+    def limited(copy, batch, *rest):
         tried.append(len(batch.latents))
-        if len(batch.latents) > 1:
+        if not fits(len(batch.latents), recomputed[0]):
             raise torch.cuda.OutOfMemoryError("no memory")
         return losses(copy, batch, *rest)
 
-    monkeypatch.setattr(module, "losses", too_large)
-    found = train(comfy_host, clip, refined, shown)[0]
-    assert tried == [2] + [1] * 6
-    same(found.loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
+    monkeypatch.setattr(module, "losses", limited)
+    monkeypatch.setattr(training, "recomputed_blocks", noted)
+    return tried
 
-    def never(copy, batch, *rest):
-        raise torch.cuda.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(module, "losses", never)
-    store.clear()
-    with pytest.raises(RuntimeError, match="out of memory while training 'dog' alone: turn on save_memory"):
-        train(comfy_host, clip, refined, shown)
+def test_one_concept_is_measured_and_the_plan_is_said(comfy_host, demo, parts, store, monkeypatch):
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: True)
+    node = train(comfy_host, demo[1], parts[0], parts[2])
+    assert tried[0] == 1 and tried[-3:] == [2, 2, 2]
+    assert re.search(r"2 concepts, 2 side by side, \d+\.\d GB beside the model, \d+ (s|min|h) at most", report(node))
+
+
+def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):
+    """A size that failed is not tried again in the run."""
+    _, clip, _ = demo
+    refined, _, shown, loras = parts
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1)
+    node = train(comfy_host, clip, refined, shown)
+    assert tried.count(2) == 1 and "2 side by side did not fit; 1 from there on" in report(node)
+    same(node[0].loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
+
+
+def test_blocks_are_recomputed_where_one_alone_does_not_fit(comfy_host, demo, parts, store, monkeypatch):
+    _, clip, _ = demo
+    refined, _, shown, loras = parts
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: saving)
+    node = train(comfy_host, clip, refined, shown)
+    assert "one concept does not fit without save_memory: it is on" in report(node)
+    assert tried[0] == 1 and tried[-1] == 2
+    same(node[0].loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
+
+
+def test_out_of_memory_with_everything_saved_says_what_to_do(comfy_host, demo, parts, store, monkeypatch):
+    counting(comfy_host, monkeypatch, lambda size, saving: False)
+    with pytest.raises(RuntimeError, match="training .dog. alone, with save_memory on: use smaller images"):
+        train(comfy_host, demo[1], parts[0], parts[2])
 
 
 def test_the_hosts_own_lora_nodes_take_the_outputs(comfy_host, demo, parts):

@@ -1,8 +1,10 @@
 """Experiments on MACE itself: what leaks, what each part does, prompts never seen, and the sampling of the pictures."""
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -74,14 +76,18 @@ def ablations(bench: Bench, records: Records, plan: Plan) -> None:
 
 @contextmanager
 def started_as_peft(bench: Bench) -> Iterator[None]:
-    """LoRAs trained meanwhile start with A uniform in +- 1/sqrt(d). Their store is emptied, as it cannot know."""
-    kept = bench.host.module("nodes.training")._store
+    """LoRAs trained meanwhile start with A uniform in +- 1/sqrt(d). Their stores, which cannot know, are others."""
+    kept, disk = bench.host.module("nodes.training")._store, bench.host.module("nodes.lora_store")
 
     def init_pair(d_out: int, d: int, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(d_out, rank), (2 * torch.rand(rank, d, generator=generator) - 1) * d**-0.5
 
     kept.clear()
-    with patch.object(bench.host.module("mace.train"), "init_pair", init_pair):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(disk, "store", lambda: disk.LoraStore(Path(folder))),
+        patch.object(bench.host.module("mace.train"), "init_pair", init_pair),
+    ):
         yield
     kept.clear()
 

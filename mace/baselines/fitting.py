@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..precision import LossScale
 from ..train import stream
 
 
@@ -32,25 +33,35 @@ def fit(
     loss_of: Callable[[torch.Generator], Tensor],
     settings: Fit,
     report: Callable[[int, Tensor], None] = lambda step, loss: None,
+    computes_in: torch.dtype = torch.float32,
 ) -> Tensor:
     """Train the weights in place; returns the losses [steps], on the CPU.
 
     weights: leaves that require a gradient, by name.  loss_of: draws from the generator (on the CPU, so that draws are
     the same on every device) -> a scalar, differentiable in the weights. A weight the loss does not depend on stays as
-    it is to the bit.  report(step, loss) is called after each step and may raise to stop. Raises ValueError when a loss
-    is not finite.
+    it is to the bit.  report(step, loss) is called after each step and may raise to stop.  computes_in: the model's
+    dtype (see mace.precision); in fp16 a step may draw more than once. Raises ValueError when a loss or a gradient is
+    not finite.
     """
     optimizer = torch.optim.AdamW(list(weights.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     generator = stream(settings.seed, "baseline", "draws")
     history = []
+    leaves = list(weights.values())
+    scale = LossScale(1, computes_in, leaves[0].device)
     for step in range(1, settings.steps + 1):
-        loss = loss_of(generator)
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss is not finite in step {step}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(weights.values(), settings.clip)
+        while True:
+            loss = loss_of(generator)
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss is not finite in step {step}; lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            scale.scaled(loss[None]).backward()
+            scale.unscale([leaf.grad[None] for leaf in leaves if leaf.grad is not None])
+            norm = torch.nn.utils.clip_grad_norm_(leaves, settings.clip or torch.inf)
+            try:
+                if scale.fits(norm[None]):
+                    break
+            except ValueError as error:
+                raise ValueError(f"{error} in step {step}; lower the learning rate") from None
         optimizer.step()
         history.append(loss.detach().float().cpu())
         report(step, history[-1])

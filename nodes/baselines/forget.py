@@ -9,7 +9,8 @@ from ...mace.baselines.fitting import Fit
 from ...mace.baselines.parts import cross_attention, keys_and_values, whole
 from ...mace.schedule import Uniform
 from ...mace.tokens import fill
-from ..forward import Batch, extra_inputs, losses, noisy
+from ..forward import Batch, losses
+from ..predict import noisy
 from ..text import TextEncoder
 from ..types import BASELINES, ImagesType
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
@@ -99,9 +100,8 @@ class BaselineFMN(io.ComfyNode):
                 x, sigmas = noisy(copy, shown, noise, Uniform().sample(batch, generator))
                 pooled = None if trainee.pooled is None else trainee.pooled[rows]
                 # Nothing is masked: one cell covers the image.
-                everywhere = torch.ones(batch, 1, 1, device=device)
-                extra = extra_inputs(copy, shown, pooled)
-                drawn = Batch(x, sigmas, trainee.contexts[rows], tokens[rows], everywhere, extra)
+                everywhere = torch.ones(batch, 1, 1)
+                drawn = Batch(x, sigmas, trainee.contexts[rows], tokens[rows], everywhere, pooled)
                 return trainee.edited(lambda: losses(copy, drawn, {}, SQUARED)).mean()
 
             return loss_of

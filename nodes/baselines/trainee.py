@@ -12,8 +12,9 @@ from torch.func import functional_call
 from ...mace.baselines.fitting import Fit, fit
 from ...mace.baselines.parts import Part
 from ...mace.concept import Concept
-from ..forward import extra_inputs, trainable_copy
+from ..forward import trainable_copy
 from ..loss_progress import LossProgress, listed
+from ..predict import predict, sigmas_at
 from ..refine import concept_record
 from ..text import TextEncoder, chunks
 from ..unet import ATTACHMENT, BASE, FP8, REFINEMENT, is_quantised
@@ -84,13 +85,7 @@ class Trainee:
         """eps of the model as it was (see mace.baselines.objectives.Predict). prompts: rows of the texts, [B]."""
         model_management.throw_exception_if_processing_interrupted()
         pooled = None if self.pooled is None else self.pooled[prompts]
-        clean = self.copy.model.apply_model(
-            x,
-            sigma,
-            c_crossattn=self.contexts[prompts],
-            transformer_options=self.copy.model_options["transformer_options"].copy(),
-            **extra_inputs(self.copy, x, pooled),
-        )
+        clean = predict(self.copy, x, sigma, self.contexts[prompts], pooled)
         # Whatever the model predicts (noise or v): the host gives x0, and x = x0 + sigma eps.
         return (x - clean) / sigma.view(-1, *[1] * (x.dim() - 1))
 
@@ -104,8 +99,7 @@ class Trainee:
 
     def sigmas(self, timesteps: Sequence[int]) -> Tensor:
         """sigma at timesteps."""
-        wanted = torch.tensor(timesteps, dtype=torch.float32, device=self.device)
-        return self.copy.model.model_sampling.sigma(wanted).to(self.device)
+        return sigmas_at(self.copy, timesteps)
 
     def noise(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Noise [count, ch, h, w] for pictures of size (width, height) in pixels, drawn on the CPU."""
@@ -137,18 +131,6 @@ class Trainee:
         return found
 
 
-def trainable(model):
-    """MODEL, or for one that computes in fp16 a clone that computes in bf16 or fp32: fp16 loses small gradients."""
-    computes_in = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
-    if computes_in != torch.float16:
-        return model
-    clone = model.clone()
-    clone.set_model_compute_dtype(
-        torch.bfloat16 if model_management.should_use_bf16(model.load_device) else torch.float32
-    )
-    return clone
-
-
 def train_baseline(
     model, part: Part, texts: Texts, settings: Fit, names: Sequence[str], prepare: Callable, before: int = 0
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -165,9 +147,10 @@ def train_baseline(
         progress.report([listed(names)], step, loss[None], settings.steps)
 
     try:
-        with trainable_copy(trainable(model)) as copy:
+        with trainable_copy(model) as copy:
             trainee = Trainee(copy, part, texts)
-            history = fit(trainee.masters, prepare(trainee, progress), settings, report)
+            computes_in = copy.model.get_dtype_inference()
+            history = fit(trainee.masters, prepare(trainee, progress), settings, report, computes_in)
             return trainee.changes(), history
     except Exception as error:
         model_management.raise_non_oom(error)

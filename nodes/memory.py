@@ -1,0 +1,81 @@
+"""What a piece of work takes of a device's memory, measured, and how much of it fits."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from comfy import model_management
+from torch import Tensor
+
+# Of the memory that is free: allocators split it up, and other programs take some.
+SHARE_OF_FREE = 0.85
+# Where a device does not tell its peak: what is computed beside what autograd keeps.
+BESIDE_KEPT = 1.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """memory: bytes of the device at the highest, above what was there before.  seconds: of a run after the first."""
+
+    memory: int
+    seconds: float
+
+
+class _Kept:
+    """Counts what autograd keeps for the backward pass, each storage once; parameters are there anyway."""
+
+    def __init__(self):
+        self.bytes = 0
+        self._seen: set[int] = set()
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._seen:
+                self._seen.add(storage._cdata)
+                self.bytes += storage.nbytes()
+        return tensor
+
+
+def kept_bytes(run: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a forward and backward pass, counted as it saves them; on any device, meta too."""
+    kept = _Kept()
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+        run()
+    return kept.bytes
+
+
+def measure(device: torch.device, run: Callable[[], object]) -> Measured:
+    """Run a step twice, and measure its peak memory in the first and its time in the second.
+
+    A device that does not tell its peak (a CPU, Apple's) is asked what autograd keeps.
+    """
+    statistics = getattr(torch, device.type, None)
+    if hasattr(statistics, "max_memory_allocated") and hasattr(statistics, "reset_peak_memory_stats"):
+        statistics.reset_peak_memory_stats(device)
+        before = statistics.memory_allocated(device)
+        run()
+        statistics.synchronize(device)
+        memory = statistics.max_memory_allocated(device) - before
+        start = time.perf_counter()
+        run()
+        statistics.synchronize(device)
+        return Measured(memory, time.perf_counter() - start)
+    start = time.perf_counter()
+    memory = int(kept_bytes(run) * BESIDE_KEPT)
+    return Measured(memory, time.perf_counter() - start)
+
+
+def make_way(copy) -> None:
+    """All other models off the copy's device, so that what is free can be told."""
+    device = copy.load_device
+    if not model_management.is_device_cpu(device):
+        model_management.free_memory(1e30, device, keep_loaded=[model_management.LoadedModel(copy)])
+        model_management.soft_empty_cache()
+
+
+def how_many_fit(device: torch.device, each: int, most: int) -> int:
+    """How many pieces of work of `each` bytes the free memory of a device holds, from 1 to `most`."""
+    free = model_management.get_free_memory(device)
+    return int(min(max(free * SHARE_OF_FREE // max(each, 1), 1), most))

@@ -1,0 +1,88 @@
+"""One way to call the diffusion model: as the host's own sampler calls it, under autograd where it is asked for.
+
+The host makes the conditioning (SDXL's y, the extra channels of an inpainting UNet), its wrappers and patches run, and
+they read the same options as in sampling (sigmas, cond_or_uncond). What comes back is x_0, whatever the model predicts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from comfy import model_prefetch, sampler_helpers, samplers
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import create_model_options_clone
+from torch import Tensor
+
+TIMESTEPS = 1000
+# The host takes the ends of its percent for "before all noise" and "after it", whatever the schedule.
+_EDGE = 1e-6
+
+
+def sigmas_at(model, timesteps: Sequence[int] | Tensor) -> Tensor:
+    """sigma [B], float32 on the model's device, at timesteps t of 0..999 (Eq. 5), for any schedule of the host.
+
+    t is the share t / 999 of the way to all noise, by the host's own percent; in SD's schedules that is sigma(t).
+    """
+    sampling = model.get_model_object("model_sampling")
+    shares = (min(max(1 - float(t) / (TIMESTEPS - 1), _EDGE), 1 - _EDGE) for t in timesteps)
+    sigmas = [float(sampling.percent_to_sigma(share)) for share in shares]
+    return torch.tensor(sigmas, dtype=torch.float32, device=model.load_device)
+
+
+def noisy(model, latents: Tensor, noise: Tensor, timesteps: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    """(x_t in the host's scale, sigmas [B]) of latents [B, ch, h, w] in the VAE's scale at timesteps [B]."""
+    sigmas = sigmas_at(model, timesteps)
+    scaled = model.model.process_latent_in(latents)
+    shaped = sigmas.view(-1, *[1] * (latents.dim() - 1))
+    # The host adds the latents into the noise in place.
+    return model.get_model_object("model_sampling").noise_scaling(shaped, noise.clone(), scaled), sigmas
+
+
+def in_pytorch(func, *args, **kwargs) -> Tensor:
+    """The host's attention override for training: PyTorch's own kernel, since others have no backward."""
+    return attention_pytorch(*args, **kwargs)
+
+
+@contextmanager
+def _running(model) -> Iterator[None]:
+    """The host's own frame of a sampling run."""
+    model.pre_run()
+    try:
+        yield
+    finally:
+        model_prefetch.cleanup_prefetch_queues()
+        model.cleanup()
+
+
+def predict(
+    model,
+    x: Tensor,
+    sigmas: Tensor,
+    contexts: Tensor,
+    pooled: Tensor | None = None,
+    replace: Callable[[dict], None] = lambda attn2: None,
+) -> Tensor:
+    """x_0 [B, ch, h, w] float32, in the model's own scale, that a loaded MODEL predicts from x at sigmas [B].
+
+    contexts: text embeddings [B, N, d].  pooled: pooled text [B, c], None where the model reads none.  replace: may put
+    patches into the attn2 replace patches of this call, {(block, number, index): patch}; others' are in there. Where
+    autograd is on, self-attention runs in PyTorch's kernel. The MODEL's own options are left as they are.
+    """
+    options = create_model_options_clone(model.model_options)
+    transformer = options.setdefault("transformer_options", {})
+    replaced = transformer["patches_replace"] = {
+        name: dict(group) for name, group in transformer.get("patches_replace", {}).items()
+    }
+    replace(replaced.setdefault("attn2", {}))
+    transformer["sample_sigmas"] = sigmas
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        transformer["optimized_attention_override"] = in_pytorch
+    more = {} if pooled is None else {"pooled_output": pooled}
+    conds = {"positive": sampler_helpers.convert_cond([[contexts, more]])}
+    with _running(model):
+        sampler_helpers.prepare_model_patcher(model, conds, options)
+        samplers.filter_registered_hooks_on_conds(conds, options)
+        samplers.cast_to_load_options(options, device=x.device, dtype=model.model_dtype())
+        conds = samplers.process_conds(model.model, x, conds, x.device, latent_image=torch.zeros_like(x))
+        (found,) = samplers.calc_cond_batch(model.model, [conds["positive"]], x, sigmas, options)
+    return found
