@@ -38,6 +38,7 @@ def _start_dynamic_memory() -> bool:
     devices = [device.index for device in comfy.model_management.get_all_torch_devices()]
     if not comfy_aimdo.control.init_devices(devices):
         return False
+    comfy_aimdo.control.set_log_warning()
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
     return True

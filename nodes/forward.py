@@ -21,7 +21,7 @@ from ..mace.attention import grid_mask, masked_loss, token_attention, weighted_v
 from ..mace.lora import per_sample
 from ..mace.train import Stack
 from .predict import predict
-from .unet import cross_attention_keys
+from .unet import cross_attention_keys, is_quantised
 
 _PLACE = re.compile(r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.")
 
@@ -52,6 +52,7 @@ def trainable_copy(model, memory: float = 0.0) -> Iterator:
                 f"the model cannot be copied for training: {error}. Load it with a checkpoint loader whose file is "
                 "still there"
             ) from error
+        _in_the_hosts_dtypes(copy.model)
         copy.model.requires_grad_(False)
         before = model_management.in_training
         model_management.in_training = True
@@ -61,6 +62,19 @@ def trainable_copy(model, memory: float = 0.0) -> Iterator:
         finally:
             model_management.in_training = before
             copy.detach()
+
+
+def _in_the_hosts_dtypes(network: torch.nn.Module) -> None:
+    """Weights of a plain copy in the dtypes the host chose for them.
+
+    Where its dynamic memory is on, layers take a file's dtype over as it is and are cast as they run, which a plain
+    patcher does not do: fp32 weights would meet fp16 activations.
+    """
+    for module in network.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            chosen = getattr(module, f"{name}_comfy_model_dtype", None) or weight.dtype
+            if weight.dtype != chosen and weight.is_floating_point() and not is_quantised(weight):
+                setattr(module, name, torch.nn.Parameter(weight.to(chosen), requires_grad=False))
 
 
 def load(copy, memory: float = 0.0) -> None:

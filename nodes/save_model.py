@@ -29,6 +29,10 @@ def sampling_keys(model) -> tuple[str | None, dict[str, torch.Tensor]]:
     """(modelspec.predict_key, the marker tensors by which loaders recognise how the model predicts)."""
     sampling = model.get_model_object("model_sampling")
     extra: dict[str, torch.Tensor] = {}
+    if model.model.model_type == comfy.model_base.ModelType.EDM:
+        # Playground 2.5: loaders know it by these two, which the host's own saving leaves out.
+        form = model.model.latent_format
+        return None, {"edm_mean": form.latents_mean.flatten(), "edm_std": form.latents_std.flatten()}
     if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and isinstance(
         sampling, comfy.model_sampling.V_PREDICTION
     ):

@@ -176,12 +176,21 @@ class TextEncoder:
         return bool(getattr(model.model, "adm_channels", 0))
 
     def pooled(self, prompts: Sequence[str]) -> torch.Tensor:
-        """The pooled text of each prompt, [B, c] float32: the host gives that of a batch's first prompt only."""
+        """The pooled text of each prompt, [B, c] float32: the host gives that of a batch's first prompt only.
+
+        The last ones are kept, on the CPU, as those of `encoded` are.
+        """
         found = []
         for prompt in prompts:
-            model_management.throw_exception_if_processing_interrupted()
-            found.append(self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)[1])
-        return torch.cat(found).float()
+            key = (self.identity, prompt, "pooled")
+            own = _embeddings.get(key)
+            if own is None:
+                model_management.throw_exception_if_processing_interrupted()
+                own = self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)[1]
+                own = own.to("cpu", torch.float32, copy=True)
+                _embeddings.put(key, own, own.numel() * own.element_size())
+            found.append(own)
+        return torch.cat(found)
 
     def moments(self, concept: Concept, step: Callable[[int], None]) -> ConceptMoments:
         """The concept's moments, from the store of the last ones where it is there. step(prompts): progress."""

@@ -217,11 +217,15 @@ def test_the_whole_way_erases_saves_and_loads(host, demo, preset, request):
     assert float((ours - theirs).norm() / ours.norm()) < 0.1
 
 
-def test_strength_zero_is_the_input_to_the_bit(host, demo):
+def test_strength_zero_is_the_input(host, demo):
+    """As near as the input is to itself: kernels on a device may add up in another order from run to run."""
     model, clip, _ = demo
     refined = refine(host, model, clip, concepts(host, LIST), strength=0.0, mu="10")[0]
-    prompts = "a photo of the dog"
-    assert torch.equal(host.sample(refined, clip, prompts), host.sample(model, clip, prompts))
+    assert not refined.patches
+    one, two, ours = (host.sample(m, clip, "a photo of the dog").cpu() for m in (model, model, refined))
+    own = float((one - two).norm() / one.norm())
+    print(f"two runs of the input differ by {own:.1e}")
+    assert float((ours - one).norm() / one.norm()) <= max(3 * own, 1e-3)
 
 
 def test_squeezed_memory_trains_the_same(host, models, monkeypatch, tmp_path):

@@ -1,0 +1,351 @@
+"""Every stage of the pack on a checkpoint of true size with random weights: time and peak memory of each.
+
+    python dev.py run python -m benchmarks.full_size --kind sd15 [--concepts 1 10] [--steps 50] [--images 8] ...
+
+or with plain python, from the repository, where MACE_COMFYUI names the host's folder. Each stage runs through the
+pack's node in the real host, once, one after the other, so that a stage finds what the ones before it left: models on
+the device, moments and pictures that are kept (`new` counts what is not). A stage that fails says so in its row, and
+what does not need it goes on. The weights are random (see devtools.random_models), so nothing is said of erasing.
+
+peak: on CUDA the most that torch had allocated, on a CPU the process's resident high-water mark; extra: that above what
+was there before the stage; device: the most that was taken of the GPU, by anyone, asked every 10 ms (the host's dynamic
+memory manager keeps weights outside of torch's allocator). Before every stage torch's cache is emptied. The last line
+is one JSON object; --out keeps a file up to date with it after every stage.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import can_measure_memory, load, resident, timed
+from devtools import random_models
+from devtools.inprocess import REPO, InProcessHost
+
+CUDA = torch.cuda.is_available()
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+REFINE = dict(strength=1.0, lambda1="1e-4", lambda3="0", mu="0.1", projections="both", lambda1_form="paper")
+IMAGES = dict(prompt="auto", negative="", seed=0, cfg=7.0, sampler_name="euler", scheduler="normal")
+TRAIN = dict(preset="paper (Table 10)", rank="auto", learning_rate="auto", loss="auto", end_of_text="auto")
+TRAIN |= dict(focus="auto", projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, again=True)
+FUSE = dict(method="closed form (Eq. 7)", strengths="", lambda2="auto", lambda3="auto", mu="auto")
+FUSE |= dict(pull="refined weights (release)")
+
+
+class Missing(Exception):
+    """What a stage needs was not made, because the stage before it failed."""
+
+
+class Peak:
+    """Peak memory inside a with block, in bytes: see the module's docstring. ballast: what is not to be counted."""
+
+    def __init__(self, ballast=0):
+        self.ballast = ballast
+
+    def __enter__(self):
+        gc.collect()
+        self.found, self._stop, self._device = {}, threading.Event(), 0
+        if CUDA:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        elif can_measure_memory():
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+            self._before = resident("VmRSS")
+        return self
+
+    def _watch(self):
+        while not self._stop.is_set():
+            free, total = torch.cuda.mem_get_info()
+            self._device = max(self._device, total - free)
+            self._stop.wait(0.01)
+
+    def __exit__(self, *_):
+        if CUDA:
+            torch.cuda.synchronize()
+            self._stop.set()
+            self._thread.join()
+            peak = torch.cuda.max_memory_allocated()
+            self.found = {"peak_bytes": peak - self.ballast, "extra_bytes": peak - self._before}
+            self.found["device_bytes"] = self._device - self.ballast
+        elif can_measure_memory():
+            peak = resident("VmHWM")
+            self.found = {"peak_bytes": peak, "extra_bytes": peak - self._before}
+
+
+def text_of(node):
+    """The lines a node says of its run."""
+    ui = node.ui if isinstance(node.ui, dict) else node.ui.as_dict()
+    return "\n".join(ui.get("text", ())).splitlines()
+
+
+class Bench:
+    """The stages, and a row of figures for each that ran."""
+
+    def __init__(self, arguments, base):
+        self.arguments, self.base, self.rows, self.made = arguments, base, [], {}
+        sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != REPO]
+        comfy = Path(os.environ["MACE_COMFYUI"])
+        self.host = InProcessHost(comfy, REPO, base, None, cpu=not CUDA, dynamic=arguments.dynamic)
+        self.pack = self.host.module
+        self.ballast = torch.empty(0, dtype=torch.uint8)
+        if CUDA and arguments.ballast is not None:
+            free, _ = torch.cuda.mem_get_info()
+            self.ballast = torch.empty(max(free - int(arguments.ballast * 2**30), 0), dtype=torch.uint8, device="cuda")
+
+    def __getitem__(self, name):
+        if name not in self.made:
+            raise Missing(f"skipped: {name} was not made")
+        return self.made[name]
+
+    def stage(self, name, call, keep=None, **facts):
+        """Run call(row), which may add to the row; what it returns is kept under `keep` for later stages."""
+        row = {"stage": name, **facts}
+        print(f"... {name} {facts or ''}", file=sys.stderr, flush=True)
+        with Peak(self.ballast.nbytes) as peak:
+            start = time.perf_counter()
+            try:
+                with torch.inference_mode():
+                    found = call(row)
+                if CUDA:
+                    torch.cuda.synchronize()
+                row["seconds"] = time.perf_counter() - start
+                if keep is not None:
+                    self.made[keep] = found
+            except Exception as error:
+                row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+                if not isinstance(error, Missing):
+                    row["trace"] = traceback.format_exc().splitlines()[-8:]
+                    traceback.print_exc()
+        self.rows.append(row | peak.found)
+        print(line(self.rows[-1]), flush=True)
+        if self.arguments.out:
+            self.arguments.out.write_text(json.dumps(self.result(), indent=1) + "\n", encoding="utf-8")
+
+    def concepts(self, count):
+        """The first so many of the paper's hundred people, as the node gives them."""
+        names = [entry.target for entry in self.pack("mace.lists").PRESETS["100 celebrities"]]
+        lines = "\n".join(f"{name} -> a person" for name in names[:count])
+        return self.host.run("MACE_Concepts", concepts=lines, type="celebrity", preset="none", prompt_file="none")[0]
+
+    def run(self):
+        """All stages."""
+        a, stage = self.arguments, self.stage
+        path = a.checkpoint or self.base / "models/checkpoints/random.safetensors"
+        if not path.exists():
+            stage("make the checkpoint", lambda row: self.make(path))
+        stage("load checkpoint", lambda row: self.load(path, row), "loaded")
+        stage("Prior", self.prior, "prior", captions=a.captions)
+        seen = 0
+        for n in sorted({*a.refine, *a.concepts, *([a.fuse] if a.fuse else [])}):
+            stage("CFR Refine", lambda row, n=n: self.refine(n), f"refined {n}", concepts=n, new=n - seen)
+            stage("  its closed form alone", lambda row, n=n: self.solve(n, row), concepts=n)
+            seen = n
+        stage("hash of the model", lambda row: self.pack("nodes.content").model_sha256(self["loaded"][0]))
+        if a.concepts:
+            # Train Erasure LoRA makes one itself: its share of that stage.
+            stage("a copy to train on", lambda row: self.copy(self[f"refined {max(a.concepts)}"][0]))
+        seen = 0
+        for n in sorted(a.concepts):
+            drawn = dict(concepts=n, new=n - seen, images=a.images, draw_steps=a.draw_steps)
+            stage("Concept Images", lambda row, n=n: self.images(n), f"images {n}", **drawn)
+            stage("Mask Concept", lambda row, n=n: self.masks(n, row), f"masks {n}", concepts=n, images=a.images)
+            stage("Train Erasure LoRA", lambda row, n=n: self.train(n, row), f"loras {n}", concepts=n, steps=a.steps)
+            stage("Fuse LoRAs", lambda row, n=n: self.fuse(self[f"loras {n}"]), f"fused {n}", concepts=n)
+            seen = n
+        if a.fuse:
+            # In two stages: drawing the values is no part of the fusion.
+            stage("random LoRAs", lambda row: self.synthetic(a.fuse), "synthetic", concepts=a.fuse)
+            stage("Fuse LoRAs", lambda row: self.fuse(self["synthetic"]), "fused random", concepts=a.fuse, random=True)
+        last = f"fused {max(a.concepts)}" if a.concepts else "fused random"
+        stage("Save Erased Model", lambda row: self.save(self[last], row), "saved")
+        stage("reload what was saved", lambda row: self.reload(self[last], row))
+
+    def make(self, path):
+        a = self.arguments
+        random_models.make_checkpoint(path, a.kind, a.small, PRECISIONS[a.precision])
+
+    def load(self, path, row):
+        found = random_models.load(path, self.arguments.small)
+        network = found[0].model
+        row |= {"file_bytes": path.stat().st_size, "model_type": network.model_type.name}
+        row |= {"computes_in": str(network.get_dtype_inference()), "weights_in": str(network.get_dtype())}
+        row |= {"manager": type(found[0]).__name__}
+        return found
+
+    def prior(self, row):
+        settings = dict(count=self.arguments.captions, seed=0, preserve="", preserve_type="object", retention="none")
+        return self.host.run("MACE_Prior", clip=self["loaded"][1], captions="built-in", **settings)[0]
+
+    def refine(self, count):
+        model, clip, _ = self["loaded"]
+        given = dict(model=model, clip=clip, concepts=self.concepts(count), prior=self["prior"], **REFINE)
+        return self.host.run("MACE_CFRRefine", **given).result
+
+    def solve(self, count, row):
+        """The method's solve as CFR Refine calls it, on the device, from moments that are there; twice."""
+        done = self[f"refined {count}"][1]
+        device = self["loaded"][0].load_device
+        general, solve = done.prior.general_moment(), self.pack("mace.refine").refinement
+        for name in ("first", "second"):
+            # The norm waits for the device.
+            row[name], _ = timed(lambda: float(solve(done.moments, done.weights, general, None, device=device).norm()))
+
+    def images(self, count):
+        model, clip, vae = self["loaded"]
+        a = self.arguments
+        settings = IMAGES | dict(count=a.images, width=a.size, height=a.size, steps=a.draw_steps)
+        concepts = self.concepts(count)
+        return self.host.run("MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=concepts, **settings)[0]
+
+    def masks(self, count, row):
+        model, clip, _ = self["loaded"]
+        given = dict(model=model, clip=clip, images=self[f"images {count}"])
+        masks = self.host.run("MACE_MaskConcept", **given, backend="attention")[0]
+        row["masked"] = float(masks.mean())
+        return masks
+
+    def copy(self, refined):
+        with self.pack("nodes.forward").trainable_copy(refined):
+            pass
+
+    def train(self, count, row):
+        a = self.arguments
+        settings = TRAIN | dict(steps=str(a.steps), side_by_side=a.side_by_side, save_memory=a.save_memory)
+        given = dict(model=self[f"refined {count}"][0], clip=self["loaded"][1], images=self[f"images {count}"])
+        start = time.perf_counter()
+        node = self.host.run("MACE_TrainErasureLora", **given, masks=self[f"masks {count}"], **settings)
+        said = text_of(node)
+        side = [re.search(r"(\d+) side by side", text) for text in said]
+        row["side_by_side"] = next((int(found[1]) for found in side if found), None)
+        row |= {"seconds_a_concept_step": (time.perf_counter() - start) / (count * a.steps), "said": said[:12]}
+        return node[0]
+
+    def synthetic(self, count):
+        """As many LoRAs of rank 1 as the fusion takes, of the refinement's concepts."""
+        model, sets = self["loaded"][0], self.pack("mace.lora_set")
+        refinement = self[f"refined {count}"][1]
+        digest = self.pack("nodes.content").refinement_digest(refinement)
+        state = model.model.state_dict()
+        shapes = {key: tuple(state[key].shape) for key in self.pack("nodes.unet").cross_attention_keys(model)}
+        loras = []
+        for place, (concept, moments) in enumerate(zip(refinement.concepts, refinement.moments, strict=True)):
+            draw = torch.Generator().manual_seed(place)
+            pairs = {
+                key: (1e-3 * torch.randn(rows, 1, generator=draw), torch.randn(1, width, generator=draw))
+                for key, (rows, width) in shapes.items()
+            }
+            loras.append(sets.ErasureLora(concept, pairs, torch.zeros(0), {}, moments, digest))
+        family = self.pack("nodes.family")
+        recipe = sets.recipe_of(refinement, digest)
+        return sets.LoraSet(tuple(loras), recipe, family.res_blocks(model), family.family(model))
+
+    def fuse(self, loras):
+        return self.host.run("MACE_FuseLoras", model=self["loaded"][0], loras=loras, **FUSE)[0]
+
+    def save(self, fused, row):
+        _, clip, vae = self["loaded"]
+        names = dict(filename_prefix="checkpoints/full_size", dtype="as loaded")
+        path = Path(text_of(self.host.run("MACE_SaveErasedModel", model=fused, clip=clip, vae=vae, **names))[0])
+        row["file_bytes"] = path.stat().st_size
+        return path
+
+    def reload(self, fused, row):
+        """The file again by the host's loader: the same family, and weights that are the fused ones."""
+        model, clip, _ = random_models.load(self["saved"], self.arguments.small)
+        unet, cpu = self.pack("nodes.unet"), torch.device("cpu")
+        apart, before, after = 0.0, fused.get_key_patches("diffusion_model."), model.get_key_patches("diffusion_model.")
+        for key in unet.cross_attention_keys(model):
+            wanted, found = (unet.effective_weight(patches[key], key, cpu) for patches in (before, after))
+            apart = max(apart, float((wanted - found).norm() / wanted.norm()))
+        latents = self.host.sample(model, clip, "a photo of a person", steps=2, sampler="euler")
+        row |= {"weights_apart": apart, "model_type": model.model.model_type.name}
+        row["finite"] = bool(torch.isfinite(latents).all())
+        if row["model_type"] != self["loaded"][0].model.model_type.name or apart > 0.01 or not row["finite"]:
+            raise RuntimeError(f"the saved file is another model: {row}")
+
+    def result(self):
+        a = self.arguments
+        options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(a).items()}
+        device = torch.cuda.get_device_name() if CUDA else platform.processor() or platform.machine()
+        about = {"benchmark": "full_size", "kind": a.kind, "device": device, "torch": torch.__version__}
+        return about | {"threads": torch.get_num_threads(), "load": load(), "options": options, "rows": self.rows}
+
+
+def line(row):
+    """A row of the table."""
+    size = "".join(f"{row[name] / 1e9:9.2f}" if name in row else f"{'-':>9}" for name in COLUMNS.values())
+    hidden = {"stage", "seconds", "error", "trace", "said", *COLUMNS.values()}
+    facts = {name: value for name, value in row.items() if name not in hidden}
+    told = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
+    )
+    seconds = f"{row['seconds']:9.2f}" if "seconds" in row else f"{'-':>9}"
+    more = "".join(f"\n      {text}" for text in (*row.get("said", ()), *([row["error"]] if "error" in row else ())))
+    return f"{row['stage']:24}{seconds}{size}  {told}{more}"
+
+
+COLUMNS = {"peak": "peak_bytes", "extra": "extra_bytes", "device": "device_bytes"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--kind", choices=random_models.KINDS, default="sd15")
+    add("--small", action="store_true", help="the small variant of the kind, to try this program out")
+    add("--precision", choices=PRECISIONS, default="fp16", help="number format of the file")
+    add("--size", type=int, default=512, help="width and height of the images, pixels")
+    add("--images", type=int, default=8, help="images a concept")
+    add("--draw-steps", type=int, default=20, help="sampling steps of the images")
+    add("--concepts", type=int, nargs="*", default=[1, 10], help="how many to draw, train and fuse (up to 100)")
+    add("--steps", type=int, default=50, help="training steps a concept")
+    add("--side-by-side", default="auto", help="concepts in one forward pass of training")
+    add("--save-memory", action="store_true", help="recompute blocks in training")
+    add("--refine", type=int, nargs="*", default=[1, 10, 100], help="how many concepts to refine (up to 100)")
+    add("--fuse", type=int, default=100, help="LoRAs of rank 1 with random values to fuse; 0 for none")
+    add("--captions", type=int, default=200, help="captions of the prior")
+    add("--dynamic", action=argparse.BooleanOptionalAction, default=CUDA, help="the host's dynamic memory manager")
+    add("--ballast", type=float, metavar="GB", help="fill the GPU first, so that only so many GiB are free")
+    add("--checkpoint", type=Path, help="the file to use, made where it is not there; default: a temporary one")
+    add("--out", type=Path, help="a JSON file to keep up to date after every stage")
+    add("--record", action="store_true", help="write benchmarks/results/full_size_<kind>_<device>.json")
+    arguments = parser.parse_args()
+    if "MACE_COMFYUI" not in os.environ:
+        parser.error("MACE_COMFYUI is not set: start this with `python dev.py run python -m benchmarks.full_size`")
+    logging.disable(logging.INFO)
+    for name in ("checkpoint", "out"):
+        if getattr(arguments, name) is not None:
+            setattr(arguments, name, getattr(arguments, name).resolve())
+    with tempfile.TemporaryDirectory() as base:
+        bench = Bench(arguments, Path(base))
+        found = bench.result()
+        print(
+            f"{arguments.kind}, {arguments.precision}, {found['device']}, torch {found['torch']}; memory in GB",
+            flush=True,
+        )
+        print(f"{'stage':24}{'seconds':>9}" + "".join(f"{name:>9}" for name in COLUMNS), flush=True)
+        bench.run()
+        found = bench.result()
+    if arguments.record:
+        device = re.sub(r"[^a-z0-9]+", "_", found["device"].lower()).strip("_")
+        path = REPO / f"benchmarks/results/full_size_{arguments.kind}_{device}.json"
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
