@@ -12,7 +12,17 @@ from ..mace.settings import auto_weights
 from .content import base_of
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, PriorType, RefinementType
-from .unet import ATTACHMENT, BASE, PROJECTIONS, REFINEMENT, cross_attention_keys, has_fp8, patched, reading
+from .unet import (
+    ATTACHMENT,
+    BASE,
+    PROJECTIONS,
+    REFINED,
+    REFINEMENT,
+    cross_attention_keys,
+    has_fp8,
+    patched,
+    reading,
+)
 
 AUTO = "auto"
 PAPER, RELEASED = "paper", "as released (squared)"
@@ -277,6 +287,8 @@ class CFRRefine(io.ComfyNode):
         )
         if strength > 0:
             refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), stage_record(result)))
+            changes = tuple(refined.patches[key][-1][1][1][0] for key in keys)
+            refined.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
         refined.set_attachments(BASE, base_of(model))
         refined.set_attachments(REFINEMENT, result)
         if has_fp8(model, keys):

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import comfy.lora
 import torch
@@ -17,6 +17,8 @@ PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
 ATTACHMENT = "mace_stages"
 # The MODEL before any refinement, and the last Refinement, travel with a refined MODEL too.
 BASE, REFINEMENT = "mace_base", "mace_refinement"
+# The differences that refinements put on its weights, so that they can be told from what else is there.
+REFINED = "mace_refined"
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
@@ -108,12 +110,37 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
     return clone
 
 
+def tensor_bytes(tensor: torch.Tensor) -> Iterator[bytes | memoryview]:
+    """What a tensor holds, to be hashed: dtype and shape, then its bytes; of a quantised one those of all its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, how = tensor.__tensor_flatten__()
+        yield f"{type(tensor).__qualname__} {sorted(names)} {how!r};".encode()
+        for name in sorted(names):
+            yield from tensor_bytes(getattr(tensor, name))
+        return
+    # Other packs' own kinds (GGUF's) hold packed bytes, and answer to views in ways of their own.
+    raw = tensor.detach().as_subclass(torch.Tensor).to("cpu").contiguous()
+    kind = "tensor" if type(tensor) in (torch.Tensor, torch.nn.Parameter) else type(tensor).__qualname__
+    yield f"{kind} {raw.dtype} {tuple(raw.shape)} {getattr(tensor, 'tensor_type', '')};".encode()
+    yield memoryview(raw.reshape(-1).view(torch.uint8).numpy())
+
+
 def weights_sha256(model) -> str:
-    """SHA-256 over the diffusion model's unpatched weights: names, dtypes and bytes in the names' order."""
+    """SHA-256 over the diffusion model's unpatched weights: names, dtypes and bytes in the names' order.
+
+    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.
+    """
     digest = hashlib.sha256()
     patches = model.get_key_patches("diffusion_model.")
     for key in sorted(patches):
-        weight = patches[key][0][0].to("cpu").contiguous()
-        digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.reshape(-1).view(torch.uint8).numpy())
+        weight = patches[key][0][0]
+        if type(weight) in (torch.Tensor, torch.nn.Parameter):
+            # As it was before other formats were read: checkpoints state this hash.
+            raw = weight.to("cpu").contiguous()
+            digest.update(f"{key} {raw.dtype} {tuple(raw.shape)}".encode())
+            digest.update(raw.detach().reshape(-1).view(torch.uint8).numpy())
+            continue
+        digest.update(key.encode())
+        for part in tensor_bytes(weight):
+            digest.update(part)
     return digest.hexdigest()

@@ -1,5 +1,7 @@
 """Keys by content: equal for equal content, different for any other."""
 
+import functools
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -19,8 +21,18 @@ class Pair:
     b: object
 
 
-class Opaque:
-    """Something that only is equal to itself."""
+class Scaled:
+    """A wrapper as packs write them: a class of their own, called with what it wraps."""
+
+    def __init__(self, factor, holder=None):
+        self.factor, self.holder = factor, holder
+
+    def __call__(self, *args):
+        return self.factor
+
+
+def scaled(factor):
+    return lambda *args: factor
 
 
 def test_equal_content_has_an_equal_key(content):
@@ -51,13 +63,41 @@ def test_other_content_has_another_key(content, one, other):
 
 
 def test_what_cannot_be_read_is_equal_to_itself_alone(content):
-    one = Opaque()
+    one = threading.Lock()
     assert content.content_sha256(one) == content.content_sha256(one)
-    assert content.content_sha256(one) != content.content_sha256(Opaque())
+    assert content.content_sha256(one) != content.content_sha256(threading.Lock())
+    assert content.content_sha256(torch.Generator()) != content.content_sha256(torch.Generator())
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        scaled,
+        Scaled,
+        lambda factor: Scaled(1, Scaled(factor)),
+        lambda factor: Scaled(factor).__call__,
+        lambda factor: functools.partial(max, factor),
+        lambda factor: torch.full((2,), factor).numpy(),
+        lambda factor: eval(f"lambda x: x * {factor}"),
+        lambda factor: lambda x, by=factor: x * by,
+        lambda factor: torch.nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(factor)).weight,
+    ],
+    ids=["closure", "object", "nested", "method", "partial", "array", "code", "default", "parameter"],
+)
+def test_functions_and_objects_count_by_what_they_hold(content, made):
+    assert content.content_sha256(made(0.5)) == content.content_sha256(made(0.5))
+    assert content.content_sha256(made(0.5)) != content.content_sha256(made(0.25))
+
+
+def test_what_holds_itself_has_a_key(content):
+    one, other = Scaled(1), Scaled(1)
+    one.holder, other.holder = one, Scaled(1, other)
+    assert content.content_sha256(one) == content.content_sha256(one)
+    assert content.content_sha256(one) != content.content_sha256(other)
 
 
 def test_a_models_key(comfy_host, demo, content):
-    """Patches count by their content, attention patches by their identity; the loaded clone does not matter."""
+    """Patches, attention patches and wrappers count by their content; the loaded clone does not matter."""
     model = demo[0]
     key = "diffusion_model.out.2.bias"
 
@@ -73,12 +113,44 @@ def test_a_models_key(comfy_host, demo, content):
     weaker = model.clone()
     weaker.add_patches({key: ("diff", (torch.full((4,), 0.1),))}, 0.5)
     assert content.model_sha256(weaker) != content.model_sha256(changed(0.1))
-    attention = [model.clone(), model.clone()]
-    for clone in attention:
-        clone.set_model_attn2_patch(lambda q, k, v, options: (q, k, v))
-    assert len({base, *map(content.model_sha256, attention)}) == 3
+
+    def wrapped(put):
+        clone = model.clone()
+        put(clone)
+        return content.model_sha256(clone)
+
+    puts = {
+        "attention": lambda value: lambda m: m.set_model_attn2_patch(scaled(value)),
+        "function": lambda value: lambda m: m.set_model_unet_function_wrapper(Scaled(value)),
+        "wrapper": lambda value: lambda m: m.add_wrapper("apply_model", scaled(value)),
+        "callback": lambda value: lambda m: m.add_callback("on_pre_run", scaled(value)),
+        "weight": lambda value: lambda m: m.add_weight_wrapper(key, scaled(value)),
+    }
+    seen = {base}
+    for put in puts.values():
+        assert wrapped(put(1.0)) == wrapped(put(1.0))
+        seen |= {wrapped(put(1.0)), wrapped(put(0.2))}
+    assert len(seen) == 1 + 2 * len(puts)
     comfy_host.sample(changed(0.1), demo[1], "a dog", steps=1)
     assert content.model_sha256(model) == base
+
+
+def test_formats_that_cannot_be_edited_have_a_key(content):
+    """Packed bytes of other packs, and the host's own quantised tensors with their scales."""
+    from comfy_kitchen.tensor import QuantizedTensor
+
+    class Packed(torch.Tensor):
+        tensor_type = 8
+
+        def view(self, *shape):
+            raise RuntimeError("answers to views in its own way")
+
+    one, other = (torch.full((4, 4), value, dtype=torch.uint8).as_subclass(Packed) for value in (1, 2))
+    assert content.content_sha256(one) == content.content_sha256(one.clone()) != content.content_sha256(other)
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    kinds = [QuantizedTensor.from_float(weight * f, "TensorCoreFP8E4M3Layout", scale="recalculate") for f in (1, 1, 2)]
+    keys = [content.content_sha256(kind) for kind in kinds]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_the_store_drops_the_least_recently_used(comfy_host):

@@ -153,6 +153,75 @@ def test_another_model_trains_again(comfy_host, demo, parts, listed, untrained):
     assert untrained == [0, 2, 2, 2]
 
 
+def test_what_stands_between_refinement_and_training_counts(comfy_host, demo, parts, listed, untrained):
+    """A LoRA or a wrapper put there; the same put there anew does not train again, nor does a longer list."""
+    model, clip, _ = demo
+    key = comfy_host.module("nodes.unet").cross_attention_keys(model)[0]
+
+    def between(refined, value):
+        changed = refined.clone()
+        changed.add_patches({key: ("diff", (torch.full((320, 768), value),))})
+        return changed
+
+    refined = refine(comfy_host, model, clip, listed, mu="10")[0]
+    longer = refine(comfy_host, model, clip, concepts(comfy_host, "cat", more=listed), mu="10")[0]
+    train(comfy_host, clip, between(refined, 0.01), parts[2])
+    assert untrained == [2]
+    trainer = comfy_host.module("nodes.training").Trainer
+    options = comfy_host.module("nodes.training").TrainOptions()
+    masks = torch.ones(2, 64, 64)
+
+    def key_of(chosen):
+        return trainer(chosen, clip, options, None, print).key(parts[2][0], masks)
+
+    wrapped = between(refined, 0.01)
+    wrapped.set_model_unet_function_wrapper(lambda apply, inputs: apply(inputs["input"], inputs["timestep"]))
+    assert key_of(between(refined, 0.01)) == key_of(between(longer, 0.01))
+    assert len({key_of(m) for m in (refined, between(refined, 0.01), between(refined, 0.02), wrapped)}) == 4
+
+
+def test_a_stage_of_another_kind_between_is_no_error(comfy_host, demo, parts, listed):
+    """UCE leaves a record without a prior."""
+    _, clip, _ = demo
+    settings = dict(preserve="", retention="none", erase_scale=1.0, preserve_scale=0.1, lamb=0.5)
+    chosen = concepts(comfy_host, "cat")
+    edited = comfy_host.run("MACE_BaselineUCE", model=parts[0], clip=clip, concepts=chosen, **settings)[0]
+    assert "2 LoRAs trained" in report(train(comfy_host, clip, edited, parts[2], steps="1"))
+
+
+def test_a_trained_lora_outlives_the_process(comfy_host, demo, parts, store):
+    """Read from disk where memory has nothing, unless it is to be trained again; a damaged file is trained anew."""
+    _, clip, _ = demo
+    first = train(comfy_host, clip, parts[0], parts[2])[0]
+    store.clear()
+    node = train(comfy_host, clip, parts[0], parts[2])
+    assert "0 LoRAs trained, 2 of 2 kept" in report(node) and "2 of them read from disk" in report(node)
+    for one, other in zip(node[0].loras, first.loras, strict=True):
+        same(one, other, rtol=0, atol=0)
+        assert torch.equal(one.losses, other.losses) and one.concept == other.concept and one.settings == other.settings
+    assert "2 LoRAs trained, 0 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2], again=True))
+    store.clear()
+    folder = comfy_host.module("nodes.lora_store").store().folder
+    damaged = sorted(folder.glob("*.lora.safetensors"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert "1 LoRAs trained, 1 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2]))
+    assert sorted(path.suffix for path in folder.iterdir()) == [".safetensors"] * 2
+
+
+def test_the_folder_of_loras_is_bounded_and_may_be_missing(comfy_host, demo, parts, tmp_path):
+    disk = comfy_host.module("nodes.lora_store")
+    lora = parts[3].loras[0]
+    kept = disk.LoraStore(tmp_path / "loras", limit=1)
+    for number in range(3):
+        kept.put_lora(f"{number:064x}", lora, (1,))
+    assert [path.name[:64] for path in kept.folder.iterdir()] == [f"{2:064x}"]
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    nowhere = disk.LoraStore(blocked / "loras")
+    nowhere.put_lora("0" * 64, lora, (1,))
+    assert "cannot be kept" in nowhere.problem and nowhere.lora("0" * 64) is None
+
+
 def test_another_clip_than_the_refinements_is_refused(comfy_host, demo, parts):
     skipped = demo[1].clone()
     skipped.clip_layer(-12)

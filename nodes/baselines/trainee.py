@@ -17,7 +17,7 @@ from ..loss_progress import LossProgress, listed
 from ..predict import predict, sigmas_at
 from ..refine import concept_record
 from ..text import TextEncoder, chunks
-from ..unet import ATTACHMENT, BASE, FP8, REFINEMENT, is_quantised
+from ..unet import ATTACHMENT, BASE, FP8, REFINED, REFINEMENT, is_quantised
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def result(
     }
     done.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
     # It is no longer the refinement of its base: whatever comes next starts from it as it is.
-    for name in (BASE, REFINEMENT):
+    for name in (BASE, REFINEMENT, REFINED):
         done.remove_attachments(name)
     tenth = max(len(losses) // 10, 1)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
