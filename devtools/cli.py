@@ -163,6 +163,9 @@ def test(options) -> int:
         )
     if "MACE_BROWSER" not in variables:
         say("No Chromium found (MACE_BROWSER or PATH): the browser tests cannot run.")
+    # Threads that wait for each other sleep: spinning, as is OpenMP's usual way, takes three times as long as soon as
+    # another process wants a core, such as the server that the tests start.
+    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)
     # Only what lies in tests/ is a path to pytest: `-k nodes` must not be taken for the folder of that name.
     paths = [part for part in options.arguments if part.startswith("tests/") and (REPO / part.split("::")[0]).exists()]

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+from .identity_layers import skip_identity_layers
+
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -110,11 +112,15 @@ class InProcessHost:
 
     @staticmethod
     def load_checkpoint(path: Path):
-        """(MODEL, CLIP, VAE) of a checkpoint, as CheckpointLoaderSimple gives them."""
+        """(MODEL, CLIP, VAE) of a checkpoint, as CheckpointLoaderSimple gives them, but for time: text layers that
+        change nothing are not computed (see devtools.identity_layers). The bits are the same."""
         import comfy.sd
 
         with torch.inference_mode():
-            return comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3]
+            loaded = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3]
+        if loaded[1] is not None:
+            skip_identity_layers(loaded[1])
+        return loaded
 
     @staticmethod
     def encode(clip, prompt: str):
