@@ -27,6 +27,7 @@ from .residual import ResidualPrompt
 from .save_loras import SaveLoras
 from .save_model import SaveErasedModel
 from .save_prior import SavePrior
+from .store import forget_on_request
 from .train import TrainErasureLora
 
 NODES: list[type[io.ComfyNode]] = [
@@ -63,6 +64,7 @@ class MaceExtension(ComfyExtension):
     async def on_load(self) -> None:
         files.register_folders()
         model_files.register_folders()
+        forget_on_request()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -18,6 +18,7 @@ from .loss_progress import send_text
 from .mask_making import ATTENTION, make_masks
 from .prior import BUILT_IN, BuildPrior
 from .refine import AUTO, MEASURE_NAMES, PAPER, CFRRefine
+from .sizes import side_inputs
 from .train import train_loras
 from .training import TrainOptions
 from .types import CATEGORY, ConceptsType, LorasType, PriorType
@@ -50,8 +51,7 @@ class EraseConcepts(io.ComfyNode):
                     tooltip="All settings by type: the paper's Table 10, or those found for the small demo model, "
                     "which are for that model only.",
                 ),
-                io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Training images' width."),
-                io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Training images' height."),
+                *side_inputs("the training images"),
                 io.Int.Input(
                     "seed",
                     default=0,

@@ -12,6 +12,7 @@ from .evaluation import ERASED_MODEL, Plan, evaluate
 from .evaluation_report import contact_sheet, table_text
 from .judge_files import CLASSIFIER, CLIP, KINDS, NUDENET, file_error, file_stamps, judge_files
 from .judges import judge_of
+from .sizes import side_inputs, sized
 from .types import CATEGORY, ConceptsType
 
 
@@ -74,8 +75,7 @@ class EvaluateErasure(io.ComfyNode):
                     max=1000,
                     tooltip="Number of seeds for each prompt, counted up from seed.",
                 ),
-                io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Height in pixels."),
+                *side_inputs("the pictures"),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps (the paper: 50)."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance scale."),
                 io.Combo.Input(
@@ -171,6 +171,8 @@ class EvaluateErasure(io.ComfyNode):
         plan = Plan(
             subjects(concepts, synonyms, keep), tuple(parse_templates(prompts)), tuple(range(seed, seed + seeds))
         )
+        width, height = sized(model, settings["width"], settings["height"])
+        settings = {**settings, "width": width, "height": height}
         chosen = judge_of(judge, judge_file)
         found = evaluate(model, erased_model, clip, vae, plan, chosen, settings, batch_size, threshold)
         text = table_text(found)

@@ -16,6 +16,7 @@ from ..mace.images import IMAGE_PROMPTS, ConceptImages, chain
 from ..mace.tokens import fill
 from .content import content_sha256, model_sha256, module_sha256
 from .refine import AUTO
+from .sizes import side_inputs, sized
 from .store import ContentStore
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, ImagesType
@@ -125,6 +126,8 @@ def make_images(
 ) -> tuple[ConceptImages, ...]:
     """Training images of every concept, by the host's sampler. settings: see `Sampling`."""
     templates = [template_of(concept, prompt) for concept in concepts]
+    width, height = sized(model, settings["width"], settings["height"])
+    settings = {**settings, "width": width, "height": height}
     progress = ProgressBar(len(concepts) * settings["steps"])
     sampling = Sampling(model, TextEncoder(clip), vae, negative, progress, **settings)
     return tuple(sampling.images(*pair) for pair in zip(concepts, templates, strict=True))
@@ -148,8 +151,7 @@ class ConceptImagesNode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 ConceptsType.Input("concepts", tooltip="What to erase, from Concepts."),
                 io.Int.Input("count", default=8, min=1, max=64, tooltip="Images for each concept; the paper uses 8."),
-                io.Int.Input("width", default=512, min=64, max=4096, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=512, min=64, max=4096, step=8, tooltip="Height in pixels."),
+                *side_inputs("the images"),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="Seed of the noise."
                 ),

@@ -19,7 +19,7 @@ from .unet import (
     REFINED,
     REFINEMENT,
     cross_attention_keys,
-    has_fp8,
+    fp8_note,
     patched,
     reading,
 )
@@ -291,8 +291,8 @@ class CFRRefine(io.ComfyNode):
             refined.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
         refined.set_attachments(BASE, base_of(model))
         refined.set_attachments(REFINEMENT, result)
-        if has_fp8(model, keys):
-            lines.append("fp8 weights were upcast to float32 to compute the refinement")
+        note = fp8_note(model, refined, keys) if strength > 0 else None
+        lines += [note] if note else []
         lines += [
             f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",
             f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",

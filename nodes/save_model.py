@@ -189,6 +189,10 @@ class SaveErasedModel(io.ComfyNode):
         tensors = checkpoint_tensors(model, clip, vae, DTYPES[dtype], extra)
         path = files.save_safetensors(filename_prefix, tensors, metadata)
         text = str(path)
+        if dtype == AS_LOADED and any(
+            f"model.{key}" in tensors and tensors[f"model.{key}"].dtype in FP8 for key in model.patches
+        ):
+            text += "\nThe file is in fp8, and the changes in it are rounded to that: fp16 or bf16 keep them whole."
         stages = model.get_attachment(ATTACHMENT) or ()
         layers = {layer for layer in (clip.layer_idx, *(stage["clip_layer"] for stage in stages)) if layer is not None}
         if layers:

@@ -4,9 +4,11 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 
+import comfy.float
 import comfy.lora
 import torch
 from comfy import model_management
+from comfy.model_patcher import string_to_seed
 
 from ..mace.reading import reading_metric
 from ..mace.refine import READING
@@ -54,10 +56,25 @@ def is_quantised(weight: torch.Tensor) -> bool:
     return weight.dtype not in _FLOATS + FP8 or type(weight).__name__ == "QuantizedTensor"
 
 
-def has_fp8(model, keys: list[str]) -> bool:
-    """Whether any of the weights is stored in plain fp8."""
+def fp8_note(model, edited, keys: list[str]) -> str | None:
+    """What becomes of a change in fp8 weights, in words; None for a MODEL without them. edited: the MODEL with it.
+
+    The host rounds changed weights back to fp8, whose steps are as large as most changes; by how much is measured on
+    the first of them, as the host rounds. With its dynamic memory that is its own affair, and not known here.
+    """
     patches = model.get_key_patches("diffusion_model.")
-    return any(patches[key][0][0].dtype in FP8 for key in keys)
+    first = next((key for key in keys if patches[key][0][0].dtype in FP8), None)
+    if first is None and model.model_dtype() not in FP8:
+        return None
+    advice = "to keep it whole load the fp16 or bf16 model (weight_dtype default)"
+    if first is None or model.is_dynamic():
+        return f"fp8 weights: the change is exact, but what the host keeps of it in fp8 is not known; {advice}"
+    stored = patches[first][0][0].dtype
+    before = effective_weight(patches[first], first, model.load_device)
+    after = effective_weight(edited.get_key_patches("diffusion_model.")[first], first, model.load_device)
+    rounded = comfy.float.stochastic_rounding(after.clone(), stored, seed=string_to_seed(first)).float()
+    noise = float((rounded - after).norm() / (after - before).norm().clamp_min(1e-12))
+    return f"fp8 weights: the host rounds the change to fp8, which adds noise {noise:.2g} times as large; {advice}"
 
 
 def with_patches(patches: list, key: str, device: torch.device) -> torch.Tensor:

@@ -153,6 +153,30 @@ def test_formats_that_cannot_be_edited_have_a_key(content):
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_stores_share_a_budget(comfy_host):
+    """What was not used for the longest time goes first, whichever store holds it; what is newest stays."""
+    module = comfy_host.module("nodes.store")
+    budget = module.Budget(10)
+    one, other = module.ContentStore(100, budget), module.ContentStore(100, budget)
+    one.put("a", "A", 4)
+    other.put("b", "B", 4)
+    assert one.get("a") == "A"
+    one.put("c", "C", 4)
+    assert other.get("b") is None and one.get("a") == "A" and budget.bytes == 8
+    other.put("large", "L", 100)
+    assert not len(one) and other.get("large") == "L"
+    budget.clear()
+    assert budget.bytes == 0 and not len(other)
+
+
+def test_every_store_of_the_pack_is_in_the_budget(comfy_host):
+    module = comfy_host.module("nodes.store")
+    stores = [comfy_host.module(f"nodes.{name}")._store for name in ("images", "text", "training")]
+    stores += [comfy_host.module("nodes.text")._embeddings]
+    stores += [getattr(comfy_host.module("nodes.gallery"), name) for name in ("_pictures", "_seen")]
+    assert set(stores) <= set(module.BUDGET._stores)
+
+
 def test_the_store_drops_the_least_recently_used(comfy_host):
     store = comfy_host.module("nodes.store").ContentStore(10)
     for name in "abc":

@@ -1,5 +1,7 @@
 """Unusual models and lists: what CFR Refine and Concepts refuse, upcast, record and keep."""
 
+import re
+
 import pytest
 import torch
 
@@ -59,13 +61,25 @@ def test_fp8_is_upcast_and_saved_in_full(comfy_host, demo, airplane, refined):
     key = next(iter(refined[0].patches))
     assert model.get_key_patches("diffusion_model.")[key][0][0].dtype == torch.float8_e4m3fn
     node = refine(comfy_host, model, clip, airplane, mu="10")
-    assert "fp8 weights were upcast" in node.ui.as_dict()["text"][0]
+    said = node.ui.as_dict()["text"][0]
+    told = re.search(r"the host rounds the change to fp8, which adds noise (\S+) times as large", said)
+    # As the host itself rounds it when it loads the refined model.
+    from comfy import model_management
+
+    model_management.load_models_gpu([node[0]], force_full_load=True)
+    held = dict(node[0].model.named_parameters())[key].float()
+    weight, wanted = effective(model, key), effective(node[0], key)
+    assert float(told[1]) == pytest.approx(float((held - wanted).norm() / (wanted - weight).norm()), rel=0.05)
     weight = effective(model, key)
     expected = weight + weight @ node[1].transform_delta.float()
     torch.testing.assert_close(effective(node[0], key), expected, rtol=1e-5, atol=1e-6)
     saved = comfy_host.run(
         "MACE_SaveErasedModel", model=node[0], clip=clip, vae=vae, filename_prefix="checkpoints/fp8", dtype="fp32"
     ).ui["checkpoints"][0]
+    coarse = comfy_host.run(
+        "MACE_SaveErasedModel", model=node[0], clip=clip, vae=vae, filename_prefix="checkpoints/fp8", dtype="as loaded"
+    )
+    assert "The file is in fp8" in coarse.ui["text"][0]
     file = load_file(comfy_host.base / "output" / saved["subfolder"] / saved["filename"])
     torch.testing.assert_close(file[f"model.{key}"], expected, rtol=1e-5, atol=1e-6)
 

@@ -15,9 +15,10 @@ from ...mace.schedule import Uniform
 from ...mace.tokens import fill
 from ...mace.train import stream
 from ..loss_progress import LossProgress, send_text
+from ..sizes import side_inputs, sized
 from ..text import TextEncoder
 from ..types import BASELINES, ConceptsType
-from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
+from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 PARTS = {"cross-attention (to_k, to_v)": keys_and_values, "full": whole}
@@ -152,16 +153,17 @@ class BaselineAC(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = Fit(steps, rate_of(learning_rate, RATE), DECAY, CLIP, seed)
         prompts, pictures = plan(concepts, images)
+        size = sized(model, width, height)
         texts = Texts.of(TextEncoder(clip), model, prompts)
 
         def prepare(trainee: Trainee, progress: LossProgress):
-            latents = anchor_images(trainee, pictures, batch, (width, height), sampling_steps, guidance, seed, progress)
+            latents = anchor_images(trainee, pictures, batch, size, sampling_steps, guidance, seed, progress)
 
             def loss_of(generator: torch.Generator) -> Tensor:
                 chosen = torch.randint(len(pictures), (batch,), generator=generator).tolist()
                 shown = [pictures[place] for place in chosen]
                 sigmas = trainee.sigmas(Uniform().sample(batch, generator).tolist())
-                x = trainee.noised(latents[chosen], trainee.noise(batch, (width, height), generator), sigmas)
+                x = trainee.noised(latents[chosen], trainee.noise(batch, size, generator), sigmas)
                 phrases = [int(torch.randint(len(picture.targets), (), generator=generator)) for picture in shown]
                 target = [picture.targets[phrase] for picture, phrase in zip(shown, phrases, strict=True)]
                 anchor = [picture.anchor for picture in shown]

@@ -10,9 +10,10 @@ from ...mace.concept import Concept
 from ...mace.schedule import Uniform
 from ...mace.tokens import fill
 from ..images import template_of
+from ..sizes import side_inputs, sized
 from ..text import TextEncoder
 from ..types import BASELINES, ConceptsType
-from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, side_inputs, steps_input
+from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 METHODS = {"ESD-x (cross-attention)": cross_attention, "ESD-u (all but cross-attention)": unconditional}
@@ -122,6 +123,7 @@ class BaselineESD(io.ComfyNode):
         seed,
     ) -> io.NodeOutput:
         settings = Fit(steps, rate_of(learning_rate, RATE), seed=seed)
+        size = sized(model, width, height)
         prompts = [fill(template_of(concept, prompt), phrase) for concept in concepts for phrase in concept.phrases]
         texts = Texts.of(TextEncoder(clip), model, ["", *prompts])
 
@@ -129,7 +131,7 @@ class BaselineESD(io.ComfyNode):
             def loss_of(generator: torch.Generator) -> torch.Tensor:
                 row = 1 + int(torch.randint(len(prompts), (), generator=generator))
                 timestep = int(Uniform().sample(1, generator))
-                noise = trainee.noise(batch, (width, height), generator)
+                noise = trainee.noise(batch, size, generator)
                 sigmas = trainee.sigmas(descent(sampling_steps, timestep))
                 concept, nothing = trainee.rows([row] * batch), trainee.rows([0] * batch)
                 start = trainee.start(noise, sigmas[0])

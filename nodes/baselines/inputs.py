@@ -36,21 +36,6 @@ def seed_input() -> io.Int.Input:
     )
 
 
-def side_inputs(what: str) -> list[io.Int.Input]:
-    """Width and height of what is sampled in training."""
-    return [
-        io.Int.Input(
-            side,
-            default=512,
-            min=64,
-            max=4096,
-            step=8,
-            tooltip=f"{side.capitalize()} of {what} in pixels: what the model was made for (512 for SD1.x).",
-        )
-        for side in ("width", "height")
-    ]
-
-
 def outputs(what: str) -> list:
     """The MODEL and the losses."""
     return [

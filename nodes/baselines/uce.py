@@ -16,7 +16,7 @@ from ..prior import keepers
 from ..refine import concept_record
 from ..text import TextEncoder, chunks
 from ..types import BASELINES, ConceptsType
-from ..unet import ATTACHMENT, cross_attention_keys, has_fp8, patched
+from ..unet import ATTACHMENT, cross_attention_keys, fp8_note, patched
 
 BY_TYPE, MAPPINGS, NOTHING = "by type", "mappings", "nothing"
 MOST_SCALE = 1e6
@@ -138,6 +138,6 @@ class UnifiedConceptEditing(io.ComfyNode):
         lines = [f"{phrase} -> {becomes or 'the empty prompt'}" for phrase, becomes in edits]
         lines.append(f"{len(kept)} concepts preserved" if kept else "the empty prompt preserved")
         lines.append(f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}")
-        if has_fp8(model, keys):
-            lines.append("fp8 weights were upcast to float32 to compute the edit")
+        note = fp8_note(model, edited, keys) if erase_scale else None
+        lines += [note] if note else []
         return io.NodeOutput(edited, ui=ui.PreviewText("\n".join(lines)))
