@@ -57,7 +57,7 @@ class Bench:
     def options(self, side_by_side):
         """The same for all ways but for the size of the batch."""
         return self.pack("nodes.training").TrainOptions(
-            steps=self.steps, learning_rate=RATE, rank=1, side_by_side=side_by_side
+            steps=self.steps, learning_rate=RATE, rank=1, side_by_side=side_by_side, again=True
         )
 
     def ours(self, concepts):
@@ -70,10 +70,10 @@ class Bench:
         for drawn, masks in concepts:
             with torch.inference_mode():
                 encoded = images.own_images(self.vae, drawn.concept, drawn.template, drawn.as_image)
-            work.append((drawn.concept.target, encoded, masks))
+            work.append(training.Work(trainer.key(encoded, masks), encoded, masks))
         trained = trainer.run(work)
         a_step = (ends[-1] - ends[0]) / (len(ends) - 1)
-        return [(trained[key].lora, trained[key].losses) for key, _, _ in work], a_step
+        return [(trained[item.key].lora, trained[item.key].losses) for item in work], a_step
 
     def other(self, concept, cached):
         """(seconds of training, result, seconds of the model's copy, seconds of encoding) of one concept."""

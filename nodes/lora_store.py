@@ -38,8 +38,7 @@ class LoraStore:
 
     def lora(self, key: str) -> ErasureLora | None:
         """The LoRA under this key, or None."""
-        found = self._read(key, LORA, lambda tensors, metadata: set_from_file(tensors, metadata).loras[0])
-        return found
+        return self._read(key, LORA, lambda tensors, metadata: set_from_file(tensors, metadata).loras[0])
 
     def put_lora(self, key: str, lora: ErasureLora, blocks: tuple[int, ...]) -> None:
         """Keep a trained LoRA, in place of where its training stood. blocks: num_res_blocks of its UNet."""

@@ -57,7 +57,8 @@ class LossProgress:
 
     def report(self, names: list[str], step: int, losses: Tensor, steps: int) -> None:
         """One step of concepts side by side: their losses [C] in step 1..steps."""
-        if step == 1:
+        # A training that goes on from where it was stopped has no step 1.
+        if step == 1 or names != self._names:
             self._names, self._history = names, []
         self._history.append(losses)
         now = time.monotonic()

@@ -54,7 +54,7 @@ def train_loras(
     def report(names, step, losses):
         progress.report(names, step, losses, by_name[names[0]])
 
-    trainer = Trainer(model, clip, options, refinement, report)
+    trainer = Trainer(model, clip, options, refinement, report, progress.skip)
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
     kept = {key: trainer.known(key) for key in keys}
     found = {key: lora for key, (lora, _) in kept.items() if lora is not None}

@@ -110,11 +110,21 @@ class Trainer:
     """Trains the LoRAs of concepts that the store does not hold.
 
     model: the refined MODEL.  refinement: its Refinement, or None.  report(names, step, losses [C]) after each step.
-    Raises ValueError for another text encoder than the refinement's.
+    skip(steps): steps that need no training, since they were made before.  Raises ValueError for another text encoder
+    than the refinement's.
     """
 
-    def __init__(self, model, clip, options: TrainOptions, refinement: Refinement | None, report: Callable):
-        self.model, self.options, self.refinement, self.report = model, options, refinement, report
+    def __init__(
+        self,
+        model,
+        clip,
+        options: TrainOptions,
+        refinement: Refinement | None,
+        report: Callable,
+        skip: Callable[[int], None] = lambda steps: None,
+    ):
+        self.model, self.options, self.refinement = model, options, refinement
+        self.report, self.skip = report, skip
         self.refined_on = refinement_digest(refinement)
         self.encoder = TextEncoder(clip)
         self.encoder.check_width(model)
@@ -184,8 +194,11 @@ class Trainer:
             settings = self.options.settings(item.images.concept.type)
             queue.setdefault((settings, state.step if state else 0), []).append((item, state))
         resumed = {step: len(items) for (_, step), items in queue.items() if step}
-        self.lines += [f"{count} go on from step {step}" for step, count in sorted(resumed.items())]
+        for step, count in sorted(resumed.items()):
+            self.lines.append(f"{count} go on from step {step}")
+            self.skip(step * count)
         with trainable_copy(self.model) as copy:
+            make_way(copy)
             if self.options.side_by_side:
                 self._most = self.options.side_by_side
             else:
@@ -224,6 +237,7 @@ class Trainer:
         drawn = next(draws(example, settings))
         stacked = initial([example], self.shapes, settings, dtype=torch.float32, device=copy.load_device)
         losses_of = loss_function(copy, [own], self.options.form)
+        # Encoding may have brought the text encoder back.
         make_way(copy)
 
         def step() -> None:

@@ -289,6 +289,30 @@ def counting(host, monkeypatch, fits):
     return tried
 
 
+def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, monkeypatch):
+    """What was stopped in the middle trains beside what is new: other steps, other numbers of concepts."""
+    from comfy import model_management
+
+    model, clip, _ = demo
+    module = comfy_host.module("nodes.loss_progress")
+    report_step = module.LossProgress.report
+
+    def stop(self, names, step, losses, steps):
+        report_step(self, names, step, losses, steps)
+        if step == 2:
+            model_management.interrupt_current_processing()
+
+    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
+        patched.setattr(module.LossProgress, "report", stop)
+        train(comfy_host, clip, parts[0], parts[2], side_by_side="2")
+    longer = concepts(comfy_host, "cat", more=listed)
+    refined = refine(comfy_host, model, clip, longer, mu="10")[0]
+    node = train(comfy_host, clip, refined, images(comfy_host, demo, longer)[0], side_by_side="3")
+    assert "3 LoRAs trained" in report(node) and "2 go on from step 2" in report(node)
+    for one, other in zip(node[0].loras[:2], parts[3].loras, strict=True):
+        same(one, other, rtol=2e-2, atol=2e-4)
+
+
 def test_one_concept_is_measured_and_the_plan_is_said(comfy_host, demo, parts, store, monkeypatch):
     tried = counting(comfy_host, monkeypatch, lambda size, saving: True)
     node = train(comfy_host, demo[1], parts[0], parts[2])
