@@ -77,7 +77,7 @@ def test_a_classifier_of_transformers(comfy_host, evaluate, judges):
     forget(comfy_host)
     node = evaluate(judge_file="tiny_vit", synonyms="", seeds=1)
     found = json.loads(node[1])
-    pictures = [picture for picture, _ in comfy_host.module("nodes.gallery")._pictures._entries.values()]
+    pictures = [picture for picture, *_ in comfy_host.module("nodes.gallery")._pictures._entries.values()]
     model = AutoModelForImageClassification.from_pretrained(folder)
     processor = ViTImageProcessor.from_pretrained(folder)
     with torch.no_grad():

@@ -110,7 +110,7 @@ def test_samplers_that_draw_noise_are_not_batched(comfy_host, demo, evaluate):
     assert not any(comfy_host.module("nodes.gallery").draws_noise(name) for name in ("euler", "ddim", "uni_pc"))
     evaluate(synonyms="", keep="cat", sampler_name="euler_ancestral")
     model, clip, vae = demo
-    kept = [picture for picture, _ in comfy_host.module("nodes.gallery")._pictures._entries.values()]
+    kept = [picture for picture, *_ in comfy_host.module("nodes.gallery")._pictures._entries.values()]
     for place, (name, seed) in enumerate((("dog", 7), ("dog", 8), ("cat", 7), ("cat", 8))):
         latents = comfy_host.sample(
             model, clip, f"a photo of the {name}", seed=seed, steps=6, sampler="euler_ancestral"
