@@ -163,8 +163,8 @@ def test(options) -> int:
         )
     if "MACE_BROWSER" not in variables:
         say("No Chromium found (MACE_BROWSER or PATH): the browser tests cannot run.")
-    # Threads that wait for each other sleep: spinning, as is OpenMP's usual way, takes twice as long and more as soon as
-    # another process wants a core, such as the server that the tests start.
+    # Threads that wait for each other sleep: spinning, as is OpenMP's usual way, takes more than twice as long as soon
+    # as another process wants a core, such as the server that the tests start.
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)
     # Only what lies in tests/ is a path to pytest: `-k nodes` must not be taken for the folder of that name.
