@@ -20,7 +20,7 @@ from .prior import BUILT_IN, BuildPrior
 from .refine import AUTO, MEASURE_NAMES, PAPER, CFRRefine
 from .sizes import side_inputs
 from .train import train_loras
-from .training import TrainOptions
+from .train_options import TrainOptions
 from .types import CATEGORY, ConceptsType, LorasType, PriorType
 
 # The host's usual sampling, as its own txt2img template has it.

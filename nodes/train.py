@@ -18,7 +18,8 @@ from .loss_progress import LossProgress
 from .mask_making import fitted, whole_image, without_skipped
 from .refine import AUTO
 from .save_loras import slug
-from .training import Trainer, TrainOptions, Work
+from .train_options import TrainOptions
+from .training import Trainer, Work
 from .types import CATEGORY, ImagesType, LorasType
 from .unet import PROJECTIONS, REFINEMENT
 
