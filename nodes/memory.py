@@ -30,7 +30,9 @@ class _Kept:
         self._seen: set[int] = set()
 
     def pack(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
+        # Linear layers keep their weight turned round, as a view of it.
+        owner = tensor if tensor._base is None else tensor._base
+        if not isinstance(owner, torch.nn.Parameter):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._seen:
                 self._seen.add(storage._cdata)

@@ -40,8 +40,7 @@ def fit(
     weights: leaves that require a gradient, by name.  loss_of: draws from the generator (on the CPU, so that draws are
     the same on every device) -> a scalar, differentiable in the weights. A weight the loss does not depend on stays as
     it is to the bit.  report(step, loss) is called after each step and may raise to stop.  computes_in: the model's
-    dtype (see mace.precision); in fp16 a step may draw more than once. Raises ValueError when a loss or a gradient is
-    not finite.
+    dtype (see mace.precision). Raises ValueError when a loss or a gradient is not finite.
     """
     optimizer = torch.optim.AdamW(list(weights.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     generator = stream(settings.seed, "baseline", "draws")
@@ -49,7 +48,10 @@ def fit(
     leaves = list(weights.values())
     scale = LossScale(1, computes_in, leaves[0].device)
     for step in range(1, settings.steps + 1):
+        drawn_from = generator.get_state()
         while True:
+            # The same draws again where a backward pass overflowed.
+            generator.set_state(drawn_from)
             loss = loss_of(generator)
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is not finite in step {step}; lower the learning rate")
