@@ -36,13 +36,12 @@ def place(key: str) -> tuple[str, int, int]:
 
 
 @contextmanager
-def trainable_copy(model, memory: float = 0.0) -> Iterator:
+def trainable_copy(model) -> Iterator:
     """A copy of MODEL that autograd can run through: its own weights, frozen, with all patches baked in, loaded.
 
     The host's weights are inference tensors, which cannot take part in a backward pass; and its dynamic memory manager
-    takes weights off the device after each layer, while autograd still needs them. memory: bytes to make room for
-    beside the copy. The copy leaves the device when the block ends, however it ends. Raises ValueError when the host
-    cannot copy the model.
+    takes weights off the device after each layer, while autograd still needs them. The copy leaves the device when
+    the block ends, however it ends. Raises ValueError when the host cannot copy the model.
     """
     with torch.inference_mode(False), torch.enable_grad():
         try:
@@ -57,7 +56,7 @@ def trainable_copy(model, memory: float = 0.0) -> Iterator:
         before = model_management.in_training
         model_management.in_training = True
         try:
-            load(copy, memory)
+            load(copy)
             yield copy
         finally:
             model_management.in_training = before
