@@ -14,6 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from .fp8 import Wide
 from .unet import ATTACHMENT, BASE, REFINED, tensor_bytes, weights_sha256
 
 _weights: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -165,6 +166,9 @@ def _model_sha256(model, without: tuple[Tensor, ...]) -> str:
     }
     # Containers that hold nothing are as good as none: nodes leave them behind.
     more = {name: _filled(getattr(model, name, None)) for name in MORE}
+    # Wide layers hold the same weights.
+    parts = more["object_patches"] or {}
+    more["object_patches"] = {name: part for name, part in parts.items() if not isinstance(part, Wide)}
     # The same weights can be told to predict another way, or to compute in another dtype.
     sampling, form = (model.get_model_object(name) for name in ("model_sampling", "latent_format"))
     how = [type(network), network.model_type, network.concat_keys, model.model_dtype(), network.manual_cast_dtype]

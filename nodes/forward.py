@@ -20,6 +20,7 @@ from torch import Tensor
 from ..mace.attention import grid_mask, masked_loss, token_attention, weighted_values
 from ..mace.lora import per_sample
 from ..mace.train import Stack
+from .fp8 import own_wide_layers
 from .predict import predict
 from .unet import cross_attention_keys, is_quantised
 
@@ -51,6 +52,7 @@ def trainable_copy(model) -> Iterator:
                 f"the model cannot be copied for training: {error}. Load it with a checkpoint loader whose file is "
                 "still there"
             ) from error
+        own_wide_layers(copy)
         _in_the_hosts_dtypes(copy.model)
         copy.model.requires_grad_(False)
         before = model_management.in_training

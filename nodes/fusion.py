@@ -17,9 +17,10 @@ from ..mace.refine import Refinement
 from ..mace.refine import refinement as solve_refinement
 from ..mace.strengths import strengths_of
 from .content import refinement_digest
+from .fp8 import fp8_note
 from .refine import check_preserved, concept_record, prior_record, read_weights
 from .text import TextEncoder
-from .unet import ATTACHMENT, REFINEMENT, cross_attention_keys, fp8_note, patched, reading
+from .unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, reading
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
@@ -190,7 +191,7 @@ def fused_model(
     fused = patched(model, touched, lambda key, w: fusion.delta(key, w, key in refined), 1.0, progress.update)
     record = stage_record(parts, prior, method, own, chosen)
     fused.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
-    note = fp8_note(model, fused, touched)
+    note = fp8_note(fused, touched)
     return fused, [*lines, f"{len(touched)} matrices", *([note] if note else [])], listed
 
 

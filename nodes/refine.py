@@ -10,6 +10,7 @@ from ..mace.prior import Prior
 from ..mace.refine import ALIKE, READING, Refinement, RefineWeights, refinement, weight_delta
 from ..mace.settings import auto_weights
 from .content import base_of
+from .fp8 import fp8_note
 from .text import TextEncoder
 from .types import CATEGORY, ConceptsType, PriorType, RefinementType
 from .unet import (
@@ -19,7 +20,6 @@ from .unet import (
     REFINED,
     REFINEMENT,
     cross_attention_keys,
-    fp8_note,
     patched,
     reading,
 )
@@ -291,7 +291,7 @@ class CFRRefine(io.ComfyNode):
             refined.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
         refined.set_attachments(BASE, base_of(model))
         refined.set_attachments(REFINEMENT, result)
-        note = fp8_note(model, refined, keys) if strength > 0 else None
+        note = fp8_note(refined, keys) if strength > 0 else None
         lines += [note] if note else []
         lines += [
             f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",

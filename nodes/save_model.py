@@ -15,8 +15,9 @@ from comfy_api.latest import io
 from ..mace import __version__
 from . import files
 from .family import family
+from .fp8 import FP8
 from .types import CATEGORY
-from .unet import ATTACHMENT, FP8, effective_weight, is_quantised, weights_sha256
+from .unet import ATTACHMENT, effective_weight, is_quantised, weights_sha256
 
 AS_LOADED = "as loaded"
 DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -189,10 +190,11 @@ class SaveErasedModel(io.ComfyNode):
         tensors = checkpoint_tensors(model, clip, vae, DTYPES[dtype], extra)
         path = files.save_safetensors(filename_prefix, tensors, metadata)
         text = str(path)
-        if dtype == AS_LOADED and any(
-            f"model.{key}" in tensors and tensors[f"model.{key}"].dtype in FP8 for key in model.patches
-        ):
-            text += "\nThe file is in fp8, and the changes in it are rounded to that: fp16 or bf16 keep them whole."
+        if dtype == AS_LOADED and model.model_dtype() in FP8 and model.patches:
+            text += (
+                "\nThe file is in fp8; edited weights that are wider are rounded to it by a ComfyUI without dynamic "
+            )
+            text += "memory when it loads them: fp16 or bf16 keep the changes whole everywhere."
         stages = model.get_attachment(ATTACHMENT) or ()
         layers = {layer for layer in (clip.layer_idx, *(stage["clip_layer"] for stage in stages)) if layer is not None}
         if layers:

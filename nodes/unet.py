@@ -4,14 +4,13 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 
-import comfy.float
 import comfy.lora
 import torch
 from comfy import model_management
-from comfy.model_patcher import string_to_seed
 
 from ..mace.reading import reading_metric
 from ..mace.refine import READING
+from .fp8 import FP8, as_stored, widen
 
 PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
 
@@ -23,7 +22,6 @@ BASE, REFINEMENT = "mace_base", "mace_refinement"
 REFINED = "mace_refined"
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-FP8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
 
 
 def cross_attention_keys(model, projections: str = "both") -> list[str]:
@@ -54,27 +52,6 @@ def reading(model, metric: str) -> torch.Tensor | None:
 def is_quantised(weight: torch.Tensor) -> bool:
     """Whether a weight is anything but plain floating-point numbers (plain fp8 counts as such)."""
     return weight.dtype not in _FLOATS + FP8 or type(weight).__name__ == "QuantizedTensor"
-
-
-def fp8_note(model, edited, keys: list[str]) -> str | None:
-    """What becomes of a change in fp8 weights, in words; None for a MODEL without them. edited: the MODEL with it.
-
-    The host rounds changed weights back to fp8, whose steps are as large as most changes; by how much is measured on
-    the first of them, as the host rounds. With its dynamic memory that is its own affair, and not known here.
-    """
-    patches = model.get_key_patches("diffusion_model.")
-    first = next((key for key in keys if patches[key][0][0].dtype in FP8), None)
-    if first is None and model.model_dtype() not in FP8:
-        return None
-    advice = "to keep it whole load the fp16 or bf16 model (weight_dtype default)"
-    if first is None or model.is_dynamic():
-        return f"fp8 weights: the change is exact, but what the host keeps of it in fp8 is not known; {advice}"
-    stored = patches[first][0][0].dtype
-    before = effective_weight(patches[first], first, model.load_device)
-    after = effective_weight(edited.get_key_patches("diffusion_model.")[first], first, model.load_device)
-    rounded = comfy.float.stochastic_rounding(after.clone(), stored, seed=string_to_seed(first)).float()
-    noise = float((rounded - after).norm() / (after - before).norm().clamp_min(1e-12))
-    return f"fp8 weights: the host rounds the change to fp8, which adds noise {noise:.2g} times as large; {advice}"
 
 
 def with_patches(patches: list, key: str, device: torch.device) -> torch.Tensor:
@@ -109,7 +86,7 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
 
     delta: (key, float32 [d_out, d]) -> float32 [d_out, d]. The model's own weights are not touched. The patches lie
     where the host keeps the model when it is not in use, in the weight's own dtype (float32 for fp8, which
-    is too coarse for a difference). step(1) after each weight.
+    is too coarse for a difference); fp8 weights are held in a wider format (see .fp8). step(1) after each weight.
     """
     clone = model.clone()
     all_patches = clone.get_key_patches("diffusion_model.")
@@ -121,6 +98,7 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
         dtype = stored if stored in _FLOATS[1:] else torch.float32
         changes[key] = ("diff", (change.to(dtype).to(model.offload_device),))
         step(1)
+    widen(clone, keys, all_patches)
     missing = set(keys) - set(clone.add_patches(changes, strength))
     if missing:
         raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")
@@ -150,7 +128,7 @@ def weights_sha256(model) -> str:
     digest = hashlib.sha256()
     patches = model.get_key_patches("diffusion_model.")
     for key in sorted(patches):
-        weight = patches[key][0][0]
+        weight = as_stored(model, key, patches[key][0][0])
         if type(weight) in (torch.Tensor, torch.nn.Parameter):
             # As it was before other formats were read: checkpoints state this hash.
             raw = weight.to("cpu").contiguous()

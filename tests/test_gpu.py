@@ -217,6 +217,39 @@ def test_the_whole_way_erases_saves_and_loads(host, demo, preset, request):
     assert float((ours - theirs).norm() / ours.norm()) < 0.1
 
 
+def test_fp8_keeps_the_change_with_dynamic_memory(host):
+    """What an edited layer computes is what its weight with the change gives, in the first step and in the last."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        model, clip, _ = comfy.sd.load_checkpoint_guess_config(
+            str(host.demo_checkpoint), output_vae=True, output_clip=True, model_options={"dtype": torch.float8_e4m3fn}
+        )[:3]
+    before = weights_hash(model)
+    node = refine(host, model, clip, concepts(host, LIST), mu="10")
+    said = report(node)
+    print(said)
+    assert model.is_dynamic() and "keeps its precision" in said
+    unet = host.module("nodes.unet")
+    key = unet.cross_attention_keys(model)[0]
+    weights = [
+        unet.effective_weight(m.get_key_patches("diffusion_model.")[key], key, torch.device("cuda"))
+        for m in (model, node[0])
+    ]
+    layer, seen = node[0].object_patches[key.removesuffix(".weight")], []
+    hook = layer.register_forward_hook(lambda _, x, out: seen.append((x[0].float(), out.float())))
+    for _ in range(2):
+        host.sample(node[0], clip, "a photo of the dog")
+        host.sample(model, clip, "a photo of the dog")
+    hook.remove()
+    for x, out in (seen[0], seen[-1]):
+        change = x @ (weights[1] - weights[0]).mT
+        noise = float((out - x @ weights[1].mT).norm() / change.norm())
+        print(f"of the change, what the layer computes is off by {noise:.1e}")
+        assert noise < 0.02
+    assert weights_hash(model) == before
+
+
 def test_strength_zero_is_the_input(host, demo):
     """As near as the input is to itself: kernels on a device may add up in another order from run to run."""
     model, clip, _ = demo

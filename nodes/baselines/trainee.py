@@ -13,11 +13,12 @@ from ...mace.baselines.fitting import Fit, fit
 from ...mace.baselines.parts import Part
 from ...mace.concept import Concept
 from ..forward import trainable_copy
+from ..fp8 import FP8, fp8_note, widen
 from ..loss_progress import LossProgress, listed
 from ..predict import predict, sigmas_at
 from ..refine import concept_record
 from ..text import TextEncoder, chunks
-from ..unet import ATTACHMENT, BASE, FP8, REFINED, REFINEMENT, is_quantised
+from ..unet import ATTACHMENT, BASE, REFINED, REFINEMENT, is_quantised
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def with_changes(model, changes: dict[str, Tensor]):
     """A clone of MODEL with the changes added as patches, kept where the host keeps the model when it is not in use."""
     clone = model.clone()
     patches = {name: ("diff", (change.to(model.offload_device),)) for name, change in changes.items()}
+    widen(clone, list(patches), clone.get_key_patches("diffusion_model."))
     missing = set(patches) - set(clone.add_patches(patches))
     if missing:
         raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")
@@ -190,4 +192,6 @@ def result(
         f"{listed([concept.target for concept in concepts])}: {len(changes)} weights changed in {len(losses)} steps\n"
         f"loss {first:.4g} to {last:.4g} (means of the first and the last tenth)"
     )
+    note = fp8_note(done, list(changes))
+    text += f"\n{note}" if note else ""
     return io.NodeOutput(done, {"loss": [float(loss) for loss in losses]}, ui=ui.PreviewText(text))

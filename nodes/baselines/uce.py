@@ -12,11 +12,12 @@ from ...mace.lists import RETENTION
 from ...mace.moments import concept_moments
 from ...mace.refine import weight_delta
 from .. import files
+from ..fp8 import fp8_note
 from ..prior import keepers
 from ..refine import concept_record
 from ..text import TextEncoder, chunks
 from ..types import BASELINES, ConceptsType
-from ..unet import ATTACHMENT, cross_attention_keys, fp8_note, patched
+from ..unet import ATTACHMENT, cross_attention_keys, patched
 
 BY_TYPE, MAPPINGS, NOTHING = "by type", "mappings", "nothing"
 MOST_SCALE = 1e6
@@ -138,6 +139,6 @@ class UnifiedConceptEditing(io.ComfyNode):
         lines = [f"{phrase} -> {becomes or 'the empty prompt'}" for phrase, becomes in edits]
         lines.append(f"{len(kept)} concepts preserved" if kept else "the empty prompt preserved")
         lines.append(f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}")
-        note = fp8_note(model, edited, keys) if erase_scale else None
+        note = fp8_note(edited, keys) if erase_scale else None
         lines += [note] if note else []
         return io.NodeOutput(edited, ui=ui.PreviewText("\n".join(lines)))
