@@ -21,6 +21,7 @@ from ..mace.attention import grid_mask, masked_loss, token_attention, weighted_v
 from ..mace.lora import per_sample
 from ..mace.train import Stack
 from .fp8 import own_wide_layers
+from .memory import make_way
 from .predict import predict
 from .unet import cross_attention_keys, is_quantised
 
@@ -80,6 +81,7 @@ def _in_the_hosts_dtypes(network: torch.nn.Module) -> None:
 
 def load(copy, memory: float = 0.0) -> None:
     """The copy on its device as a whole, with room for `memory` bytes beside it; other models make way."""
+    make_way(copy)
     model_management.load_models_gpu([copy], memory_required=memory, force_full_load=True)
 
 

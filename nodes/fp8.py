@@ -1,9 +1,9 @@
 """Edited weights of fp8 models, held in a wider format so that the edit keeps its precision.
 
-The host adds a patch to a weight and rounds the sum back to the weight's own dtype. In fp8 a step is as large as most
-changes, and the edit drowns. fp8 to fp16 or bf16 loses nothing, so the edited layers are exchanged, for the clone that
-carries the edit alone, by layers of the host's own kind that hold the same weights in the dtype the model computes in.
-The patches stay patches, and everything that reads them sees the same values as before.
+The host adds a patch to a weight and rounds the sum back to the dtype it holds the weight in. In fp8 a step is as
+large as most changes, and the edit drowns. fp8 to fp16 or bf16 loses nothing, so the edited layers are exchanged, for
+the clone that carries the edit alone, by layers of the host's own kind that hold the same weights in the dtype the
+model computes in. The patches stay patches, and everything that reads them sees the same values as before.
 """
 
 import torch
@@ -16,7 +16,7 @@ _MADE = "mace_wide"
 
 
 class Wide:
-    """What the wide layers have in common. stored: the fp8 dtype their weights came in."""
+    """What the wide layers have in common. stored: the dtype their weights came in."""
 
     stored: torch.dtype
 
@@ -81,12 +81,20 @@ def _wide(layer: nn.Module, name: str, patches: dict, dtype: torch.dtype, device
         return None
     if _MADE not in vars(layer):
         weights = {own: patches[f"{name}.{own}"][0][0] for own, _ in layer.named_parameters(recurse=False)}
+        stored = weights["weight"].dtype
         plain = all(type(weight) in (torch.Tensor, nn.Parameter) for weight in weights.values())
-        if not plain or weights["weight"].dtype not in FP8:
+        if not plain or (stored not in FP8 and _held_in(layer) not in FP8):
             return None
+        # With dynamic memory a file's own weights stay, and are rounded to fp8 on their way to the device.
+        dtype = dtype if stored in FP8 else stored
         # Past nn.Module's own setattr, which would make it a part of the layer.
         vars(layer)[_MADE] = kind.like(layer).take(weights, dtype, device)
     return vars(layer)[_MADE]
+
+
+def _held_in(layer: nn.Module) -> torch.dtype | None:
+    """The dtype that the host's dynamic memory holds a layer's weight in on the device, where it says so."""
+    return getattr(layer, "weight_comfy_model_dtype", None)
 
 
 def own_wide_layers(copy) -> None:
@@ -111,7 +119,7 @@ def fp8_note(edited, keys: list[str]) -> str | None:
     wide = {name: layer for name in names if isinstance(layer := edited.object_patches.get(name), Wide)}
     if wide:
         held = sum(weight.nbytes for layer in wide.values() for weight in layer.parameters())
-        name = str(computed_in(edited)).removeprefix("torch.")
+        name = str(next(iter(wide.values())).weight.dtype).removeprefix("torch.")
         note = (
             f"fp8 model: the edited weights are held in {name} ({held / 1e6:.0f} MB), so the change keeps its precision"
         )

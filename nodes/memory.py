@@ -70,11 +70,16 @@ def measure(device: torch.device, run: Callable[[], object]) -> Measured:
 
 
 def make_way(copy) -> None:
-    """All other models off the copy's device, so that what is free can be told."""
+    """All other models off the copy's device, so that what is free can be told.
+
+    Their weights are inference tensors. Moved where gradients are on they would be torn: half an inference tensor,
+    half not, and could not be viewed as anything else any more.
+    """
     device = copy.load_device
     if not model_management.is_device_cpu(device):
-        model_management.free_memory(1e30, device, keep_loaded=[model_management.LoadedModel(copy)])
-        model_management.soft_empty_cache()
+        with torch.inference_mode():
+            model_management.free_memory(1e30, device, keep_loaded=[model_management.LoadedModel(copy)])
+            model_management.soft_empty_cache()
 
 
 def how_many_fit(device: torch.device, each: int, most: int) -> int:

@@ -141,7 +141,6 @@ class Trainer:
             self.lines.append(f"{count} go on from step {step}")
             self.skip(step * count)
         with trainable_copy(self.model) as copy:
-            make_way(copy)
             if self.options.side_by_side:
                 self._most = self.options.side_by_side
             else:

@@ -114,10 +114,17 @@ def tensor_bytes(tensor: torch.Tensor) -> Iterator[bytes | memoryview]:
             yield from tensor_bytes(getattr(tensor, name))
         return
     # Other packs' own kinds (GGUF's) hold packed bytes, and answer to views in ways of their own.
-    raw = tensor.detach().as_subclass(torch.Tensor).to("cpu").contiguous()
-    kind = "tensor" if type(tensor) in (torch.Tensor, torch.nn.Parameter) else type(tensor).__qualname__
-    yield f"{kind} {raw.dtype} {tuple(raw.shape)} {getattr(tensor, 'tensor_type', '')};".encode()
-    yield memoryview(raw.reshape(-1).view(torch.uint8).numpy())
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    raw = _plain_bytes(tensor.detach() if plain else tensor.detach().as_subclass(torch.Tensor))
+    kind = "tensor" if plain else type(tensor).__qualname__
+    yield f"{kind} {tensor.dtype} {tuple(tensor.shape)} {getattr(tensor, 'tensor_type', '')};".encode()
+    yield memoryview(raw.numpy())
+
+
+def _plain_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, uint8 [n] on the CPU. A copy: weights that were moved with gradients on refuse views."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+    return copy.reshape(-1).view(torch.uint8)
 
 
 def weights_sha256(model) -> str:
@@ -131,9 +138,8 @@ def weights_sha256(model) -> str:
         weight = as_stored(model, key, patches[key][0][0])
         if type(weight) in (torch.Tensor, torch.nn.Parameter):
             # As it was before other formats were read: checkpoints state this hash.
-            raw = weight.to("cpu").contiguous()
-            digest.update(f"{key} {raw.dtype} {tuple(raw.shape)}".encode())
-            digest.update(raw.detach().reshape(-1).view(torch.uint8).numpy())
+            digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(_plain_bytes(weight.detach()).numpy())
             continue
         digest.update(key.encode())
         for part in tensor_bytes(weight):

@@ -42,6 +42,19 @@ def test_equal_content_has_an_equal_key(content):
     assert content.content_sha256(torch.zeros(2, 3).T) == content.content_sha256(torch.zeros(3, 2))
 
 
+def test_weights_that_were_moved_with_gradients_on(content):
+    """Torch calls them neither inference tensors nor others, and they refuse to be viewed as bytes."""
+    with torch.inference_mode():
+        torn, own = (torch.nn.Parameter(torch.ones(2, 3), requires_grad=False) for _ in range(2))
+    with torch.inference_mode(False):
+        torn.data = torch.ones(2, 3)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="version counter"):
+        torn.detach().reshape(-1).view(torch.uint8)
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            assert content.content_sha256(torn) == content.content_sha256(own)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -8,6 +8,7 @@ import copy as copying
 import pytest
 import torch
 
+from devtools.cache import REPO
 from tests.judge import Judge
 from tests.stages import IMAGES, fuse, images, report, train
 from tests.test_forward import FORM, batch_of, gradient, stack_of
@@ -187,8 +188,6 @@ def prior_of(host):
 
 
 def share_of(host, model, clip, vae, concept, seeds=8):
-    from devtools.cache import REPO
-
     judge = Judge(REPO / "assets/demo/judge.safetensors")
     pictures = [
         host.decode(vae, host.sample(model, clip, f"a photo of the {concept}", seed=seed)).cpu()
@@ -382,6 +381,31 @@ def test_fusion_on_the_device_equals_the_cpu(host, models):
     weights = module.RefineWeights(0.0, 0.0, 10.0)
     found = [module.refinement((made,), weights, None, None, device=torch.device(d)).cpu() for d in ("cpu", "cuda")]
     torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+
+
+def test_the_whole_way_without_dynamic_memory(tmp_path):
+    """On a host of its own, since one process has one memory manager: weights that moved with gradients on too."""
+    import json
+    import subprocess
+    import sys
+
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.full_size",
+        "--kind",
+        "sd15",
+        "--small",
+        "--no-dynamic",
+        "--images",
+        "2",
+    ]
+    command += ["--size", "64", "--draw-steps", "2", "--steps", "2", "--captions", "20", "--concepts", "2"]
+    command += ["--refine", "2", "--fuse", "0", "--out", str(tmp_path / "rows.json")]
+    subprocess.run(command, cwd=REPO, check=True)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert rows[0]["stage"] == "make the checkpoint" and rows[1]["manager"] == "ModelPatcher"
+    assert not [row for row in rows if "error" in row]
 
 
 def test_fuse_again_with_other_strengths(host, models):
