@@ -82,6 +82,19 @@ def make_way(copy) -> None:
             model_management.soft_empty_cache()
 
 
+def step_aside(copy, needed: float) -> None:
+    """The copy off its device as a whole where `needed` bytes of another model do not fit beside it.
+
+    The host would move a part of it, in inference mode: what came back could not be trained through, and what did not
+    would be computed in a buffer that the next layer overwrites. `forward.load` brings it back.
+    """
+    device = copy.load_device
+    room = needed * 1.2 + model_management.minimum_inference_memory()
+    if not model_management.is_device_cpu(device) and model_management.get_free_memory(device) < room:
+        make_way(copy)
+        model_management.free_memory(1e30, device)
+
+
 def how_many_fit(device: torch.device, each: int, most: int) -> int:
     """How many pieces of work of `each` bytes the free memory of a device holds, from 1 to `most`."""
     free = model_management.get_free_memory(device)

@@ -20,7 +20,7 @@ from .family import res_blocks
 from .forward import load, trainable_copy
 from .loss_progress import duration, send_text
 from .material import Material, loss_function, material
-from .memory import how_many_fit, make_way, measure
+from .memory import how_many_fit, measure, step_aside
 from .recompute import recomputed_blocks
 from .store import ContentStore
 from .text import TextEncoder
@@ -174,13 +174,13 @@ class Trainer:
         """Measure one step of one concept, decide how many train side by side, and say so."""
         first = work[0]
         settings = self.options.settings(first.images.concept.type)
-        own, *_ = self._materials([first])
+        own, *_ = self._materials(copy, [first])
         example = _example(first, own)
         drawn = next(draws(example, settings))
         stacked = initial([example], self.shapes, settings, dtype=torch.float32, device=copy.load_device)
         losses_of = loss_function(copy, [own], self.options.form)
-        # Encoding may have brought the text encoder back.
-        make_way(copy)
+        # Encoding may have brought the text encoder back, and the copy may have made way for it.
+        load(copy)
 
         def step() -> None:
             losses_of([drawn], stacked).sum().backward()
@@ -235,7 +235,8 @@ class Trainer:
         self.lines.append(f"{len(items)} side by side did not fit; {self._most} from there on")
         return None
 
-    def _materials(self, items: Sequence[Work]) -> list[Material]:
+    def _materials(self, copy, items: Sequence[Work]) -> list[Material]:
+        step_aside(copy, self.encoder.clip.patcher.model_size())
         with torch.inference_mode():
             encoded = [
                 material(self.encoder, item.images, item.masks, self.options.end_of_text, self.pooled) for item in items
@@ -246,12 +247,11 @@ class Trainer:
         self, copy, settings: TrainSettings, items: Sequence[Work], states: Sequence[TrainState] | None
     ) -> list[ErasureLora]:
         names = [item.name for item in items]
-        materials = self._materials(items)
+        materials = self._materials(copy, items)
         focus = None
         if self.options.focus and self.can_focus:
             caption, device = self.refinement.prior.mean.clone(), self.model.load_device
             focus = [entry.directions(caption, settings.rank, device, self.metric) for entry in materials]
-        # Encoding may have moved the copy off the device.
         load(copy, self._each * len(items))
 
         def report(step: int, values: Tensor) -> None:

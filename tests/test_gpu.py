@@ -294,6 +294,32 @@ def test_squeezed_memory_trains_the_same(host, models, monkeypatch, tmp_path):
             assert float((a - b).norm()) <= 0.05 * float(a.norm()) + 1e-6, key
 
 
+def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(host, models, monkeypatch, tmp_path):
+    """Encoding the texts takes the copy off the device as a whole, and it comes back before the first step."""
+    from comfy import model_management
+
+    memory, store = host.module("nodes.memory"), host.module("nodes.lora_store")
+    model, clip, _ = models["fp16"]
+    chosen = concepts(host, "dog -> sky")
+    shown = images(host, models["fp16"], chosen)[0]
+    refined = refine(host, model, clip, chosen, mu="10")[0]
+    own = clip.patcher.model_size
+
+    def trained(name, needed):
+        host.module("nodes.training")._store.clear()
+        monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
+        monkeypatch.setattr(clip.patcher, "model_size", lambda: own() + needed)
+        return train(host, clip, refined, shown, steps="4")[0].loras[0].lora
+
+    beside = trained("beside", 0)
+    seen, load = [], memory.model_management.free_memory
+    monkeypatch.setattr(memory.model_management, "free_memory", lambda *a, **k: seen.append(k) or load(*a, **k))
+    away = trained("away", model_management.get_total_memory(model_management.get_torch_device()))
+    assert {} in seen, "the copy stayed where it was"
+    for key, (up, down) in beside.items():
+        assert float((up @ down - away[key][0] @ away[key][1]).norm()) <= 0.05 * float((up @ down).norm()) + 1e-6
+
+
 def test_the_plan_holds(host, models, monkeypatch, tmp_path):
     """What a group takes at its peak is at most what was planned from one concept."""
     store, training = host.module("nodes.lora_store"), host.module("nodes.training")
