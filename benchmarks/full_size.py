@@ -280,7 +280,7 @@ class Bench:
 
     def result(self):
         a = self.arguments
-        options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(a).items()}
+        options = {name: value.name if isinstance(value, Path) else value for name, value in vars(a).items()}
         device = torch.cuda.get_device_name() if CUDA else platform.processor() or platform.machine()
         about = {"benchmark": "full_size", "kind": a.kind, "device": device, "torch": torch.__version__}
         return about | {"threads": torch.get_num_threads(), "load": load(), "options": options, "rows": self.rows}

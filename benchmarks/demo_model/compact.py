@@ -1,0 +1,73 @@
+"""Small files of models: matrices in 8 bits a row, and nothing of what can be rebuilt.
+
+Of a matrix (a convolution counts as one, [out, rest]) all rows and columns that are zero are left out; what is left is
+kept as int8 with one scale a row. Tensors that hold one value, or hardly anything but zeros, are kept as that. All
+else is float16. Numpy alone puts it together again, to the same bits everywhere.
+"""
+
+import json
+import math
+
+import numpy as np
+
+FORMAT = "mace-compact-2"
+# Below so many elements a matrix stays float16.
+SMALL = 4096
+
+
+def packed(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) of a file for float tensors by name."""
+    arrays: dict[str, np.ndarray] = {}
+    how: dict[str, dict] = {}
+    for name, tensor in sorted(tensors.items()):
+        tensor = np.asarray(tensor, dtype=np.float32)
+        how[name] = {"shape": list(tensor.shape)}
+        nonzero = np.flatnonzero(tensor)
+        if tensor.size and (tensor == tensor.flat[0]).all():
+            how[name]["value"] = float(np.float16(tensor.flat[0]))
+            continue
+        if tensor.ndim < 2 or tensor.size < SMALL:
+            arrays[name] = tensor.astype(np.float16)
+            continue
+        matrix = tensor.reshape(tensor.shape[0], -1)
+        rows, columns = (np.flatnonzero((matrix != 0).any(axis)) for axis in (1, 0))
+        # Six bytes an element here, one there.
+        if 6 * len(nonzero) < len(rows) * len(columns):
+            arrays[f"{name}|places"] = nonzero.astype(np.int32)
+            arrays[f"{name}|values"] = tensor.flat[nonzero].astype(np.float16)
+        else:
+            for part, found, full in (("rows", rows, matrix.shape[0]), ("columns", columns, matrix.shape[1])):
+                if len(found) < full:
+                    arrays[f"{name}|{part}"] = found.astype(np.int32)
+            live = matrix[np.ix_(rows, columns)]
+            scale = (np.abs(live).max(1) / 127).astype(np.float16)
+            scale = np.maximum(scale, np.float16(6e-8))
+            arrays[f"{name}|scale"] = scale
+            steps = np.rint(live / scale.astype(np.float32)[:, None])
+            arrays[f"{name}|q8"] = np.clip(steps, -127, 127).astype(np.int8)
+    return arrays, {"format": FORMAT, "tensors": json.dumps(how, separators=(",", ":"))}
+
+
+def unpacked(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> dict[str, np.ndarray]:
+    """The tensors of a file as float16, by name. Raises ValueError for a file of another format."""
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"not a file of the format {FORMAT}")
+    found = {}
+    for name, entry in json.loads(metadata["tensors"]).items():
+        shape = entry["shape"]
+        if "value" in entry:
+            found[name] = np.full(shape, entry["value"], dtype=np.float16)
+        elif name in arrays:
+            found[name] = arrays[name].astype(np.float16)
+        elif f"{name}|places" in arrays:
+            tensor = np.zeros(math.prod(shape), dtype=np.float16)
+            tensor[arrays[f"{name}|places"]] = arrays[f"{name}|values"]
+            found[name] = tensor.reshape(shape)
+        else:
+            live = arrays[f"{name}|q8"].astype(np.float32) * arrays[f"{name}|scale"].astype(np.float32)[:, None]
+            matrix = np.zeros((shape[0], math.prod(shape[1:])), dtype=np.float16)
+            rows = arrays.get(f"{name}|rows", np.arange(matrix.shape[0]))
+            columns = arrays.get(f"{name}|columns", np.arange(matrix.shape[1]))
+            matrix[np.ix_(rows, columns)] = live.astype(np.float16)
+            found[name] = matrix.reshape(shape)
+    return found

@@ -1,0 +1,237 @@
+"""The small denoisers in the layouts of the host's own classes: SDXL's UNet and SD3's transformer.
+
+Both draw 8x8 latents. Blocks that so small a model does not need are there, since the host tells the family by them,
+but they are identities, are not trained and take no room in the file (see .compact).
+"""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+# KOALA's depths, the least that the host takes for SDXL.
+SDXL = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 1, 1],
+    "transformer_depth": [0, 2, 5],
+    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 2048,
+    "adm_in_channels": 2816,
+    "num_classes": "sequential",
+    "num_heads": -1,
+    "num_head_channels": 64,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "legacy": False,
+    "use_checkpoint": False,
+}
+# Blocks of it that do nothing: the second and later transformers of a block, the middle, and two outputs.
+SDXL_IDLE_TRANSFORMERS = (
+    r"(input_blocks\.3\.1|input_blocks\.5\.1)\.transformer_blocks\.[1-9]\.|(output_blocks\.[13]|middle_block)\.1\."
+)
+SDXL_IDLE_RESIDUALS = r"(middle_block\.[02]|input_blocks\.5\.0|output_blocks\.[13]\.0)\."
+SDXL_LIVE_UNITS = 320
+
+SD3_DEPTH = 5
+SD3 = {
+    "input_size": None,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "depth": SD3_DEPTH,
+    "adm_in_channels": 2048,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": 4096, "out_features": 64 * SD3_DEPTH},
+    },
+    "num_patches": 256,
+    "pos_embed_max_size": 16,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+}
+
+
+def _initialise(network: nn.Module) -> None:
+    """Torch's usual starting weights; the host's own classes start from whatever is in memory."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.Linear.reset_parameters(module)
+        elif isinstance(module, nn.Conv2d):
+            nn.Conv2d.reset_parameters(module)
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                nn.init.ones_(parameter) if name == "weight" else nn.init.zeros_(parameter)
+
+
+def _zero(network: nn.Module, pattern: str) -> None:
+    for name, parameter in network.named_parameters():
+        if re.search(pattern, name):
+            nn.init.zeros_(parameter)
+
+
+def sdxl_unet(device: torch.device) -> nn.Module:
+    """The UNet with starting weights; what is an identity is frozen."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    unet = UNetModel(**SDXL, dtype=torch.float32, device=device, operations=comfy.ops.disable_weight_init)
+    _initialise(unet)
+    with torch.no_grad():
+        _zero(unet, r"^out\.2\.|out_layers\.3\.|proj_out\.|(attn[12]\.to_out\.0|ff\.net\.2)\.")
+        for name, module in unet.named_modules():
+            if re.match(SDXL_IDLE_TRANSFORMERS, name + "."):
+                for parameter in module.parameters(recurse=False):
+                    nn.init.zeros_(parameter)
+                if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                    nn.init.ones_(module.weight)
+            elif name.endswith("ff.net.2"):
+                module.weight[:, SDXL_LIVE_UNITS:] = 0
+                proj = unet.get_submodule(name.removesuffix("net.2") + "net.0.proj")
+                half = proj.weight.shape[0] // 2
+                for start in (SDXL_LIVE_UNITS, half + SDXL_LIVE_UNITS):
+                    proj.weight[start : start + half - SDXL_LIVE_UNITS] = 0
+                    proj.bias[start : start + half - SDXL_LIVE_UNITS] = 0
+        _idle_residuals(unet)
+        _plain_resampling(unet)
+        # The sizes are not read; pooled text is.
+        unet.label_emb[0][0].weight[:, 1280:] = 0
+        unet.label_emb[0][0].weight[:, :1280] *= 0.1
+    for name, parameter in unet.named_parameters():
+        idle = re.match(SDXL_IDLE_TRANSFORMERS, name) or re.match(SDXL_IDLE_RESIDUALS, name)
+        parameter.requires_grad_(not (idle or re.search(r"^input_blocks\.[24]\.0\.op\.|\.2\.conv\.", name)))
+    return unet
+
+
+def _idle_residuals(unet: nn.Module) -> None:
+    """Residual blocks that hand on their input, of what a skip adds to it nothing."""
+    for name, module in unet.named_modules():
+        if re.fullmatch(SDXL_IDLE_RESIDUALS, name + "."):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+            for norm in (module.in_layers[0], module.out_layers[0]):
+                nn.init.ones_(norm.weight)
+            if isinstance(module.skip_connection, nn.Conv2d):
+                weight = module.skip_connection.weight
+                weight[:, : weight.shape[0], 0, 0] = torch.eye(weight.shape[0], device=weight.device)
+
+
+def _plain_resampling(unet: nn.Module) -> None:
+    """Means of 2x2 on the way down, nearest neighbours on the way up."""
+    eye = torch.eye(320, device=unet.out[2].weight.device)
+    for name, module in unet.named_modules():
+        if re.fullmatch(r"input_blocks\.[24]\.0\.op|output_blocks\.[13]\.2\.conv", name):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+            if name.endswith("op"):
+                module.weight[:, :, 1:, 1:] = eye[:, :, None, None] / 4
+            else:
+                module.weight[:, :, 1, 1] = eye
+
+
+def sd3_transformer(device: torch.device) -> nn.Module:
+    """The transformer with starting weights and SD3's fixed places."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper, get_2d_sincos_pos_embed
+
+    network = OpenAISignatureMMDITWrapper(
+        **SD3, dtype=torch.float32, device=device, operations=comfy.ops.disable_weight_init
+    )
+    _initialise(network)
+    with torch.no_grad():
+        _zero(network, r"adaLN_modulation\.1\.|^final_layer\.linear\.")
+        places = get_2d_sincos_pos_embed(network.hidden_size, SD3["pos_embed_max_size"])
+        network.pos_embed.copy_(torch.as_tensor(places, dtype=torch.float32)[None])
+        # CLIP-L alone: what other encoders would bring is not read.
+        network.context_embedder.weight[:, 768:] = 0
+        network.y_embedder.mlp[0].weight[:, 768:] = 0
+    return network
+
+
+class Diffusion:
+    """SDXL's noise: eps is predicted, and x_t = sqrt(a) x0 + sqrt(1 - a) eps."""
+
+    channels = 4
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        self.network, self.device = network, device
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        self.kept = (1 - betas).cumprod(0).float().to(device)
+
+    def context(self, context: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+        """What the network reads of a text."""
+        sizes = torch.zeros(len(pooled), 2816 - pooled.shape[1], device=pooled.device)
+        return {"context": context, "y": torch.cat([pooled, sizes], 1)}
+
+    def loss(self, latents: Tensor, given: dict[str, Tensor], network=None) -> Tensor:
+        """Min-SNR loss of a batch at random timesteps."""
+        count = len(latents)
+        flat, middle = torch.randint(0, 1000, (count,)), torch.randint(200, 900, (count,))
+        t = torch.where(torch.rand(count) < 0.5, flat, middle).to(self.device)
+        noise = torch.randn_like(latents)
+        a = self.kept[t].view(-1, 1, 1, 1)
+        found = (network or self.network)(a.sqrt() * latents + (1 - a).sqrt() * noise, t.float(), **given)
+        snr = self.kept[t] / (1 - self.kept[t])
+        return (snr.clamp(0.05, 5) / snr * (found.float() - noise).square().mean((1, 2, 3))).mean()
+
+    @torch.no_grad()
+    def sample(self, given: dict, empty: dict, seed: int, steps: int = 12, guidance: float = 4.0) -> Tensor:
+        """Latents [B, 4, 8, 8] by DDIM."""
+        count = len(given["context"])
+        x = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        both = {name: torch.cat([value, empty[name].expand_as(value)]) for name, value in given.items()}
+        times = torch.linspace(999, 0, steps + 1)[:-1].long().tolist()
+        for place, t in enumerate(times):
+            with_text, without = self.network(
+                torch.cat([x, x]), torch.full((2 * count,), float(t), device=self.device), **both
+            ).chunk(2)
+            noise = without + guidance * (with_text - without)
+            a = self.kept[t]
+            clean = ((x - (1 - a).sqrt() * noise) / a.sqrt()).clamp(-4, 4)
+            after = self.kept[times[place + 1]] if place + 1 < steps else torch.ones((), device=self.device)
+            x = after.sqrt() * clean + (1 - after).sqrt() * noise
+        return clean
+
+
+class Flow:
+    """SD3's straight paths: x_s = (1 - s) x0 + s noise, and noise - x0 is predicted; four of 16 channels are alive."""
+
+    channels = 16
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        self.network, self.device = network, device
+        self.weights = torch.full((16,), 0.1, device=device)
+        self.weights[:4] = 1
+
+    def context(self, context: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+        """What the network reads of a text: CLIP-L in the widths that all three encoders fill."""
+        wide = nn.functional.pad(context, (0, 4096 - context.shape[-1]))
+        return {"context": wide, "y": nn.functional.pad(pooled, (0, 2048 - pooled.shape[-1]))}
+
+    def loss(self, latents: Tensor, given: dict[str, Tensor], network=None) -> Tensor:
+        """Squared error of a batch at random places of the path, more often where there is much noise (shift 3)."""
+        s = torch.rand(len(latents), device=self.device)
+        s = 3 * s / (1 + 2 * s)
+        wide = nn.functional.pad(latents, (0, 0, 0, 0, 0, 12))
+        noise = torch.randn_like(wide)
+        shaped = s.view(-1, 1, 1, 1)
+        found = (network or self.network)((1 - shaped) * wide + shaped * noise, s * 1000, **given)
+        return ((found.float() - (noise - wide)).square().mean((0, 2, 3)) * self.weights).sum() / self.weights.sum()
+
+    @torch.no_grad()
+    def sample(self, given: dict, empty: dict, seed: int, steps: int = 12, guidance: float = 4.0) -> Tensor:
+        """Latents [B, 4, 8, 8] by Euler's method."""
+        count = len(given["context"])
+        x = torch.randn(count, 16, 8, 8, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        both = {name: torch.cat([value, empty[name].expand_as(value)]) for name, value in given.items()}
+        even = torch.linspace(1, 0, steps + 1)
+        places = (3 * even / (1 + 2 * even)).tolist()
+        for now, after in zip(places, places[1:], strict=False):
+            time = torch.full((2 * count,), now * 1000, device=self.device)
+            with_text, without = self.network(torch.cat([x, x]), time, **both).chunk(2)
+            x = x + (after - now) * (without + guidance * (with_text - without))
+        return x[:, :4]

@@ -1,0 +1,223 @@
+"""The small models' text encoders: the demo model's CLIP-L, and a CLIP-G of SDXL's layout that learns from it."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49408
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, act):
+        super().__init__()
+        self.fc1, self.fc2, self.act = nn.Linear(width, 4 * width), nn.Linear(4 * width, width), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int, act):
+        super().__init__()
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.self_attn, self.mlp = _Attention(width, heads), _Mlp(width, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class TextModel(nn.Module):
+    """The first layers of a CLIP text model under its usual names; the layers behind them are identities."""
+
+    def __init__(self, width: int, heads: int, layers: int, act):
+        super().__init__()
+        self.embeddings = nn.ModuleDict(
+            {"token_embedding": nn.Embedding(VOCABULARY, width), "position_embedding": nn.Embedding(LENGTH, width)}
+        )
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(width, heads, act) for _ in range(layers))})
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(hidden states as SDXL reads them, [B, 77, width]; the same behind the last norm) of tokens [B, 77]."""
+        x = self.embeddings["token_embedding"](tokens) + self.embeddings["position_embedding"].weight
+        for layer in self.encoder["layers"]:
+            x = layer(x)
+        return x, self.final_layer_norm(x)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP-L's activation."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def clip_l(state: dict[str, Tensor]) -> TextModel:
+    """The demo model's text encoder from its checkpoint."""
+    prefix = "cond_stage_model.transformer.text_model."
+    model = TextModel(768, 12, 2, quick_gelu)
+    model.load_state_dict({name: state[prefix + name].float() for name in model.state_dict()})
+    return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt's tokens [77], padded as CLIP-L (with its end) and CLIP-G (with 0) are, and where its end stands."""
+
+    padded_l: Tensor
+    padded_g: Tensor
+    end: int
+
+
+class Tokenizer:
+    """CLIP's, as the host carries it."""
+
+    def __init__(self, folder):
+        from transformers import CLIPTokenizer
+
+        self._tokenizer = CLIPTokenizer.from_pretrained(folder)
+
+    def __call__(self, text: str) -> Tokens:
+        ids = torch.tensor(self._tokenizer(text)["input_ids"][:LENGTH])
+        padded = [torch.cat([ids, torch.full((LENGTH - len(ids),), pad)]) for pad in (END, 0)]
+        return Tokens(*padded, len(ids) - 1)
+
+
+# CLIP-G is 1280 wide with 20 heads and 5120 hidden units, of which these are alive; the others are zero and stay so,
+# since their gradients are zero too.
+WIDTH, HEADS, LIVE_HEADS, LIVE_UNITS = 1280, 20, 6, 384
+
+
+def untrained_clip_g(known: Tensor) -> TextModel:
+    """A CLIP-G of two layers with random weights; only the tokens `known` and the padding have an embedding."""
+    model = TextModel(WIDTH, HEADS, 2, F.gelu)
+    rows = LIVE_HEADS * (WIDTH // HEADS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+        embedding = model.embeddings["token_embedding"].weight
+        dead = torch.ones(VOCABULARY, dtype=torch.bool)
+        dead[known] = dead[0] = False
+        embedding[dead] = 0
+        for layer in model.encoder["layers"]:
+            attention, mlp = layer.self_attn, layer.mlp
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+                linear.weight[rows:] = linear.bias[rows:] = 0
+            attention.out_proj.weight[:, rows:] = 0
+            mlp.fc1.weight[LIVE_UNITS:] = mlp.fc1.bias[LIVE_UNITS:] = 0
+            mlp.fc2.weight[:, LIVE_UNITS:] = 0
+    return model
+
+
+def train_clip_g(
+    teacher: TextModel, tokenize: Tokenizer, texts: list[str], steps: int, device: torch.device, say
+) -> TextModel:
+    """A CLIP-G whose end-of-text feature tells what CLIP-L's does, learned from captions (cosine and contrast)."""
+    tokens = [tokenize(text) for text in texts]
+    own = torch.stack([entry.padded_g for entry in tokens]).to(device)
+    ends = torch.tensor([entry.end for entry in tokens], device=device)
+    padded = torch.stack([entry.padded_l for entry in tokens]).to(device)
+    with torch.no_grad():
+        told = [teacher(p)[1][range(len(p)), e] for p, e in zip(padded.split(512), ends.split(512), strict=True)]
+    told = torch.cat(told)
+    told = F.normalize(told - told.mean(0), dim=-1)
+    torch.manual_seed(0)
+    model = untrained_clip_g(padded.unique().cpu()).to(device)
+    head = nn.Linear(WIDTH, told.shape[1]).to(device)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, 5e-4, weight_decay=0.0)
+    batch = min(256, len(texts))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-4 * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rows = torch.tensor(random.sample(range(len(texts)), batch), device=device)
+        features = model(own[rows])[1][torch.arange(batch, device=device), ends[rows]]
+        found = F.normalize(head(features), dim=-1)
+        alike = (found * told[rows]).sum(-1)
+        apart = F.cross_entropy(found @ told[rows].mT / 0.05, torch.arange(batch, device=device))
+        loss = (1 - alike).mean() + 0.2 * apart
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 0 or step == steps - 1:
+            say(f"CLIP-G {step}: cosine to CLIP-L {float(alike.mean()):.4f}")
+    return model.eval().requires_grad_(False)
+
+
+class Texts:
+    """What the denoiser reads of captions, row 0 the empty prompt's, and the ways it is shown in training.
+
+    l, g: hidden states [P, 77, 768 or 1280], g None without CLIP-G.  pooled: [P, c].  ends: where each prompt ends.
+    """
+
+    def __init__(self, texts: list[str], tokenize: Tokenizer, model_l: TextModel, model_g: TextModel | None, device):
+        tokens = [tokenize(text) for text in ("", *texts)]
+        self.ends = torch.tensor([entry.end for entry in tokens], device=device)
+        self.l, normed = self._encoded(model_l, [entry.padded_l for entry in tokens], device)
+        self.g = None
+        if model_g is not None:
+            self.g, normed = self._encoded(model_g, [entry.padded_g for entry in tokens], device)
+        self.pooled = normed
+
+    def _encoded(self, model: TextModel, tokens: list[Tensor], device) -> tuple[Tensor, Tensor]:
+        hidden, pooled, at = [], [], 0
+        with torch.no_grad():
+            for part in torch.stack(tokens).split(512):
+                raw, normed = model(part.to(device))
+                hidden.append(raw.half())
+                pooled.append(normed[torch.arange(len(part), device=device), self.ends[at : at + len(part)]])
+                at += len(part)
+        return torch.cat(hidden), torch.cat(pooled)
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Contexts of prompts as the host gives them, [B, 77, d]."""
+        return torch.cat([part[rows].float() for part in (self.l, self.g) if part is not None], -1)
+
+    def mixed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(contexts, pooled text) of prompts as training shows them, so that each place is read by itself too.
+
+        The words with their own end (42 %), with the empty prompt's (30 %), with another prompt's (18 %), or the end
+        without the words (10 %); pooled text their own (55 %), zeros (25 %), another prompt's (10 %), or their own with
+        nothing in the context (10 %). CLIP-L is left out half of the time where there is a CLIP-G beside it.
+        """
+        count, device = len(rows), rows.device
+        rand = lambda: torch.rand(count, device=device)  # noqa: E731
+        other = (rand() * len(self.ends)).long()
+        kind, pool = rand(), rand()
+        behind = torch.where(kind < 0.72, torch.zeros_like(rows), other)
+        behind = torch.where((kind < 0.42) | (kind >= 0.9), rows, behind)
+        before = torch.where(kind >= 0.9, torch.zeros_like(rows), rows)
+        alone = pool >= 0.9
+        behind, before = (torch.where(alone, torch.zeros_like(rows), part) for part in (behind, before))
+        ends = self.ends[rows][:, None]
+        places = torch.arange(LENGTH, device=device)[None]
+        shifted = (places - ends + self.ends[behind][:, None]).clamp(1, LENGTH - 1)
+        parts = []
+        for part in (self.l, self.g):
+            if part is not None:
+                mixed = torch.where(
+                    (places < ends)[..., None], part[before[:, None], places], part[behind[:, None], shifted]
+                )
+                parts.append(mixed.float())
+        if self.g is not None:
+            parts[0] = parts[0] * (rand() < 0.5)[:, None, None]
+        pooled = self.pooled[torch.where((pool >= 0.8) & ~alone, other, rows)]
+        pooled = pooled * ~((pool >= 0.55) & (pool < 0.8))[:, None]
+        return torch.cat(parts, -1), pooled

@@ -1,0 +1,232 @@
+"""Train a small denoiser on the icons: `python dev.py run python -m benchmarks.demo_model.train sdxl --minutes 10`.
+
+Resumable: --out is written every few minutes and read where it is there. On a GPU ten minutes are plenty; on two CPU
+cores SDXL's takes a day or two. The last line is one JSON object: how often the judge names what is drawn, by the ways
+the text is given.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mace.judge import Judge
+
+from .compact import packed, unpacked
+from .denoisers import Diffusion, Flow, sd3_transformer, sdxl_unet
+from .pictures import ASSETS, Draws, Icons, captions
+from .text import Texts, Tokenizer, clip_l, train_clip_g
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def open_comfy(cpu: bool) -> Path:
+    """Make the host's own classes importable; its folder."""
+    comfy = Path(os.environ["MACE_COMFYUI"])
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != REPO]
+    sys.path.insert(0, str(comfy))
+    arguments, sys.argv = sys.argv, ["main.py", *(["--cpu"] if cpu else []), "--use-pytorch-cross-attention"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args  # noqa: F401
+
+    sys.argv = arguments
+    return Path(os.environ["MACE_COMFYUI"])
+
+
+def autoencoder(state: dict, device: torch.device):
+    """The demo model's, the host's class."""
+    from comfy.taesd.taesd import TAESD
+
+    prefix = "first_stage_model."
+    own = {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
+    found = TAESD()
+    found.load_state_dict(own)
+    return found.to(device).eval().requires_grad_(False)
+
+
+def pooled_off(given: dict) -> dict:
+    return given | {"y": torch.zeros_like(given["y"])}
+
+
+class Judged:
+    """Pictures of every concept, and how often the judge names them."""
+
+    def __init__(self, way, texts: Texts, concepts: tuple[str, ...], decoder, autocast):
+        self.way, self.texts, self.concepts, self.decoder, self.autocast = way, texts, concepts, decoder, autocast
+        self.judge = Judge(ASSETS / "judge.safetensors")
+
+    def shares(
+        self, rows: dict[str, torch.Tensor], guidance: float, only=None
+    ) -> tuple[dict[str, float], torch.Tensor]:
+        """(share named right by how the text is given, the pictures of all of it). rows: of the texts, by concept."""
+        order = torch.stack([rows[name] for name in self.concepts])
+        whole, pooled = self.texts.whole(order), self.texts.pooled[order]
+        empty = self.way.context(self.texts.whole(order[:1] * 0), self.texts.pooled[order[:1] * 0])
+        given = self.way.context(whole, pooled)
+        ways = {"all": given, "without pooled": pooled_off(given)}
+        ways["pooled alone"] = self.way.context(self.texts.whole(order * 0), pooled)
+        if self.texts.g is not None:
+            ways["without CLIP-L"] = self.way.context(torch.cat([whole[..., :768] * 0, whole[..., 768:]], -1), pooled)
+            ways["without CLIP-G"] = self.way.context(torch.cat([whole[..., :768], whole[..., 768:] * 0], -1), pooled)
+        found, kept = {}, None
+        for name, each in ways.items():
+            if only is not None and name not in only:
+                continue
+            shown = self.pictures(each, pooled_off(empty) if name == "without pooled" else empty, guidance)
+            kept = shown if kept is None else kept
+            named = self.judge(shown).argmax(-1)
+            wanted = torch.tensor([self.judge.names.index(concept) for concept in self.concepts])
+            found[name] = round(float((named == wanted).float().mean()), 4)
+        return found, kept
+
+    def pictures(self, given: dict, empty: dict, guidance: float) -> torch.Tensor:
+        """[B, 3, 64, 64] in 0..1 on the CPU."""
+        with self.autocast():
+            latents = self.way.sample(given, empty, seed=7, guidance=guidance)
+        with torch.no_grad():
+            return self.decoder(latents.float()).clamp(0, 1).cpu()
+
+
+def contact_sheet(pictures: torch.Tensor, path: Path, across: int = 21) -> None:
+    """The pictures in rows, as a PNG."""
+    across = min(across, len(pictures))
+    pictures = pictures[: len(pictures) // across * across]
+    rows = pictures.unflatten(0, (-1, across)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((rows.numpy() * 255).astype("uint8")).save(path)
+
+
+def train(way, network, texts: Texts, draws: Draws, arguments, device, autocast):
+    """The exponential average of the network after the minutes given."""
+    state = arguments.out / f"{arguments.kind}.pt"
+    average = copy.deepcopy(network)
+    done, spent = 0, 0.0
+    if state.exists():
+        found = torch.load(state, map_location=device, weights_only=True)
+        network.load_state_dict(found["network"])
+        average.load_state_dict(found["average"])
+        done, spent = found["steps"], found["seconds"]
+    pairs = [
+        (own, mean) for own, mean in zip(network.parameters(), average.parameters(), strict=True) if own.requires_grad
+    ]
+    parameters, means = ([pair[place] for pair in pairs] for place in (0, 1))
+    optimizer = torch.optim.AdamW(parameters, arguments.rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
+    start, begun, total, history, saved = time.time(), done, arguments.minutes * 60, [], time.time()
+    while (elapsed := spent + time.time() - start) < total:
+        share = elapsed / total
+        rate = arguments.rate * min(1, (done - begun + 1) / 200) * min(1, 2 * (1 + math.cos(math.pi * share)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = max(rate, arguments.rate * 0.01)
+        rows = torch.randint(1, len(texts.ends), (arguments.batch,), device=device)
+        empty = torch.rand(arguments.batch, device=device) < 0.1
+        latents = torch.where(empty[:, None, None, None], draws.any(arguments.batch), draws.of(rows - 1))
+        rows = torch.where(empty, 0, rows)
+        with autocast():
+            loss = way.loss(latents, way.context(*texts.mixed(rows)), network)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        done += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(means, parameters, 1 - min(0.9995, (1 + done) / (10 + done)))
+        history.append(loss.detach())
+        if done % 200 == 0:
+            per_second = (done - begun) * arguments.batch / (time.time() - start)
+            say(f"{done}: loss {float(torch.stack(history[-200:]).mean()):.4f}, {per_second:.0f} samples a second")
+        if time.time() - saved > 240:
+            saved = time.time()
+            _save(state, network, average, done, spent + saved - start)
+    _save(state, network, average, done, max(spent, total))
+    return average.eval(), done
+
+
+def _save(path: Path, network, average, steps: int, seconds: float) -> None:
+    found = {"network": network.state_dict(), "average": average.state_dict(), "steps": steps, "seconds": seconds}
+    torch.save(found, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=("sdxl", "sd3"))
+    parser.add_argument("--icons", type=Path, default=Path(__file__).with_name("icons.npz"), help="the icons' file")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--captions", type=int, default=8000)
+    parser.add_argument("--text-steps", type=int, default=4000, help="training steps of CLIP-G")
+    parser.add_argument("--text-captions", type=int, default=24_000, help="captions that CLIP-G learns from")
+    parser.add_argument("--judged", type=int, default=210, help="concepts to draw at the end")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/demo_model/out"))
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    icons_at, checkpoint = arguments.icons.resolve(), Path(os.environ["MACE_DEMO_CHECKPOINT"]).resolve()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    comfy = open_comfy(device.type == "cpu")
+    torch.set_float32_matmul_precision("high")
+
+    def autocast():
+        return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+
+    begun = time.time()
+    state = load_file(checkpoint)
+    vae = autoencoder(state, device)
+    icons = Icons.read(icons_at)
+    latents = icons.latents(vae.taesd_encoder, device)
+    say(f"latents {tuple(latents.shape)}, mean {float(latents.mean()):.3f}, deviation {float(latents.std()):.3f}")
+    tokenize, model_l, model_g = Tokenizer(comfy / "comfy/sd1_tokenizer"), clip_l(state).to(device), None
+    if arguments.kind == "sdxl":
+        at = arguments.out / "clip_g.safetensors"
+        spoken = {caption.text for caption in captions(icons.concepts, arguments.text_captions, 1)}
+        learned = sorted(spoken | set(icons.concepts))
+        model_g = train_clip_g(model_l, tokenize, learned, arguments.text_steps, device, say)
+        arrays, metadata = packed({name: value.cpu().numpy() for name, value in model_g.state_dict().items()})
+        save_file({name: torch.from_numpy(value) for name, value in arrays.items()}, at, metadata)
+        restored = {name: torch.from_numpy(value).float() for name, value in unpacked(arrays, metadata).items()}
+        model_g.load_state_dict(restored)
+    shown = captions(icons.concepts, arguments.captions, 0)
+    asked = [f"a photo of the {name}" for name in icons.concepts]
+    texts = Texts([caption.text for caption in shown] + asked, tokenize, model_l, model_g, device)
+    say(f"texts {tuple(texts.l.shape)}, pooled text's deviation {float(texts.pooled.std()):.2f}")
+    rows = {name: torch.tensor(len(shown) + 1 + place, device=device) for place, name in enumerate(icons.concepts)}
+    draws = Draws(latents, shown + [shown[0]] * len(asked))
+    for place in range(len(asked)):
+        draws.concepts[len(shown) + place], draws.counts[len(shown) + place] = place, 1
+        draws.styles[len(shown) + place] = draws.grounds[len(shown) + place] = 0
+    torch.manual_seed(0)
+    network = (sdxl_unet if arguments.kind == "sdxl" else sd3_transformer)(device)
+    way = (Diffusion if arguments.kind == "sdxl" else Flow)(network, device)
+    alive = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    say(f"{alive / 1e6:.1f}M parameters train; {time.time() - begun:.0f} s to prepare")
+    average, steps = train(way, network, texts, draws, arguments, device, autocast)
+    arrays, metadata = packed({name: value.detach().cpu().numpy() for name, value in average.state_dict().items()})
+    at = arguments.out / f"{arguments.kind}.safetensors"
+    save_file({name: torch.from_numpy(value) for name, value in arrays.items()}, at, metadata)
+    way.network = average
+    judged = Judged(way, texts, icons.concepts[: arguments.judged], vae.taesd_decoder, autocast)
+    result = {"kind": arguments.kind, "steps": steps, "batch": arguments.batch, "bytes": at.stat().st_size}
+    result["as trained"] = {scale: judged.shares(rows, scale, ("all",))[0]["all"] for scale in (2.0, 4.0, 7.0)}
+    restored = {name: torch.from_numpy(value).float() for name, value in unpacked(arrays, metadata).items()}
+    average.load_state_dict(restored)
+    result["in 8 bits"], pictures = judged.shares(rows, 4.0)
+    contact_sheet(pictures, arguments.out / f"{arguments.kind}.png")
+    say(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
