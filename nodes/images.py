@@ -15,6 +15,7 @@ from ..mace.concept import Concept
 from ..mace.images import IMAGE_PROMPTS, ConceptImages, chain
 from ..mace.tokens import fill
 from .content import content_sha256, model_sha256, module_sha256
+from .on_disk import written
 from .refine import AUTO
 from .sizes import side_inputs, sized
 from .store import ContentStore
@@ -64,7 +65,8 @@ class Sampling:
         found = _store.get(key)
         if found is None:
             latents = self._sample(fill(template, concept.target))
-            found = (latents, eight_bit(_finite(self.vae.decode(latents), concept)))
+            pictures = eight_bit(_finite(self.vae.decode(latents), concept))
+            found = (written([latents]), written([pictures]))
             _store.put(key, found, sum(t.numel() * t.element_size() for t in found))
         else:
             self.progress.update(self.settings["steps"])
@@ -118,7 +120,7 @@ def own_images(vae, concept: Concept, template: str, pictures: Tensor) -> Concep
     """The artist's own pictures [n, H, W, 3] of one concept, encoded."""
     pictures = eight_bit(vae.vae_encode_crop_pixels(pictures))
     latents = _finite(vae.encode(pictures.float() / 255), concept).to("cpu", torch.float32)
-    return ConceptImages(concept, latents, pictures, template)
+    return ConceptImages(concept, written([latents]), written([pictures]), template)
 
 
 def make_images(
@@ -216,7 +218,7 @@ class ConceptImagesNode(io.ComfyNode):
         else:
             made = (own_images(vae, concepts[0], template_of(concepts[0], prompt), images),)
         chained = chain(more, made)
-        pictures = torch.cat([entry.as_image for entry in chained])
+        pictures = written(entry.as_image for entry in chained)
         names = ", ".join(f"{entry.concept.target} ({len(entry)})" for entry in chained)
         preview = ui.PreviewImage(pictures[:SHOWN], cls=cls).as_dict()
         return io.NodeOutput(chained, pictures, ui={**preview, "text": (names,)})

@@ -18,6 +18,7 @@ from .detectors.found import Found
 from .detectors.model_files import AUTO, NO_SEGMENTER
 from .detectors.tools import GROUNDED, TRANSFORMERS, detector_of, segmenter_of
 from .loss_progress import send_text
+from .on_disk import written
 from .text import TextEncoder
 
 ATTENTION, EXTERNAL, BOXES, WHOLE = "attention", "external mask", "boxes", "whole image"
@@ -201,7 +202,7 @@ def make_masks(
             made = torch.stack([one_mask(part, s.combine, s.min_area) for part in own])
             made = feather(grow(made, s.grow), s.feather)
             made, warning = no_empty(made, entry, s.nothing_found)
-        masks.append(made)
+        masks.append(written([made]))
         lines.append(f"{entry.concept.target}: {float(made.mean()):.0%} of the image{_counted(seen)}")
         lines += warning
         if warning and backend in (GROUNDED, TRANSFORMERS) and boxes is None:

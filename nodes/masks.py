@@ -16,6 +16,7 @@ from .detectors.model_files import AUTO
 from .detectors.tools import GROUNDED, TRANSFORMERS, detector_names, segmenter_names
 from .images import SHOWN
 from .mask_making import ATTENTION, BOXES, EXTERNAL, NOTHING_FOUND, WHOLE, MaskSettings, make_masks
+from .on_disk import written
 from .types import CATEGORY, ImagesType
 
 BACKENDS = (ATTENTION, GROUNDED, TRANSFORMERS, BOXES, EXTERNAL, WHOLE)
@@ -234,9 +235,10 @@ class MaskConcept(io.ComfyNode):
         parse_phrases(chosen.get("phrase", ""))
         settings = MaskSettings(**chosen, grow=grow, feather=feather, min_area=min_area, nothing_found=nothing_found)
         masks, lines, found = make_masks(model, clip, images, name, mask, boxes, settings)
-        joined = torch.cat(masks)
-        shown = overlay(torch.cat([entry.as_image for entry in images]), joined)
-        by_picture = [seen for entry, own in zip(images, found, strict=True) for seen in own or [None] * len(entry)]
-        shown = with_boxes(shown, by_picture)
+        shown = written(
+            with_boxes(overlay(entry.as_image, own), seen or [None] * len(entry))
+            for entry, own, seen in zip(images, masks, found, strict=True)
+        )
+        joined = written(masks)
         preview = ui.PreviewImage(shown[:SHOWN], cls=cls).as_dict()
         return io.NodeOutput(joined, shown, ui={**preview, "text": ("\n".join(lines),)})

@@ -1,0 +1,49 @@
+"""Large batches in files instead of memory: pictures and masks of long lists.
+
+A hundred concepts have gigabytes of pictures. They are tensors like any others, but their bytes lie in a file, of which
+the system holds in memory what is being looked at and lets go of the rest. The file has no name any more where the
+system allows that, and its room is free when the tensor is; elsewhere it stands in the host's temp folder, which the
+host empties when it starts and ends.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+
+import folder_paths
+import torch
+from torch import Tensor
+
+
+def written(parts: Iterable[Tensor]) -> Tensor:
+    """The parts one after the other, as `torch.cat` joins them, in a file of the host's temp folder.
+
+    Parts are taken one at a time; they agree in dtype (one that numpy has) and in all sizes but the first. Raises
+    OSError, with the folder's name, where they do not fit on the disk.
+    """
+    folder = folder_paths.get_temp_directory()
+    os.makedirs(folder, exist_ok=True)
+    handle, path = tempfile.mkstemp(prefix="mace_", suffix=".batch", dir=folder)
+    rows, shape, dtype = 0, (), None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for part in parts:
+                if dtype is not None and (part.dtype != dtype or part.shape[1:] != shape):
+                    raise ValueError(f"{part.dtype} {tuple(part.shape)} does not join {dtype} (n, {tuple(shape)})")
+                rows, shape, dtype = rows + len(part), part.shape[1:], part.dtype
+                if part.numel():
+                    file.write(memoryview(part.detach().to("cpu").contiguous().numpy()).cast("B"))
+        if dtype is None:
+            raise ValueError("there is nothing to write")
+        if not rows * math.prod(shape):
+            return torch.empty(rows, *shape, dtype=dtype)
+        # Private: whoever writes into it changes pages of its own.
+        return torch.from_file(path, shared=False, size=rows * math.prod(shape), dtype=dtype).view(rows, *shape)
+    except OSError as error:
+        raise OSError(f"pictures and masks are kept in {folder}, and that failed: {error}") from error
+    finally:
+        try:
+            os.unlink(path)
+        except OSError:  # Windows, while the file is in use
+            pass

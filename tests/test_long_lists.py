@@ -1,0 +1,120 @@
+"""Long lists: pictures and masks lie on the disk, and the process's own memory stays where it was."""
+
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.stages import images
+from tests.test_refine_node import concepts
+
+pytestmark = pytest.mark.host
+
+SIDE, EACH, MANY = 256, 2, 300
+# One float32 batch of all pictures takes 470 MB, and there were two of them, the masks' 157 MB twice, and 118 MB of
+# pictures in eight bits.
+MOST_GROWTH = 150e6
+
+
+@pytest.fixture(scope="module")
+def disk(comfy_host):
+    return comfy_host.module("nodes.on_disk")
+
+
+def anonymous() -> int:
+    """Bytes of memory that are the process's own, files aside."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def is_on_disk(tensor) -> bool:
+    """Whether a tensor's bytes lie in a file of ours, by the process's map of its memory."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        for line in maps:
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            if start <= tensor.data_ptr() < end:
+                return ".batch" in line
+    return False
+
+
+def test_what_is_written_is_what_torch_joins(disk):
+    parts = [torch.rand(n, 5, 7, generator=torch.Generator().manual_seed(n)) for n in (3, 1, 4)]
+    assert torch.equal(disk.written(iter(parts)), torch.cat(parts))
+    turned = [part.movedim(0, 1) for part in parts]
+    assert torch.equal(disk.written([turned[0]]), turned[0])
+    small = (parts[0] * 255).to(torch.uint8)
+    found = disk.written([small, small])
+    assert found.dtype == torch.uint8 and torch.equal(found, torch.cat([small, small]))
+    found[0] = 7
+    assert (found[0] == 7).all() and torch.equal(found[3:], small)
+    assert disk.written([parts[0][:0]]).shape == (0, 5, 7)
+
+
+def test_what_does_not_join_is_refused_and_leaves_no_file(disk, comfy_host):
+    folder = comfy_host.folder_paths.get_temp_directory()
+    before = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    for parts in ([torch.zeros(1, 2), torch.zeros(1, 3)], [torch.zeros(1), torch.zeros(1, dtype=torch.uint8)], []):
+        with pytest.raises(ValueError):
+            disk.written(parts)
+    if sys.platform == "linux":
+        kept = disk.written([torch.ones(4, 4)])
+        assert set(os.listdir(folder)) == before and kept.sum() == 16
+
+
+def test_a_folder_that_cannot_be_written_is_named(disk, comfy_host, monkeypatch, tmp_path):
+    monkeypatch.setattr(comfy_host.folder_paths, "get_temp_directory", lambda: str(tmp_path))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def parts():
+        yield torch.zeros(2)
+        full()
+
+    with pytest.raises(OSError, match="No space left"):
+        disk.written(parts())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell what is whose memory")
+def test_three_hundred_concepts_take_no_more_memory_than_one(comfy_host, demo):
+    """Pictures of 300 concepts through Concept Images and Mask Concept: batch, masks and overlay of all of them."""
+    model, clip, _ = demo
+    written = comfy_host.module("nodes.on_disk").written
+    pictures = torch.rand(EACH, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
+    (entry,) = images(comfy_host, demo, concepts(comfy_host, "dog"), images=pictures)[0]
+
+    def chain_of(count, name):
+        """As many nodes' own images; encoding the same pictures each time would take minutes."""
+        listed = concepts(comfy_host, "\n".join(f"{name} {place}" for place in range(count)))
+        return tuple(replace(entry, concept=concept, pictures=written([entry.pictures])) for concept in listed)
+
+    def through(more):
+        node = images(comfy_host, demo, concepts(comfy_host, "dog"), images=pictures, more=more)
+        masks = comfy_host.run("MACE_MaskConcept", model=model, clip=clip, images=node[0], backend="whole image")
+        return node, masks
+
+    through(chain_of(32, "first"))
+    before = anonymous()
+    node, masks = through(chain_of(MANY, "thing"))
+    grown = anonymous() - before
+    count = (MANY + 1) * EACH
+    assert len(node[0]) == MANY + 1 and node[1].shape == masks[1].shape == (count, SIDE, SIDE, 3)
+    assert masks[0].shape == (count, SIDE, SIDE) and masks[0].min() == 1
+    torch.testing.assert_close(node[1][-1], node[1][1])
+    assert len(node.ui["images"]) == len(masks.ui["images"]) == 64
+    print(f"{grown / 1e6:.0f} MB more")
+    assert grown < MOST_GROWTH
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell where a tensor lies")
+def test_pictures_latents_masks_and_batches_are_on_the_disk(comfy_host, demo):
+    model, clip, _ = demo
+    node = images(comfy_host, demo, concepts(comfy_host, "dog -> sky\nship -> ground"), steps=2)
+    masks = comfy_host.run("MACE_MaskConcept", model=model, clip=clip, images=node[0], backend="attention")
+    (own,) = images(comfy_host, demo, concepts(comfy_host, "dog"), images=torch.rand(1, 64, 64, 3))[0]
+    kept = [tensor for entry in (*node[0], own) for tensor in (entry.latents, entry.pictures)]
+    assert all(is_on_disk(tensor) for tensor in (*kept, node[1], masks[0], masks[1]))
+    assert not is_on_disk(torch.zeros(4))
