@@ -50,7 +50,7 @@ def trainable_copy(model) -> Iterator:
             copy = model.clone(disable_dynamic=True, force_deepcopy=True)
         except (RuntimeError, OSError) as error:
             raise ValueError(
-                f"the model cannot be copied for training: {error}. Load it with a checkpoint loader whose file is "
+                f"the model cannot be copied for training: {str(error).rstrip('.')}. Load it with a checkpoint loader whose file is "
                 "still there"
             ) from error
         own_wide_layers(copy)

@@ -37,8 +37,8 @@ def sampling_keys(model) -> tuple[str | None, dict[str, torch.Tensor]]:
     if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and isinstance(
         sampling, comfy.model_sampling.V_PREDICTION
     ):
-        extra["edm_vpred.sigma_max"] = torch.tensor(sampling.sigma_max).float()
-        extra["edm_vpred.sigma_min"] = torch.tensor(sampling.sigma_min).float()
+        extra["edm_vpred.sigma_max"] = torch.as_tensor(sampling.sigma_max).float()
+        extra["edm_vpred.sigma_min"] = torch.as_tensor(sampling.sigma_min).float()
     kind = model.model.model_type
     if kind == comfy.model_base.ModelType.EPS:
         return "epsilon", extra
