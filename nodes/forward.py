@@ -50,8 +50,8 @@ def trainable_copy(model) -> Iterator:
             copy = model.clone(disable_dynamic=True, force_deepcopy=True)
         except (RuntimeError, OSError) as error:
             raise ValueError(
-                f"the model cannot be copied for training: {str(error).rstrip('.')}. Load it with a checkpoint loader whose file is "
-                "still there"
+                f"the model cannot be copied for training: {str(error).rstrip('.')}. Load it with a checkpoint loader "
+                "whose file is still there"
             ) from error
         own_wide_layers(copy)
         _in_the_hosts_dtypes(copy.model)
