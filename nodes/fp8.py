@@ -124,7 +124,7 @@ def fp8_note(edited, keys: list[str]) -> str | None:
             f"fp8 model: the edited weights are held in {name} ({held / 1e6:.0f} MB), so the change keeps its precision"
         )
         rest = sum(name not in wide for name in names)
-        return note + (f"; {rest} small ones stay in fp8, and the host rounds the change in them" if rest else "")
+        return note + (f"; {rest} small ones stay in fp8, and the host rounds the changes in them" if rest else "")
     if edited.model_dtype() in FP8:
         return "fp8 weights: the host rounds the change back to fp8; load the fp16 or bf16 model to keep it whole"
     return None

@@ -136,3 +136,30 @@ def test_moments_are_kept_within_bounds(comfy_host, demo, airplane, refined):
     assert kept.get(model, "a") is moments and kept.get(model, "b") is None and kept.get(model, "c") is moments
     del model
     assert kept.bytes == 0
+
+
+def test_fp8_keeps_the_changes_of_baselines_in_convolutions_too(comfy_host, demo):
+    """Linear maps and convolutions are held in a wider format; what is small stays, and the note says how many."""
+    import comfy.sd
+    from comfy import model_management
+
+    trainee, fp8 = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.fp8")
+    with torch.inference_mode():
+        model = comfy.sd.load_checkpoint_guess_config(
+            str(comfy_host.demo_checkpoint), output_clip=False, model_options={"dtype": torch.float8_e4m3fn}
+        )[0]
+        keys = [
+            f"diffusion_model.{name}"
+            for name in ("input_blocks.1.0.in_layers.2.weight", "input_blocks.1.0.in_layers.2.bias", "out.0.weight")
+        ]
+        own = {key: model.get_key_patches("diffusion_model.")[key][0][0].float() for key in keys}
+        draw = torch.Generator().manual_seed(0)
+        changes = {key: 1e-3 * torch.randn(value.shape, generator=draw) for key, value in own.items()}
+        done = trainee.with_changes(model, changes)
+        picture = comfy_host.sample(done, demo[1], "a photo of the dog", steps=2)
+        model_management.load_models_gpu([done], force_full_load=True)
+        held = dict(done.model.named_parameters())
+    for key in keys[:2]:
+        torch.testing.assert_close(held[key].float() - own[key], changes[key], rtol=1e-3, atol=1e-6)
+    assert held[keys[2]].dtype == torch.float8_e4m3fn and torch.isfinite(picture).all()
+    assert "1 small ones stay in fp8" in fp8.fp8_note(done, keys)
