@@ -139,7 +139,14 @@ def train_clip_g(
     told = torch.cat(told)
     told = F.normalize(told - told.mean(0), dim=-1)
     torch.manual_seed(0)
-    model = untrained_clip_g(padded.unique().cpu()).to(device)
+    known = torch.cat([own.unique(), padded.unique()]).unique()
+    model = untrained_clip_g(known.cpu()).to(device)
+    # The few rows that are read train alone: the optimizer's states of the whole table take most of a step.
+    table = model.embeddings["token_embedding"]
+    model.embeddings["token_embedding"] = nn.Embedding.from_pretrained(
+        table.weight.detach()[known].clone(), freeze=False
+    )
+    own = torch.searchsorted(known, own)
     head = nn.Linear(WIDTH, told.shape[1]).to(device)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, 5e-4, weight_decay=0.0)
@@ -158,6 +165,9 @@ def train_clip_g(
         optimizer.step()
         if step % 100 == 0 or step == steps - 1:
             say(f"CLIP-G {step}: cosine to CLIP-L {float(alike.mean()):.4f}")
+    with torch.no_grad():
+        table.weight[known] = model.embeddings["token_embedding"].weight
+    model.embeddings["token_embedding"] = table
     return model.eval().requires_grad_(False)
 
 
