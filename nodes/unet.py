@@ -98,11 +98,20 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
         dtype = stored if stored in _FLOATS[1:] else torch.float32
         changes[key] = ("diff", (change.to(dtype).to(model.offload_device),))
         step(1)
-    widen(clone, keys, all_patches)
-    missing = set(keys) - set(clone.add_patches(changes, strength))
+    add_changes(clone, changes, strength, all_patches)
+    return clone
+
+
+def add_changes(clone, changes: dict[str, tuple], strength: float, patches: dict) -> None:
+    """Adds patches to a clone of a MODEL, whose fp8 weights are held in a wider format first (see .fp8).
+
+    changes: the host's patches by weight.  patches: what the clone's `get_key_patches` gives. Raises ValueError for
+    weights that the host does not take patches of.
+    """
+    widen(clone, list(changes), patches)
+    missing = set(changes) - set(clone.add_patches(changes, strength))
     if missing:
         raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")
-    return clone
 
 
 def tensor_bytes(tensor: torch.Tensor) -> Iterator[bytes | memoryview]:

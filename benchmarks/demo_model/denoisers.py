@@ -155,8 +155,6 @@ def sd3_transformer(device: torch.device) -> nn.Module:
 class Diffusion:
     """SDXL's noise: eps is predicted, and x_t = sqrt(a) x0 + sqrt(1 - a) eps."""
 
-    channels = 4
-
     def __init__(self, network: nn.Module, device: torch.device):
         self.network, self.device = network, device
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -199,8 +197,6 @@ class Diffusion:
 
 class Flow:
     """SD3's straight paths: x_s = (1 - s) x0 + s noise, and noise - x0 is predicted; four of 16 channels are alive."""
-
-    channels = 16
 
     def __init__(self, network: nn.Module, device: torch.device):
         self.network, self.device = network, device

@@ -22,7 +22,7 @@ from mace.judge import Judge
 
 from .compact import packed, unpacked
 from .denoisers import Diffusion, Flow, sd3_transformer, sdxl_unet
-from .pictures import ASSETS, Draws, Icons, captions
+from .pictures import ASSETS, Caption, Draws, Icons, captions
 from .text import Texts, Tokenizer, clip_l, train_clip_g
 
 REPO = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def train(way, network, texts: Texts, draws: Draws, arguments, device, autocast)
     start, begun, total, history, saved = time.time(), done, arguments.minutes * 60, [], time.time()
     while (elapsed := spent + time.time() - start) < total:
         share = elapsed / total
-        rate = arguments.rate * min(1, (done - begun + 1) / 200) * min(1, 2 * (1 + math.cos(math.pi * share)) / 2)
+        rate = arguments.rate * min(1, (done - begun + 1) / 200) * min(1, 1 + math.cos(math.pi * share))
         for group in optimizer.param_groups:
             group["lr"] = max(rate, arguments.rate * 0.01)
         rows = torch.randint(1, len(texts.ends), (arguments.batch,), device=device)
@@ -200,14 +200,12 @@ def main() -> None:
         restored = {name: torch.from_numpy(value).float() for name, value in unpacked(arrays, metadata).items()}
         model_g.load_state_dict(restored)
     shown = captions(icons.concepts, arguments.captions, 0)
-    asked = [f"a photo of the {name}" for name in icons.concepts]
-    texts = Texts([caption.text for caption in shown] + asked, tokenize, model_l, model_g, device)
+    # What the judge is asked about, each concept's row behind those.
+    asked = [Caption(f"a photo of the {name}", (place,), 0, 0) for place, name in enumerate(icons.concepts)]
+    texts = Texts([caption.text for caption in shown + asked], tokenize, model_l, model_g, device)
     say(f"texts {tuple(texts.l.shape)}, pooled text's deviation {float(texts.pooled.std()):.2f}")
     rows = {name: torch.tensor(len(shown) + 1 + place, device=device) for place, name in enumerate(icons.concepts)}
-    draws = Draws(latents, shown + [shown[0]] * len(asked))
-    for place in range(len(asked)):
-        draws.concepts[len(shown) + place], draws.counts[len(shown) + place] = place, 1
-        draws.styles[len(shown) + place] = draws.grounds[len(shown) + place] = 0
+    draws = Draws(latents, shown + asked)
     torch.manual_seed(0)
     network = (sdxl_unet if arguments.kind == "sdxl" else sd3_transformer)(device)
     way = (Diffusion if arguments.kind == "sdxl" else Flow)(network, device)

@@ -13,12 +13,12 @@ from ...mace.baselines.fitting import Fit, fit
 from ...mace.baselines.parts import Part
 from ...mace.concept import Concept
 from ..forward import trainable_copy
-from ..fp8 import FP8, fp8_note, widen
+from ..fp8 import FP8, fp8_note
 from ..loss_progress import LossProgress, listed
 from ..predict import predict, sigmas_at
 from ..refine import concept_record
 from ..text import TextEncoder, chunks
-from ..unet import ATTACHMENT, BASE, REFINED, REFINEMENT, is_quantised
+from ..unet import ATTACHMENT, BASE, REFINED, REFINEMENT, add_changes, is_quantised
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,7 @@ def with_changes(model, changes: dict[str, Tensor]):
     """A clone of MODEL with the changes added as patches, kept where the host keeps the model when it is not in use."""
     clone = model.clone()
     patches = {name: ("diff", (change.to(model.offload_device),)) for name, change in changes.items()}
-    widen(clone, list(patches), clone.get_key_patches("diffusion_model."))
-    missing = set(patches) - set(clone.add_patches(patches))
-    if missing:
-        raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")
+    add_changes(clone, patches, 1.0, clone.get_key_patches("diffusion_model."))
     return clone
 
 
