@@ -1,6 +1,5 @@
 """The pictures the small models learn: icons on backgrounds, their captions, and the latents of both."""
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets/demo"
+from benchmarks.pictures import vocabulary
+
 STYLES = ("Noto", "Twemoji")
 WHITE = (255, 255, 255)
-
-
-def vocabulary() -> dict:
-    """Concepts, scenes, synonyms, supercategories, colours and caption templates of the demo model."""
-    return json.loads((ASSETS / "vocabulary.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

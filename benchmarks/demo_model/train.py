@@ -18,14 +18,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from devtools.cache import REPO
 from mace.judge import Judge
 
 from .compact import packed, unpacked
 from .denoisers import Diffusion, Flow, sd3_transformer, sdxl_unet
-from .pictures import ASSETS, Caption, Draws, Icons, captions
+from .pictures import Caption, Draws, Icons, captions
 from .text import Texts, Tokenizer, clip_l, train_clip_g
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def say(text: str) -> None:
@@ -67,7 +66,7 @@ class Judged:
 
     def __init__(self, way, texts: Texts, concepts: tuple[str, ...], decoder, autocast):
         self.way, self.texts, self.concepts, self.decoder, self.autocast = way, texts, concepts, decoder, autocast
-        self.judge = Judge(ASSETS / "judge.safetensors")
+        self.judge = Judge(REPO / "assets/demo/judge.safetensors")
 
     def shares(
         self, rows: dict[str, torch.Tensor], guidance: float, only=None
