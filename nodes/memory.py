@@ -1,17 +1,18 @@
 """What a piece of work takes of a device's memory, measured, and how much of it fits."""
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from comfy import model_management
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Of the memory that is free: allocators split it up, and other programs take some.
 SHARE_OF_FREE = 0.85
-# Where a device does not tell its peak: what is computed beside what autograd keeps.
-BESIDE_KEPT = 1.5
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,43 @@ def kept_bytes(run: Callable[[], object]) -> int:
     return kept.bytes
 
 
+class _Live(TorchDispatchMode):
+    """Counts the bytes of tensors made within, as they come and go; `peak` is the most at once.
+
+    What an operation takes for itself while it runs is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self._bytes = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(results):
+            # Views of what was there before, such as weights turned round, are not new.
+            if storage._cdata not in given and storage._cdata not in self._seen:
+                self._seen.add(storage._cdata)
+                self._bytes += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self._bytes)
+        return results
+
+    def _freed(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self._bytes -= size
+
+
+def _storages(values) -> list:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
 def measure(device: torch.device, run: Callable[[], object]) -> Measured:
     """Run a step twice, and measure its peak memory in the first and its time in the second.
 
-    A device that does not tell its peak (a CPU, Apple's) is asked what autograd keeps.
+    Where a device does not tell its peak (a CPU, Apple's), the tensors that come and go are counted.
     """
     statistics = getattr(torch, device.type, None)
     if hasattr(statistics, "max_memory_allocated") and hasattr(statistics, "reset_peak_memory_stats"):
@@ -64,9 +98,11 @@ def measure(device: torch.device, run: Callable[[], object]) -> Measured:
         run()
         statistics.synchronize(device)
         return Measured(memory, time.perf_counter() - start)
+    with _Live() as live:
+        run()
     start = time.perf_counter()
-    memory = int(kept_bytes(run) * BESIDE_KEPT)
-    return Measured(memory, time.perf_counter() - start)
+    run()
+    return Measured(live.peak, time.perf_counter() - start)
 
 
 def make_way(copy) -> None:

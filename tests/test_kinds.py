@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from devtools import random_models
-from tests.kinds import PATCHED, sampled_as
+from tests.kinds import PATCHED, latents, sampled_as
 from tests.stages import FUSE, IMAGES, TRAIN, report
 from tests.test_refine_node import concepts, refine
 
 pytestmark = pytest.mark.host
+
+CPU = torch.device("cpu")
 
 LIST = "dog | pooch -> sky\nship -> ground"
 SMALL = {**IMAGES, "count": 1, "steps": 2, "sampler_name": "euler"}
@@ -44,6 +46,14 @@ def parts(request, comfy_host, tmp_path_factory):
     path.unlink()
 
 
+def drawn(host, model, clip):
+    """Two steps of the host's own sampler."""
+    empty = {"samples": latents()}
+    with torch.inference_mode():
+        positive, negative = host.encode(clip, "a dog"), host.encode(clip, "")
+        return host.nodes.common_ksampler(model, 0, 2, 4.0, "euler", "normal", positive, negative, empty)[0]["samples"]
+
+
 def test_the_whole_way(comfy_host, parts):
     kind, model, clip, vae = parts
     host, chosen = comfy_host, concepts(comfy_host, LIST)
@@ -71,11 +81,13 @@ def test_the_whole_way(comfy_host, parts):
             type(again.get_model_object("model_sampling")).__mro__[1:]
             == (type(model.get_model_object("model_sampling")).__mro__[1:])
         )
-    key = next(iter(fused.patches))
-    unet = host.module("nodes.unet")
-    wanted = unet.effective_weight(fused.get_key_patches("diffusion_model.")[key], key, torch.device("cpu"))
-    found = unet.effective_weight(again.get_key_patches("diffusion_model.")[key], key, torch.device("cpu"))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        assert torch.equal(drawn(host, again, clip2), drawn(host, fused, clip))
+    unet, keys = host.module("nodes.unet"), host.module("nodes.unet").cross_attention_keys(model)
+    before, wanted, found = (m.get_key_patches("diffusion_model.") for m in (model, fused, again))
+    for key in keys:
+        left, edited, loaded = (unet.effective_weight(w[key], key, CPU) for w in (before, wanted, found))
+        torch.testing.assert_close(loaded, edited, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(edited, left), key
     path.unlink()
 
 

@@ -1,0 +1,65 @@
+"""What a step takes of memory, on devices that do not tell their peak (nodes.memory)."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+
+pytestmark = pytest.mark.host
+
+CPU = torch.device("cpu")
+MILLION = 4 * 1_000_000
+
+
+@pytest.fixture(scope="module")
+def memory(comfy_host):
+    return comfy_host.module("nodes.memory")
+
+
+def allocated_peak(run) -> int:
+    """The most bytes that the CPU's allocator had given out at once, by torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    now = peak = 0
+    for _, change in changes:
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def test_tensors_are_counted_while_they_live(memory):
+    """By hand: two of a million at once, then one beside the third; views and what was there before count nothing."""
+    given = torch.ones(1000, 1000)
+
+    def run():
+        one = given + 1
+        two = one.t().reshape(-1)[:10] + 1
+        del one
+        three = given.t() * 2
+        assert two.numel() == 10 and three.shape == (1000, 1000)
+
+    # The transposed is copied by reshape.
+    assert memory.measure(CPU, run).memory == pytest.approx(2 * MILLION, rel=1e-3)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_peak_is_what_the_allocator_says(memory, recomputed):
+    """Of a chain of blocks, kept or computed again: then the largest block's own tensors count once."""
+    layers = [
+        torch.nn.Sequential(torch.nn.Linear(256, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 256)) for _ in "1234"
+    ]
+    given = torch.randn(512, 256)
+
+    def run():
+        hidden = given
+        for layer in layers:
+            hidden = checkpoint(layer, hidden, use_reentrant=False) if recomputed else layer(hidden)
+        # Nothing stays: a gradient of the run before would be given back in this one.
+        torch.autograd.grad(hidden.square().sum(), [p for layer in layers for p in layer.parameters()])
+
+    run()
+    found = memory.measure(CPU, run).memory
+    assert found == pytest.approx(allocated_peak(run), rel=0.01)
+    assert (found < 5 * MILLION) == recomputed
