@@ -14,7 +14,6 @@ is one JSON object; --out keeps a file up to date with it after every stage.
 """
 
 import argparse
-import gc
 import json
 import logging
 import os
@@ -22,18 +21,17 @@ import platform
 import re
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import can_measure_memory, load, resident, timed
+from benchmarks.full_size_table import COLUMNS, CUDA, Peak, line
+from benchmarks.measure import load, timed
 from devtools import random_models
 from devtools.inprocess import REPO, InProcessHost
 
-CUDA = torch.cuda.is_available()
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 REFINE = dict(strength=1.0, lambda1="1e-4", lambda3="0", mu="0.1", projections="both", lambda1_form="paper")
 IMAGES = dict(prompt="auto", negative="", seed=0, cfg=7.0, sampler_name="euler", scheduler="normal")
@@ -45,46 +43,6 @@ FUSE |= dict(pull="refined weights (release)")
 
 class Missing(Exception):
     """What a stage needs was not made, because the stage before it failed."""
-
-
-class Peak:
-    """Peak memory inside a with block, in bytes: see the module's docstring. ballast: what is not to be counted."""
-
-    def __init__(self, ballast=0):
-        self.ballast = ballast
-
-    def __enter__(self):
-        gc.collect()
-        self.found, self._stop, self._device = {}, threading.Event(), 0
-        if CUDA:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        elif can_measure_memory():
-            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-            self._before = resident("VmRSS")
-        return self
-
-    def _watch(self):
-        while not self._stop.is_set():
-            free, total = torch.cuda.mem_get_info()
-            self._device = max(self._device, total - free)
-            self._stop.wait(0.01)
-
-    def __exit__(self, *_):
-        if CUDA:
-            torch.cuda.synchronize()
-            self._stop.set()
-            self._thread.join()
-            peak = torch.cuda.max_memory_allocated()
-            self.found = {"peak_bytes": peak - self.ballast, "extra_bytes": peak - self._before}
-            self.found["device_bytes"] = self._device - self.ballast
-        elif can_measure_memory():
-            peak = resident("VmHWM")
-            self.found = {"peak_bytes": peak, "extra_bytes": peak - self._before}
 
 
 def text_of(node):
@@ -284,22 +242,6 @@ class Bench:
         device = torch.cuda.get_device_name() if CUDA else platform.processor() or platform.machine()
         about = {"benchmark": "full_size", "kind": a.kind, "device": device, "torch": torch.__version__}
         return about | {"threads": torch.get_num_threads(), "load": load(), "options": options, "rows": self.rows}
-
-
-def line(row):
-    """A row of the table."""
-    size = "".join(f"{row[name] / 1e9:9.2f}" if name in row else f"{'-':>9}" for name in COLUMNS.values())
-    hidden = {"stage", "seconds", "error", "trace", "said", *COLUMNS.values()}
-    facts = {name: value for name, value in row.items() if name not in hidden}
-    told = ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
-    )
-    seconds = f"{row['seconds']:9.2f}" if "seconds" in row else f"{'-':>9}"
-    more = "".join(f"\n      {text}" for text in (*row.get("said", ()), *([row["error"]] if "error" in row else ())))
-    return f"{row['stage']:24}{seconds}{size}  {told}{more}"
-
-
-COLUMNS = {"peak": "peak_bytes", "extra": "extra_bytes", "device": "device_bytes"}
 
 
 def main():

@@ -36,7 +36,7 @@ _tests = ModuleType("tests")
 _tests.__path__ = [str(REPO / "tests")]
 sys.modules.setdefault("tests", _tests)
 # Fixtures that several test files share.
-pytest_plugins = ["tests.evaluation"]
+pytest_plugins = ["tests.evaluation", "tests.device"]
 
 
 def _from_environment(name: str) -> Path:
@@ -96,6 +96,11 @@ def server(tmp_path_factory, demo_checkpoint):
     ) as running:
         running.client = Client(running.url)
         yield running
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, which wait for a server: what runs beside them fills up the time."""
+    items.sort(key=lambda item: not {"server", "browser"} & {mark.name for mark in item.iter_markers()})
 
 
 FLAGS = [

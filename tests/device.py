@@ -1,0 +1,27 @@
+"""The host on a real device, for the tests marked gpu, and the demo model there in three number formats."""
+
+import pytest
+import torch
+
+ON_DEVICE = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+LIST = "dog | pooch -> sky\nship -> ground"
+
+
+@pytest.fixture(scope="module")
+def gpu_models(gpu_host):
+    """(MODEL, CLIP, VAE) of the demo checkpoint by the format of the UNet's weights."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        return {
+            name: comfy.sd.load_checkpoint_guess_config(
+                str(gpu_host.demo_checkpoint), output_vae=True, output_clip=True, model_options={"dtype": dtype}
+            )[:3]
+            for name, dtype in FORMATS.items()
+        }
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def gpu_demo(gpu_models, request):
+    return gpu_models[request.param]
