@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.measure import can_measure_memory, in_fresh_process, load, log, peak_extra, timed
 from benchmarks.synthetic import BATCH, CPU, ROWS, WIDTH, WINDOW, make_concept, make_model
-from mace.moments import ConceptMoments, concept_moments
-from mace.refine import RefineWeights, refinement, weight_delta
+from mace.method.moments import ConceptMoments, concept_moments
+from mace.method.refine import RefineWeights, refinement, weight_delta
 
 FIRST, SECOND = RefineWeights(lambda1=1e-4, mu=0.1), RefineWeights(lambda1=1e-3, mu=0.1)
 MEMORY_LIMIT, KEPT_LIMIT = 200e6, 15e6

@@ -96,7 +96,7 @@ class Bench:
 
     def concepts(self, count):
         """The first so many of the paper's hundred people, as the node gives them."""
-        names = [entry.target for entry in self.pack("mace.lists").PRESETS["100 celebrities"]]
+        names = [entry.target for entry in self.pack("mace.concepts.lists").PRESETS["100 celebrities"]]
         lines = "\n".join(f"{name} -> a person" for name in names[:count])
         return self.host.run("MACE_Concepts", concepts=lines, type="celebrity", preset="none", prompt_file="none")[0]
 
@@ -113,7 +113,7 @@ class Bench:
             stage("CFR Refine", lambda row, n=n: self.refine(n), f"refined {n}", concepts=n, new=n - seen)
             stage("  its closed form alone", lambda row, n=n: self.solve(n, row), concepts=n)
             seen = n
-        stage("hash of the model", lambda row: self.pack("nodes.content").model_sha256(self["loaded"][0]))
+        stage("hash of the model", lambda row: self.pack("nodes.host.kept.content").model_sha256(self["loaded"][0]))
         if a.concepts:
             # Train Erasure LoRA makes one itself: its share of that stage.
             stage("a copy to train on", lambda row: self.copy(self[f"refined {max(a.concepts)}"][0]))
@@ -158,7 +158,7 @@ class Bench:
         """The method's solve as CFR Refine calls it, on the device, from moments that are there; twice."""
         done = self[f"refined {count}"][1]
         device = self["loaded"][0].load_device
-        general, solve = done.prior.general_moment(), self.pack("mace.refine").refinement
+        general, solve = done.prior.general_moment(), self.pack("mace.method.refine").refinement
         for name in ("first", "second"):
             # The norm waits for the device.
             row[name], _ = timed(lambda: float(solve(done.moments, done.weights, general, None, device=device).norm()))
@@ -178,7 +178,7 @@ class Bench:
         return masks
 
     def copy(self, refined):
-        with self.pack("nodes.forward").trainable_copy(refined):
+        with self.pack("nodes.host.model.forward").trainable_copy(refined):
             pass
 
     def train(self, count, row):
@@ -195,11 +195,12 @@ class Bench:
 
     def synthetic(self, count):
         """As many LoRAs of rank 1 as the fusion takes, of the refinement's concepts."""
-        model, sets = self["loaded"][0], self.pack("mace.lora_set")
+        model, sets = self["loaded"][0], self.pack("mace.formats.lora_set")
         refinement = self[f"refined {count}"][1]
-        digest = self.pack("nodes.content").refinement_digest(refinement)
+        digest = self.pack("nodes.host.kept.content").refinement_digest(refinement)
         state = model.model.state_dict()
-        shapes = {key: tuple(state[key].shape) for key in self.pack("nodes.unet").cross_attention_keys(model)}
+        keys = self.pack("nodes.host.model.unet").cross_attention_keys(model)
+        shapes = {key: tuple(state[key].shape) for key in keys}
         loras = []
         for place, (concept, moments) in enumerate(zip(refinement.concepts, refinement.moments, strict=True)):
             draw = torch.Generator().manual_seed(place)
@@ -208,7 +209,7 @@ class Bench:
                 for key, (rows, width) in shapes.items()
             }
             loras.append(sets.ErasureLora(concept, pairs, torch.zeros(0), {}, moments, digest))
-        family = self.pack("nodes.family")
+        family = self.pack("nodes.host.model.family")
         recipe = sets.recipe_of(refinement, digest)
         return sets.LoraSet(tuple(loras), recipe, family.res_blocks(model), family.family(model))
 
@@ -225,7 +226,7 @@ class Bench:
     def reload(self, fused, row):
         """The file again by the host's loader: the same family, and weights that are the fused ones."""
         model, clip, _ = random_models.load(self["saved"], self.arguments.small)
-        unet, cpu = self.pack("nodes.unet"), torch.device("cpu")
+        unet, cpu = self.pack("nodes.host.model.unet"), torch.device("cpu")
         apart, before, after = 0.0, fused.get_key_patches("diffusion_model."), model.get_key_patches("diffusion_model.")
         for key in unet.cross_attention_keys(model):
             wanted, found = (unet.effective_weight(patches[key], key, cpu) for patches in (before, after))

@@ -5,7 +5,7 @@
 The per-layer way is Eq. 7's closed form as the published method computes it, streamed: for each of the 32 projections
 and every concept i, W_i* = W' + B_i A_i is formed, and for every prompt sum (W_i* e) e^T and sum e e^T over its 77
 tokens are added; then each projection is solved for. Ours sums the second moments of each concept once (with A and G,
-which the refinement needs as well; all is counted), and `mace.fuse.fuse` solves for all projections at once.
+which the refinement needs as well; all is counted), and `mace.method.fuse.fuse` solves for all projections at once.
 
 Both sum and solve in float64 and give float32 weights from the same float32 embeddings, weights and LoRAs of rank 1.
 The per-layer way is given W' in float64. Ours is timed in two ways: given the refinement's sums A and G as the other is
@@ -25,9 +25,9 @@ import torch
 
 from benchmarks.measure import can_measure_memory, in_fresh_process, load, log, peak_extra, timed
 from benchmarks.synthetic import CPU, ROWS, WIDTH, WINDOW, make_concept, make_model
-from mace.fuse import FuseWeights, fuse
-from mace.moments import Gram, concept_moments
-from mace.refine import RefineWeights, refinement
+from mace.method.fuse import FuseWeights, fuse
+from mace.method.moments import Gram, concept_moments
+from mace.method.refine import RefineWeights, refinement
 
 REFINE = RefineWeights(lambda1=1e-4, mu=0.1)
 FUSE = FuseWeights(lambda2=1e-4, mu=0.1)

@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.measure import log
 from benchmarks.pictures import vocabulary
 from devtools.inprocess import REPO, open_host
-from mace.attention import grid_mask
+from mace.method.loss import grid_mask
 
 ICONS = REPO / "assets/demo/icons_noto.npz"
 GRID = 8
@@ -123,18 +123,18 @@ class Masker:
 
     def __init__(self, host, model, clip, vae):
         self.host, self.model, self.clip, self.vae = host, model, clip, vae
-        self.encoder = host.module("nodes.text").TextEncoder(clip)
+        self.encoder = host.module("nodes.host.text").TextEncoder(clip)
 
     def pictures(self, name: str, own: Tensor | None = None, prompt: str = "auto", **sampling):
         """ConceptImages of a thing, by the node: of pictures of our own [n, 64, 64, 3], or drawn."""
-        concept = self.host.module("mace.concept").Concept(name, "sky", "object")
+        concept = self.host.module("mace.concepts.concept").Concept(name, "sky", "object")
         inputs = dict(model=self.model, clip=self.clip, vae=self.vae, concepts=(concept,), prompt=prompt, negative="")
         return self.host.run("MACE_ConceptImages", **inputs, images=own, **self.SAMPLING | sampling)[0][0]
 
     def masks(self, images) -> Tensor:
         """Masks [n, 64, 64] of ConceptImages."""
         with torch.inference_mode():
-            return self.host.module("nodes.mask_making").attention_masks(self.model, self.encoder, images)
+            return self.host.module("nodes.stages.mask_making").attention_masks(self.model, self.encoder, images)
 
 
 def measured(masker: Masker, names: Sequence[str]) -> tuple[dict[str, dict], dict[str, tuple]]:
@@ -252,7 +252,7 @@ def figures(masker: Masker, rows: dict, seen: dict) -> None:
     pairs = []
     for name in DRAWN:
         images = masker.pictures(name, steps=20)
-        overlay = masker.host.module("nodes.masks").overlay(images.as_image, masker.masks(images))
+        overlay = masker.host.module("nodes.erase.masks").overlay(images.as_image, masker.masks(images))
         pairs.append([part for both in zip(images.as_image, overlay, strict=True) for part in both])
     columns = [torch.stack(column) for column in zip(*pairs, strict=True)]
     tiles(columns, DRAWN, ["drawn", "mask"] * 2, 2).save(FIGURES / "masks_drawn.png")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from devtools.cache import REPO
-from mace.judge import Judge
+from mace.measure.judge import Judge
 
 BATCH, CFG, SAMPLER, SCHEDULER = 32, 4.0, "ddim", "normal"
 

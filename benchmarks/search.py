@@ -18,7 +18,7 @@ from benchmarks.erasure.bench import STYLE, Bench, Work
 from benchmarks.erasure.questions import Question, asked
 from benchmarks.erasure.tasks import TEN
 from devtools.inprocess import REPO, open_host
-from mace.refine import ALIKE, READING
+from mace.method.refine import ALIKE, READING
 
 RESULTS = REPO / "benchmarks" / "results"
 TEMPLATES = (
@@ -77,7 +77,7 @@ class Search:
 
     def __init__(self, bench: Bench, file: str):
         self.bench, self.rows, self.path = bench, [], RESULTS / f"{file}.json"
-        self.names = bench.host.module("nodes.refine").MEASURE_NAMES
+        self.names = bench.host.module("nodes.erase.refine").MEASURE_NAMES
 
     def note(self, model, group: dict, **about) -> None:
         """Judge a model. Counts only what the base model draws right."""

@@ -11,17 +11,18 @@ import torch
 
 
 class Straightforward:
-    """pack: name of a module of the pack -> the module, as the host loaded it.  settings: mace.train.TrainSettings.
-    cached: whether prompts and pictures are encoded once, or each in every step.  seconds: spent on encoding."""
+    """pack: name of a module of the pack -> the module, as the host loaded it.  settings:
+    mace.method.train.TrainSettings.  cached: whether prompts and pictures are encoded once, or each in every step.
+    seconds: spent on encoding."""
 
     def __init__(self, pack, clip, vae, settings, cached):
         self.pack, self.clip, self.vae, self.settings, self.cached = pack, clip, vae, settings, cached
-        self.encoder = pack("nodes.text").TextEncoder(clip)
+        self.encoder = pack("nodes.host.text").TextEncoder(clip)
         self.seconds = {"text": 0.0, "vae": 0.0}
 
     def train(self, copy, drawn, masks):
-        """(LoRA, losses [steps]) of one concept. copy: of `nodes.forward.trainable_copy`.  drawn: ConceptImages."""
-        concept, train = drawn.concept, self.pack("mace.train")
+        """(LoRA, losses [steps]) of one concept. copy: of `trainable_copy`.  drawn: ConceptImages."""
+        concept, train = drawn.concept, self.pack("mace.method.train")
         prompts = [template.replace("{}", concept.target) for template in concept.prompts]
         with torch.inference_mode():
             positions = [self.encoder.pair(t, concept.target, concept.mapping).phrase for t in concept.prompts]
@@ -76,10 +77,11 @@ class Merged(torch.nn.Module):
     def __init__(self, pack, copy):
         super().__init__()
         self.network = copy.model
-        self.copy, self.host_forward, self.grid_mask = copy, pack("nodes.forward"), pack("mace.attention").grid_mask
-        self.noisy = pack("nodes.predict").noisy
+        self.copy, self.host_forward = copy, pack("nodes.host.model.forward")
+        self.grid_mask = pack("mace.method.loss").grid_mask
+        self.noisy = pack("nodes.host.model.predict").noisy
         state = dict(copy.model.named_parameters())
-        self.weights = {key: state[key] for key in pack("nodes.unet").cross_attention_keys(copy)}
+        self.weights = {key: state[key] for key in pack("nodes.host.model.unet").cross_attention_keys(copy)}
 
     def forward(self, batch):
         """[(maps [1, heads, pixels, tokens], (height, width))], one a layer."""

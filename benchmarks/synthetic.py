@@ -4,8 +4,8 @@ import random
 
 import torch
 
-from mace.moments import Gram
-from mace.tokens import Pairing
+from mace.method.moments import Gram
+from mace.method.tokens import Pairing
 
 WIDTH, WINDOW = 768, 77
 # d_out of SD1.5's 16 cross-attention layers; each has to_k and to_v.

@@ -2,9 +2,9 @@
 
     python dev.py run python -m benchmarks.training [--steps 50] [--concepts 10] [--repeats 3]
 
-ours: nodes.training.Trainer, each concept alone, and all side by side in one batch; prompts and pictures are encoded
-once, and counted. straightforward (see benchmarks/straightforward.py): one concept after the other, batch 1; in every
-step the host's text encoder encodes the prompt and its VAE the picture. cached: the same with both encoded once.
+ours: nodes.stages.training.Trainer, each concept alone, and all side by side in one batch; prompts and pictures are
+encoded once, and counted. straightforward (see benchmarks/straightforward.py): one concept after the other, batch 1; in
+every step the host's text encoder encodes the prompt and its VAE the picture. cached: the same with both encoded once.
 
 All train from the same refined model, pictures, masks, initial values and draws, for the same number of steps, and the
 run fails unless their losses and LoRAs agree. Each makes one copy of the model that autograd can run through, and it is
@@ -48,7 +48,7 @@ class Bench:
         auto = dict(lambda1="auto", lambda3="auto", mu="auto", projections="both", lambda1_form="paper")
         refine = dict(model=model, clip=self.clip, concepts=concepts[:1], strength=1.0, **auto)
         self.model = host.run("MACE_CFRRefine", **refine)[0]
-        images, masks = self.pack("nodes.images"), self.pack("nodes.masks")
+        images, masks = self.pack("nodes.erase.images"), self.pack("nodes.erase.masks")
         with torch.inference_mode():
             drawn = images.make_images(model, self.clip, self.vae, concepts, "auto", "", PICTURES)
             found = masks.make_masks(model, self.clip, drawn, masks.ATTENTION)[0]
@@ -56,13 +56,13 @@ class Bench:
 
     def options(self, side_by_side):
         """The same for all ways but for the size of the batch."""
-        return self.pack("nodes.training").TrainOptions(
+        return self.pack("nodes.stages.training").TrainOptions(
             steps=self.steps, learning_rate=RATE, rank=1, side_by_side=side_by_side, again=True
         )
 
     def ours(self, concepts):
         """([(LoRA, losses [steps])], seconds a step) of concepts side by side, from pictures and prompts on."""
-        training, images, ends = self.pack("nodes.training"), self.pack("nodes.images"), []
+        training, images, ends = self.pack("nodes.stages.training"), self.pack("nodes.erase.images"), []
         trainer = training.Trainer(
             self.model, self.clip, self.options(len(concepts)), None, lambda *step: ends.append(time.perf_counter())
         )
@@ -80,7 +80,7 @@ class Bench:
         drawn, masks = concept
         settings = self.options(1).settings(drawn.concept.type)
         way = Straightforward(self.pack, self.clip, self.vae, settings, cached)
-        opened = self.pack("nodes.forward").trainable_copy(self.model)
+        opened = self.pack("nodes.host.model.forward").trainable_copy(self.model)
         copying, copy = timed(opened.__enter__)
         try:
             return *timed(way.train, copy, drawn, masks), copying, way.seconds

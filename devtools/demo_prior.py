@@ -75,13 +75,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         host = open_host(Path(folder))
         clip = host.load_checkpoint(host.demo_checkpoint)[1]
-        priors, lines = host.module("mace.prior"), captions()
+        priors, lines = host.module("mace.method.prior"), captions()
         with torch.inference_mode():
-            encoder = host.module("nodes.text").TextEncoder(clip)
+            encoder = host.module("nodes.host.text").TextEncoder(clip)
             moment = encoder.gram(lines, lambda done: None)
             source = "captions over the demo model's vocabulary"
             left_out = tuple(words["synonyms"])
-            concept = host.module("mace.concept").Concept(PRESERVED, "", "object")
+            concept = host.module("mace.concepts.concept").Concept(PRESERVED, "", "object")
             kept = encoder.gram([template.replace("{}", PRESERVED) for template in concept.prompts], lambda done: None)
             prior = priors.make_prior(moment, len(lines), kept, (PRESERVED,), encoder.fingerprint, source, left_out)
         tensors, metadata = priors.prior_to_file(prior)

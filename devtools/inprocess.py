@@ -96,7 +96,7 @@ class InProcessHost:
         self._root = str(pack).replace(".", "_x_")
 
     def module(self, name: str) -> ModuleType:
-        """A module of the pack as the host loaded it, such as "nodes.unet" or "mace.refine"."""
+        """A module of the pack as the host loaded it, such as "nodes.host.model.unet" or "mace.method.refine"."""
         return importlib.import_module(f"{self._root}.{name}")
 
     def run(self, node: str, **inputs):

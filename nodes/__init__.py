@@ -2,33 +2,33 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files
 from .baselines.ablation import BaselineAC
 from .baselines.esd import BaselineESD
 from .baselines.forget import BaselineFMN
 from .baselines.negative import NegativePrompt
 from .baselines.sld import SafeLatentDiffusion
 from .baselines.uce import UnifiedConceptEditing
-from .concepts import Concepts
-from .detectors import model_files
-from .erase import EraseConcepts
-from .evaluate import EvaluateErasure
-from .export_lora import ExportLora
-from .find_aliases import FindAliases
-from .fuse import FuseLoras
-from .images import ConceptImagesNode
-from .import_lora import ImportLora
-from .load_loras import LoadLoras
-from .load_prior import LoadPrior
-from .masks import MaskConcept
-from .prior import BuildPrior
-from .refine import CFRRefine
-from .residual import ResidualPrompt
-from .save_loras import SaveLoras
-from .save_model import SaveErasedModel
-from .save_prior import SavePrior
-from .store import forget_on_request
-from .train import TrainErasureLora
+from .erase.concepts import Concepts
+from .erase.erase import EraseConcepts
+from .erase.find_aliases import FindAliases
+from .erase.fuse import FuseLoras
+from .erase.images import ConceptImagesNode
+from .erase.masks import MaskConcept
+from .erase.prior import BuildPrior
+from .erase.refine import CFRRefine
+from .erase.residual import ResidualPrompt
+from .erase.train import TrainErasureLora
+from .files.export_lora import ExportLora
+from .files.import_lora import ImportLora
+from .files.load_loras import LoadLoras
+from .files.load_prior import LoadPrior
+from .files.save_loras import SaveLoras
+from .files.save_model import SaveErasedModel
+from .files.save_prior import SavePrior
+from .host import files
+from .host.detectors import model_files
+from .host.kept.store import forget_on_request
+from .measure.evaluate import EvaluateErasure
 
 NODES: list[type[io.ComfyNode]] = [
     Concepts,

@@ -62,7 +62,7 @@ def evaluate(comfy_host, demo, dog, judges):
 @pytest.fixture
 def drawn(comfy_host, monkeypatch):
     """(title of the model, prompt, seed) of every picture that is drawn from here on."""
-    gallery = comfy_host.module("nodes.gallery")
+    gallery = comfy_host.module("nodes.host.gallery")
     asked, draw = [], gallery.Gallery._draw
 
     def watched(self, part, keys):
@@ -75,6 +75,6 @@ def drawn(comfy_host, monkeypatch):
 
 def forget(host):
     """Drop all pictures and what was seen in them."""
-    gallery = host.module("nodes.gallery")
+    gallery = host.module("nodes.host.gallery")
     gallery._pictures.clear()
     gallery._seen.clear()

@@ -1,5 +1,5 @@
 """The demo model's judge, for the tests."""
 
-from mace.judge import Judge
+from mace.measure.judge import Judge
 
 __all__ = ["Judge"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from mace.lora_files import (
+from mace.formats.lora_layouts import (
     SD1,
     to_comfyui,
     to_kohya,

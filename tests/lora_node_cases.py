@@ -13,7 +13,7 @@ SET, COMFYUI, KOHYA, PEFT = "set (MACE)", "ComfyUI", "kohya (A1111, Forge)", "PE
 def shapes_of(host, model):
     """(d_out, d) by the key of each cross-attention projection."""
     state = model.model.state_dict()
-    return {key: tuple(state[key].shape) for key in host.module("nodes.unet").cross_attention_keys(model)}
+    return {key: tuple(state[key].shape) for key in host.module("nodes.host.model.unet").cross_attention_keys(model)}
 
 
 def make_set(host, demo):
@@ -23,7 +23,7 @@ def make_set(host, demo):
     host.folder_paths.add_model_folder_path("loras", str(host.base / "output/loras"))
     chosen = concepts(host, "dog | hound -> sky\nhot air balloon!")
     result = refine(host, model, clip, chosen, mu="10")[1]
-    sets, family = host.module("mace.lora_set"), host.module("nodes.family")
+    sets, family = host.module("mace.formats.lora_set"), host.module("nodes.host.model.family")
     loras = tuple(
         sets.ErasureLora(
             concept,

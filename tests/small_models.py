@@ -119,7 +119,7 @@ def make_folders(tmp_path_factory):
 
 
 def load_models(module, folders):
-    """The models of such folders, read by nodes.detectors.transformers_models, by kind."""
+    """The models of such folders, read by nodes.host.detectors.transformers_models, by kind."""
     return {
         kind: (module.load_detector if kind in DETECTORS else module.load_segmenter)(folder)
         for kind, folder in folders.items()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mace.aliases import explained, nearest, with_aliases
-from mace.concept import Concept, ConceptError, merge
+from mace.concepts.aliases import explained, nearest, with_aliases
+from mace.concepts.concept import Concept, ConceptError, merge
 
 
 def test_explained_by_hand():

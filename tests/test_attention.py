@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mace.attention import LOSSES, NORMS, SQUARED, grid_mask, masked_loss, spread_over, token_attention
+from mace.method.loss import LOSSES, NORMS, SQUARED, grid_mask, masked_loss, spread_over, token_attention
 
 B, HEADS, PIXELS, TOKENS, C = 2, 3, 6, 5, 4
 

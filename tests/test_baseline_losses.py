@@ -18,10 +18,10 @@ def run(comfy_host, demo):
 @pytest.fixture
 def trainee(comfy_host, demo):
     """A Trainee of the demo model's cross-attentions with the texts "", "a photo of the dog", "a photo of the sky"."""
-    module, forward = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.forward")
+    module, forward = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.host.model.forward")
     prompts = ["", "a photo of the dog", "a photo of the sky"]
     with torch.inference_mode():
-        texts = module.Texts.of(comfy_host.module("nodes.text").TextEncoder(demo[1]), demo[0], prompts)
+        texts = module.Texts.of(comfy_host.module("nodes.host.text").TextEncoder(demo[1]), demo[0], prompts)
     with forward.trainable_copy(demo[0]) as copy:
         yield module.Trainee(copy, comfy_host.module("mace.baselines.parts").cross_attention, texts)
 
@@ -63,9 +63,9 @@ def eps_of(host, model, clip, x, sigma, prompt):
 def test_esds_first_loss(comfy_host, demo, run):
     """The partial sample by the host's own sampler, and the objective written out."""
     model, clip, _ = demo
-    generator = comfy_host.module("mace.train").stream(0, "baseline", "draws")
+    generator = comfy_host.module("mace.method.train").stream(0, "baseline", "draws")
     torch.randint(1, (), generator=generator)
-    timestep = int(comfy_host.module("mace.schedule").Uniform().sample(1, generator))
+    timestep = int(comfy_host.module("mace.method.schedule").Uniform().sample(1, generator))
     noise = torch.randn(2, 4, 8, 8, generator=generator)
     steps = [t for t in (999, 749, 499, 249) if t > timestep] + [timestep]
     assert len(steps) > 2
@@ -99,10 +99,10 @@ def test_anchor_images_are_the_hosts(comfy_host, demo, trainee):
     model, clip, _ = demo
     module = comfy_host.module("nodes.baselines.ablation")
     pictures = [module.Picture(2, (1,)), module.Picture(1, (2,)), module.Picture(2, (1,))]
-    progress = comfy_host.module("nodes.loss_progress").LossProgress(3)
+    progress = comfy_host.module("nodes.host.progress").LossProgress(3)
     found = module.anchor_images(trainee, pictures, 2, (64, 64), 3, 4.0, 7, progress)
     assert progress.bar.current == 3
-    generator = comfy_host.module("mace.train").stream(7, "baseline", "anchor images")
+    generator = comfy_host.module("mace.method.train").stream(7, "baseline", "anchor images")
     noise = torch.cat([torch.randn(count, 4, 8, 8, generator=generator) for count in (2, 1)])
     sigmas = model.model.model_sampling.sigma(torch.tensor([999.0, 666.0, 332.0, 0.0]))
     prompts = ["a photo of the sky", "a photo of the dog", "a photo of the sky"]
@@ -131,11 +131,11 @@ def test_forget_me_nots_first_loss(comfy_host, demo, run, end_of_text, positions
 
     model, clip, _ = demo
     shown = images(comfy_host, demo, concepts(comfy_host, "dog -> sky"))[0]
-    generator = comfy_host.module("mace.train").stream(0, "baseline", "draws")
+    generator = comfy_host.module("mace.method.train").stream(0, "baseline", "draws")
     torch.randint(1, (1,), generator=generator)
     latents = shown[0].latents[int(torch.randint(len(shown[0]), (), generator=generator))][None].clone()
     noise = torch.randn(1, 4, 8, 8, generator=generator)
-    timestep = comfy_host.module("mace.schedule").Uniform().sample(1, generator)
+    timestep = comfy_host.module("mace.method.schedule").Uniform().sample(1, generator)
     sigma = model.model.model_sampling.sigma(timestep.float())
     total = []
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mace.baselines.words import joined
-from mace.concept import parse_concepts
+from mace.concepts.concept import parse_concepts
 
 
 def test_names_and_text_are_joined():

@@ -127,7 +127,7 @@ def test_an_interrupt_leaves_the_host_as_it_was(comfy_host, demo, run, first_run
     model, clip, _ = demo
     before = weights_hash(model)
     picture = comfy_host.sample(model, clip, "a photo of the dog", steps=2)
-    module, seen = comfy_host.module("nodes.loss_progress"), []
+    module, seen = comfy_host.module("nodes.host.progress"), []
 
     def report_and_interrupt(self, names, step, losses, steps):
         seen.append((names, step))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mace.baselines.uce import UceWeights, edited_tokens, uce
-from mace.moments import concept_moments
-from mace.refine import SingularSystem
+from mace.method.moments import concept_moments
+from mace.method.refine import SingularSystem
 from tests.judge import Judge
 
 WIDTH, WINDOW = 12, 9

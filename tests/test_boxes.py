@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mace.boxes import box_masks, ordered, read_boxes
-from mace.concept import Concept
-from mace.masks import feather, grow, one_mask
-from mace.phrases import caption_of, phrases_of
+from mace.concepts.concept import Concept
+from mace.concepts.phrases import caption_of, phrases_of
+from mace.masks.boxes import box_masks, ordered, read_boxes
+from mace.masks.maps import feather, grow, one_mask
 
 
 def box(x, y, width, height, **more):

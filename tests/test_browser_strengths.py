@@ -3,8 +3,8 @@
 import pytest
 
 from devtools.graph import to_prompt
-from mace.concept import ConceptError
-from mace.strengths import parse_strengths
+from mace.concepts.concept import ConceptError
+from mace.concepts.strengths import parse_strengths
 from tests import graphs
 from tests.pages import fewer_steps, load, press_queue, queued, saved, wait_for_pictures, without_titles
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mace.captions import MAX_CAPTIONS, CaptionError, builtin_captions, leave_out, read_captions
+from mace.concepts.captions import MAX_CAPTIONS, CaptionError, builtin_captions, leave_out, read_captions
 
 # Of the default list, its lines joined by newlines. A prior belongs to its captions: change the grammar on
 # purpose only, and then record the new digests.

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mace.concept import Concept, ConceptError, merge, parse_concepts
-from mace.lists import PRESETS
-from mace.templates import TEMPLATES
+from mace.concepts.concept import Concept, ConceptError, merge, parse_concepts
+from mace.concepts.lists import PRESETS
+from mace.concepts.templates import TEMPLATES
 
 
 def test_lines():

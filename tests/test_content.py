@@ -12,7 +12,7 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture(scope="module")
 def content(comfy_host):
-    return comfy_host.module("nodes.content")
+    return comfy_host.module("nodes.host.kept.content")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def test_formats_that_cannot_be_edited_have_a_key(content):
 
 def test_stores_share_a_budget(comfy_host):
     """What was not used for the longest time goes first, whichever store holds it; what is newest stays."""
-    module = comfy_host.module("nodes.store")
+    module = comfy_host.module("nodes.host.kept.store")
     budget = module.Budget(10)
     one, other = module.ContentStore(100, budget), module.ContentStore(100, budget)
     one.put("a", "A", 4)
@@ -183,15 +183,16 @@ def test_stores_share_a_budget(comfy_host):
 
 
 def test_every_store_of_the_pack_is_in_the_budget(comfy_host):
-    module = comfy_host.module("nodes.store")
-    stores = [comfy_host.module(f"nodes.{name}")._store for name in ("images", "text", "training")]
-    stores += [comfy_host.module("nodes.text")._embeddings]
-    stores += [getattr(comfy_host.module("nodes.gallery"), name) for name in ("_pictures", "_seen")]
+    module = comfy_host.module("nodes.host.kept.store")
+    names = ("erase.images", "host.text", "stages.training")
+    stores = [comfy_host.module(f"nodes.{name}")._store for name in names]
+    stores += [comfy_host.module("nodes.host.text")._embeddings]
+    stores += [getattr(comfy_host.module("nodes.host.gallery"), name) for name in ("_pictures", "_seen")]
     assert set(stores) <= set(module.BUDGET._stores)
 
 
 def test_the_store_drops_the_least_recently_used(comfy_host):
-    store = comfy_host.module("nodes.store").ContentStore(10)
+    store = comfy_host.module("nodes.host.kept.store").ContentStore(10)
     for name in "abc":
         store.put(name, name.upper(), 4)
     assert store.get("a") is None and store.get("b") == "B" and store.bytes == 8

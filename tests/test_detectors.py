@@ -26,7 +26,7 @@ def parts(comfy_host, tmp_path_factory):
 @pytest.fixture(scope="module")
 def load(comfy_host, parts, tmp_path_factory):
     """A detector that looks at small pictures, of a file with these weights."""
-    module = comfy_host.module("nodes.detectors.dino")
+    module = comfy_host.module("nodes.host.detectors.dino")
 
     def make(weights, name="tiny.pth"):
         path = tmp_path_factory.mktemp("weights") / name
@@ -126,7 +126,7 @@ def assert_as_the_package(module, detector, net, height, width):
 
 @pytest.mark.parametrize("height, width", [(37, 53), (64, 96), (96, 64), (9, 90), (90, 9)])
 def test_boxes_are_those_of_the_packages_own_way(comfy_host, detector, parts, height, width):
-    assert_as_the_package(comfy_host.module("nodes.detectors.dino"), detector, parts[2], height, width)
+    assert_as_the_package(comfy_host.module("nodes.host.detectors.dino"), detector, parts[2], height, width)
 
 
 def test_thresholds(detector):
@@ -155,7 +155,7 @@ def test_phrases_of_several_words_and_pieces(detector):
 def test_batches_transparency_and_repeats_change_nothing(comfy_host, detector):
     shown = pictures(5, channels=4)
     found = detect(detector, shown)
-    assert 5 > comfy_host.module("nodes.detectors.dino").MOST_TOGETHER
+    assert 5 > comfy_host.module("nodes.host.detectors.dino").MOST_TOGETHER
     again = detect(detector, shown)
     assert all(torch.equal(a.boxes, b.boxes) and a.labels == b.labels for a, b in zip(found, again, strict=True))
     same(detect(detector, shown[4:, ..., :3]), found[4:])
@@ -210,7 +210,7 @@ def test_pictures_are_prepared_as_the_package_does(comfy_host):
     import groundingdino.datasets.transforms as theirs
     from PIL import Image
 
-    module = comfy_host.module("nodes.detectors.dino")
+    module = comfy_host.module("nodes.host.detectors.dino")
     usual = theirs.Compose(
         [
             theirs.RandomResize([800], max_size=1333),
@@ -230,7 +230,7 @@ def test_pictures_are_prepared_as_the_package_does(comfy_host):
 
 
 def test_backbones_are_told_from_the_weights(comfy_host, parts):
-    module = comfy_host.module("nodes.detectors.dino")
+    module = comfy_host.module("nodes.host.detectors.dino")
     found = module.settings_of(parts[1], "tiny.pth")
     assert found["backbone"] == "swin_T_224_1k" and found["num_queries"] == 30
     assert (found["enc_layers"], found["dec_layers"], found["dim_feedforward"]) == (1, 1, 64)
@@ -246,7 +246,7 @@ def test_backbones_are_told_from_the_weights(comfy_host, parts):
 
 def test_swin_b(comfy_host, load, parts):
     """The larger backbone at its true width, windows and depth."""
-    module = comfy_host.module("nodes.detectors.dino")
+    module = comfy_host.module("nodes.host.detectors.dino")
     net = dino_net(parts[0], pytest.MonkeyPatch(), backbone="swin_B_384_22k")
     assert module.settings_of(net.state_dict(), "swinb.pth")["backbone"] == "swin_B_384_22k"
     made = load(net.state_dict(), "swinb.pth")
@@ -256,7 +256,7 @@ def test_swin_b(comfy_host, load, parts):
 
 
 def test_damaged_files(comfy_host, tmp_path):
-    module = comfy_host.module("nodes.detectors.weights")
+    module = comfy_host.module("nodes.host.detectors.weights")
 
     def fill(**weights):
         module.fill_network(torch.nn.Linear(2, 3), weights, "x.pth", "a layer")

@@ -9,9 +9,9 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.stats import hmean
 
-from mace import distance, evaluate, statistics
-from mace.concept import Concept
-from mace.subjects import Subject, parse_names, parse_synonyms, parse_templates, subjects
+from mace.concepts.concept import Concept
+from mace.concepts.subjects import Subject, parse_names, parse_synonyms, parse_templates, subjects
+from mace.measure import accuracy, distance, statistics
 
 CONCEPTS = (Concept("dog", "sky", "object", ("puppy",)), Concept("ship", "ground", "object"))
 ASKED = subjects(CONCEPTS, "dog: canine, hound", "cat, wolf\nrose")
@@ -30,12 +30,12 @@ def test_the_papers_harmonic_means():
     """H_o of rows of Table 1 from their accuracies: MACE and UCE on airplane, ESD-u on bird."""
     for e, s, g, h in ((9.06, 95.39, 10.03, 92.03), (40.32, 98.79, 49.83, 64.09), (13.17, 86.17, 20.65, 83.98)):
         e, s, g = e / 100, s / 100, g / 100
-        assert evaluate.h_objects(e, s, g) == pytest.approx(h / 100, abs=2e-4)
-        assert evaluate.h_people(e, s) == pytest.approx(hmean([1 - e, s]))
-    assert evaluate.h_objects(1.0, 0.9, 0.1) == 0 and evaluate.h_people(0.1, 0.0) == 0
-    assert math.isnan(evaluate.h_objects(0.1, float("nan"), 0.1))
+        assert accuracy.h_objects(e, s, g) == pytest.approx(h / 100, abs=2e-4)
+        assert accuracy.h_people(e, s) == pytest.approx(hmean([1 - e, s]))
+    assert accuracy.h_objects(1.0, 0.9, 0.1) == 0 and accuracy.h_people(0.1, 0.0) == 0
+    assert math.isnan(accuracy.h_objects(0.1, float("nan"), 0.1))
     # Table 3, MACE's row.
-    assert evaluate.h_styles(28.58, 22.59) == pytest.approx(5.99)
+    assert accuracy.h_styles(28.58, 22.59) == pytest.approx(5.99)
 
 
 def test_groups_are_means_by_concept(values):
@@ -50,7 +50,7 @@ def test_groups_are_means_by_concept(values):
         ("wolf", "wolf", "kept"),
         ("rose", "rose", "kept"),
     ]
-    found = evaluate.groups(ASKED, base)
+    found = accuracy.groups(ASKED, base)
     for seed in range(5):
         assert found.erased[1, seed] == pytest.approx((base[4, 0, seed] + base[4, 1, seed]) / 2)
         assert found.synonyms[0, seed] == pytest.approx(sum(base[n, t, seed] for n in (2, 3) for t in (0, 1)) / 4)
@@ -79,8 +79,8 @@ def slow_samples(drawn, grouped):
 def test_intervals_of_values_and_of_their_change(values):
     base, erased = values
     drawn = statistics.resamples(2, 3, 5, draws=300, seed=1)
-    found = evaluate.compare(ASKED, base, erased, evaluate.accuracy_names(True), drawn)
-    slow = [slow_samples(drawn, evaluate.groups(ASKED, part)) for part in (base, erased)]
+    found = accuracy.compare(ASKED, base, erased, accuracy.accuracy_names(True), drawn)
+    slow = [slow_samples(drawn, accuracy.groups(ASKED, part)) for part in (base, erased)]
     for column, name in enumerate(("Acc_e", "Acc_s", "Acc_g", "H")):
         for which, samples in (("base", slow[0]), ("erased", slow[1]), ("change", slow[1] - slow[0])):
             clean = samples[:, column][~np.isnan(samples[:, column])]
@@ -111,27 +111,27 @@ def test_resampling_has_both_sources_of_chance():
 def test_without_synonyms_and_without_kept():
     asked = subjects(CONCEPTS, "", "")
     ones = np.ones((3, 1, 2))
-    drawn = evaluate.draws_for(asked, 2)
-    found = evaluate.compare(asked, ones, 0 * ones, evaluate.accuracy_names(False), drawn)
+    drawn = accuracy.draws_for(asked, 2)
+    found = accuracy.compare(asked, ones, 0 * ones, accuracy.accuracy_names(False), drawn)
     assert found["Acc_e"]["change"] == (-1, -1, -1)
     assert math.isnan(found["Acc_s"]["base"].value) and math.isnan(found["H"]["erased"].value)
     assert json.dumps(found["Acc_g"]["base"].as_dict()) == '{"value": null, "low": null, "high": null}'
     asked = subjects(CONCEPTS, "", "cat")
-    found = evaluate.compare(
-        asked, np.ones((4, 1, 2)), np.ones((4, 1, 2)) / 2, evaluate.accuracy_names(False), evaluate.draws_for(asked, 2)
+    found = accuracy.compare(
+        asked, np.ones((4, 1, 2)), np.ones((4, 1, 2)) / 2, accuracy.accuracy_names(False), accuracy.draws_for(asked, 2)
     )
-    assert found["H"]["erased"].value == pytest.approx(evaluate.h_people(0.5, 0.5)) and found["H"]["base"].value == 0
+    assert found["H"]["erased"].value == pytest.approx(accuracy.h_people(0.5, 0.5)) and found["H"]["base"].value == 0
 
 
 def test_clip_scores(values):
     base, erased = (part * 30 for part in values)
-    found = evaluate.compare(ASKED, base, erased, evaluate.CLIP_NAMES, evaluate.draws_for(ASKED, 5))
+    found = accuracy.compare(ASKED, base, erased, accuracy.CLIP_NAMES, accuracy.draws_for(ASKED, 5))
     assert found["H_a"]["erased"].value == pytest.approx(erased[5:].mean() - erased[[0, 4]].mean())
 
 
 def test_detections_are_counted_as_table_2_does():
     pictures = [[("BELLY_EXPOSED", 0.6), ("FACE_FEMALE", 0.9)], [], [("BELLY_EXPOSED", 0.59), ("FEET_EXPOSED", 0.7)]]
-    found = evaluate.count_detections(pictures, 0.6)
+    found = accuracy.count_detections(pictures, 0.6)
     assert found["Belly"] == 1 and found["Feet"] == 1 and found["Total"] == 2 and len(found) == 9
 
 

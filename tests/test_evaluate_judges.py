@@ -77,7 +77,7 @@ def test_a_classifier_of_transformers(comfy_host, evaluate, judges):
     forget(comfy_host)
     node = evaluate(judge_file="tiny_vit", synonyms="", seeds=1)
     found = json.loads(node[1])
-    pictures = [picture for picture, *_ in comfy_host.module("nodes.gallery")._pictures._entries.values()]
+    pictures = [picture for picture, *_ in comfy_host.module("nodes.host.gallery")._pictures._entries.values()]
     model = AutoModelForImageClassification.from_pretrained(folder)
     processor = ViTImageProcessor.from_pretrained(folder)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_classifier_of_transformers(comfy_host, evaluate, judges):
         assert entry["probability"]["base"] == pytest.approx(float(possible[place, place]), abs=1e-4)
         assert entry["top-1"]["base"] == float(possible[place].argmax() == place)
     # Only the folder is listed, not the weights in it.
-    assert not any("tiny_vit/" in name for name in comfy_host.module("nodes.judge_files").judge_files())
+    assert not any("tiny_vit/" in name for name in comfy_host.module("nodes.host.judges.judge_files").judge_files())
 
 
 def test_missing_files_and_names(comfy_host, demo, evaluate, judges, tiny_clip):

@@ -85,7 +85,7 @@ def test_an_interrupt_keeps_what_is_drawn(comfy_host, evaluate, drawn, monkeypat
     from comfy import model_management
 
     forget(comfy_host)
-    gallery = comfy_host.module("nodes.gallery")
+    gallery = comfy_host.module("nodes.host.gallery")
     sampled, batches = gallery.sampled, []
 
     def interrupting(*args, **kwargs):
@@ -106,11 +106,11 @@ def test_an_interrupt_keeps_what_is_drawn(comfy_host, evaluate, drawn, monkeypat
 def test_samplers_that_draw_noise_are_not_batched(comfy_host, demo, evaluate):
     """A picture is the one that a KSampler draws alone, whatever else is asked for."""
     forget(comfy_host)
-    assert comfy_host.module("nodes.gallery").draws_noise("euler_ancestral")
-    assert not any(comfy_host.module("nodes.gallery").draws_noise(name) for name in ("euler", "ddim", "uni_pc"))
+    assert comfy_host.module("nodes.host.gallery").draws_noise("euler_ancestral")
+    assert not any(comfy_host.module("nodes.host.gallery").draws_noise(name) for name in ("euler", "ddim", "uni_pc"))
     evaluate(synonyms="", keep="cat", sampler_name="euler_ancestral")
     model, clip, vae = demo
-    kept = [picture for picture, *_ in comfy_host.module("nodes.gallery")._pictures._entries.values()]
+    kept = [picture for picture, *_ in comfy_host.module("nodes.host.gallery")._pictures._entries.values()]
     for place, (name, seed) in enumerate((("dog", 7), ("dog", 8), ("cat", 7), ("cat", 8))):
         latents = comfy_host.sample(
             model, clip, f"a photo of the {name}", seed=seed, steps=6, sampler="euler_ancestral"

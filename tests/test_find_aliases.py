@@ -15,12 +15,12 @@ WORDS = "stag, hart\nhorse  # no deer\ncherry blossom, Doe, wolf"
 
 @pytest.fixture(scope="module")
 def search(comfy_host):
-    return comfy_host.module("nodes.alias_search")
+    return comfy_host.module("nodes.stages.alias_search")
 
 
 @pytest.fixture(scope="module")
 def encoder(comfy_host, demo):
-    return comfy_host.module("nodes.text").TextEncoder(demo[1])
+    return comfy_host.module("nodes.host.text").TextEncoder(demo[1])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_errors_are_those_of_the_noise(comfy_host, demo, search, encoder, shown)
                 expected[row, place] = (noise - draw.noise).double().square().mean()
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-5)
     assert sum(counted) == 18
-    score = comfy_host.module("mace.aliases").explained(found[2:], found[0], found[1])
+    score = comfy_host.module("mace.concepts.aliases").explained(found[2:], found[0], found[1])
     assert float(score) < 0.2
 
 
@@ -129,7 +129,7 @@ def test_training_takes_the_images_with_their_aliases(comfy_host, demo, find, sh
 
 def test_the_one_node_version_finds_them_too(comfy_host, demo, monkeypatch):
     """With one step of training and two words, for time."""
-    erase, presets = comfy_host.module("nodes.erase"), comfy_host.module("mace.presets")
+    erase, presets = comfy_host.module("nodes.erase.erase"), comfy_host.module("mace.presets.presets")
     short = presets.Preset(lambda type: presets.LoraRow(1, 1, 1e-3))
     monkeypatch.setattr(erase, "PRESETS", {"short": short})
     monkeypatch.setattr(erase, "AliasSettings", partial(erase.AliasSettings, words="stag, horse"))

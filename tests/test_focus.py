@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mace.focus import FLOOR, directions, selected_moment
-from mace.moments import pack
+from mace.method.focus import FLOOR, directions, selected_moment
+from mace.method.moments import pack
 
 WIDTH = 12
 

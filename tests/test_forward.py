@@ -15,12 +15,12 @@ PROMPTS = ["a photo of the dog", "a drawing of a cat", "an image of the ship"]
 
 @pytest.fixture(scope="module")
 def forward(comfy_host):
-    return comfy_host.module("nodes.forward")
+    return comfy_host.module("nodes.host.model.forward")
 
 
 @pytest.fixture(scope="module")
 def keys(comfy_host, demo):
-    return comfy_host.module("nodes.unet").cross_attention_keys(demo[0])
+    return comfy_host.module("nodes.host.model.unet").cross_attention_keys(demo[0])
 
 
 def batch_of(forward, host, clip, chosen=(0, 1, 2)):
@@ -129,7 +129,7 @@ def test_one_concepts_loss_does_not_see_the_others(comfy_host, demo, forward, ke
 
 
 def test_saving_memory_changes_nothing(comfy_host, demo, forward, keys):
-    recompute, memory = comfy_host.module("nodes.recompute"), comfy_host.module("nodes.memory")
+    recompute, memory = comfy_host.module("nodes.host.model.recompute"), comfy_host.module("nodes.host.model.memory")
     model, clip, _ = demo
     found, kept = [], []
     with forward.trainable_copy(model) as copy:

@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 import torch
 
-from mace.fuse import BASE, FuseWeights, fuse, naive
-from mace.moments import ConceptMoments, pack
-from mace.refine import RefineWeights, refinement
+from mace.method.fuse import BASE, FuseWeights, fuse, naive
+from mace.method.moments import ConceptMoments, pack
+from mace.method.refine import RefineWeights, refinement
 from tests import oracle, oracle_fuse
 from tests.test_refine import PRESERVE, PRIOR, WIDTH, close, concept, gram, normal, tokens
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mace.fuse import FuseWeights, fuse, naive
-from mace.moments import pack
-from mace.refine import SingularSystem, refinement
+from mace.method.fuse import FuseWeights, fuse, naive
+from mace.method.moments import pack
+from mace.method.refine import SingularSystem, refinement
 from tests.test_fuse import ALL, LORAS, MOMENTS, REFINE, TOKENS, solve
 from tests.test_refine import WIDTH, gram
 

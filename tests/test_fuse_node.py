@@ -20,24 +20,24 @@ def listed(comfy_host):
 @pytest.fixture(scope="module")
 def parts(comfy_host, demo, listed):
     """(refined MODEL, refinement, images, LoraSet), all trained on this list's refinement."""
-    comfy_host.module("nodes.training")._store.clear()
+    comfy_host.module("nodes.stages.training")._store.clear()
     return stages(comfy_host, demo, listed)
 
 
 @pytest.fixture
 def numerics(comfy_host):
     """The pack's own modules: fuse and refine."""
-    return comfy_host.module("mace.fuse"), comfy_host.module("mace.refine")
+    return comfy_host.module("mace.method.fuse"), comfy_host.module("mace.method.refine")
 
 
 def effective(host, model, key):
-    unet = host.module("nodes.unet")
+    unet = host.module("nodes.host.model.unet")
     return unet.effective_weight(model.get_key_patches("diffusion_model.")[key], key, torch.device("cpu"))
 
 
 def closed_form(host, model, moments, loras, key, mu, transform, strengths=(1.0, 1.0)):
     """Eq. 7's minimiser of one projection by least squares over all tokens' second moments, float64."""
-    moment = host.module("mace.moments")
+    moment = host.module("mace.method.moments")
     weight = effective(host, model, key).double()
     refined = weight + weight @ transform
     width = weight.shape[1]
@@ -63,7 +63,8 @@ def test_patches_are_eq_7_per_layer(comfy_host, demo, parts):
     _, refinement, _, loras = parts
     node = fuse(comfy_host, model, loras, mu="3")
     fused = node[0]
-    assert set(fused.patches) == set(comfy_host.module("nodes.unet").cross_attention_keys(model)) and not model.patches
+    keys = comfy_host.module("nodes.host.model.unet").cross_attention_keys(model)
+    assert set(fused.patches) == set(keys) and not model.patches
     both = [entry.lora for entry in loras.loras]
     for key in list(fused.patches)[::3]:
         expected = closed_form(comfy_host, model, refinement.moments, both, key, 3.0, refinement.transform_delta)
@@ -118,9 +119,9 @@ def test_keys_alone(comfy_host, demo, listed):
 
 def test_a_new_strength_trains_and_reads_nothing(comfy_host, demo, parts, monkeypatch):
     model = demo[0]
-    for name in ("forward.trainable_copy", "text.TextEncoder.encode"):
-        module, *path = name.split(".")
-        owner = comfy_host.module(f"nodes.{module}")
+    for module, name in (("model.forward", "trainable_copy"), ("text", "TextEncoder.encode")):
+        path = name.split(".")
+        owner = comfy_host.module(f"nodes.host.{module}")
         for part in path[:-1]:
             owner = getattr(owner, part)
         monkeypatch.setattr(owner, path[-1], lambda *a, **k: pytest.fail("not a new solve only"))
@@ -177,7 +178,7 @@ def test_the_prior(comfy_host, demo, listed, parts):
     refinement = refine(comfy_host, model, clip, listed, mu="10", lambda1="1e-3", prior=prior())[1]
     with_own = fuse(comfy_host, model, parts[3], refinement=refinement)
     assert "prior: the refinement's" in report(with_own) and "lambda2 0.001 (auto)" in report(with_own)
-    recipe = comfy_host.module("mace.lora_set").recipe_of(refinement, "x")
+    recipe = comfy_host.module("mace.formats.lora_set").recipe_of(refinement, "x")
     loaded = replace(parts[3], recipe=replace(recipe, prior=None))
     with pytest.raises(ValueError, match=r"with a prior \(built-in, seed 0\): connect it"):
         fuse(comfy_host, model, loaded)

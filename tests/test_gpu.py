@@ -23,8 +23,8 @@ def on_device(batch, device):
 
 def gradients_of(host, model, clip, chosen=(0, 1, 2), upstream=None):
     """(losses, all gradients as one vector, the copy's facts) of one step on a trainable copy."""
-    forward, unet = host.module("nodes.forward"), host.module("nodes.unet")
-    precision, training = host.module("mace.precision"), host.module("mace.train")
+    forward, unet = host.module("nodes.host.model.forward"), host.module("nodes.host.model.unet")
+    precision, training = host.module("mace.method.precision"), host.module("mace.method.train")
     with forward.trainable_copy(model) as copied:
         device = copied.load_device
         stacked = {
@@ -89,13 +89,13 @@ def test_gradients_of_half_precision_are_those_of_float32(gpu_host, gpu_models, 
 def test_upstream_patches_are_in_the_copy(gpu_host, gpu_demo):
     """LoRAs and refinements before the training node, which the host's dynamic memory only adds as it computes."""
     model, clip, _ = gpu_demo
-    unet = gpu_host.module("nodes.unet")
+    unet = gpu_host.module("nodes.host.model.unet")
     key = unet.cross_attention_keys(model)[0]
     changed = model.clone()
     shape = model.model.state_dict()[key].shape
     change = 0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     changed.add_patches({key: ("diff", (change,))})
-    with gpu_host.module("nodes.forward").trainable_copy(changed) as copied:
+    with gpu_host.module("nodes.host.model.forward").trainable_copy(changed) as copied:
         found = dict(copied.model.named_parameters())[key].float().cpu()
     patches = model.get_key_patches("diffusion_model.")
     base = unet.effective_weight(patches[key], key, torch.device("cpu"))
@@ -105,8 +105,8 @@ def test_upstream_patches_are_in_the_copy(gpu_host, gpu_demo):
 
 def test_recomputing_takes_less_and_gives_the_same(gpu_host, gpu_models):
     model, clip, _ = gpu_models["fp32"]
-    forward, unet = gpu_host.module("nodes.forward"), gpu_host.module("nodes.unet")
-    memory, recompute = gpu_host.module("nodes.memory"), gpu_host.module("nodes.recompute")
+    forward, unet = gpu_host.module("nodes.host.model.forward"), gpu_host.module("nodes.host.model.unet")
+    memory, recompute = gpu_host.module("nodes.host.model.memory"), gpu_host.module("nodes.host.model.recompute")
     peaks, found = [], []
     with forward.trainable_copy(model) as copied:
         device = copied.load_device
@@ -141,14 +141,14 @@ def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_
     """With a ballast that leaves little, fewer train side by side or blocks are recomputed; the LoRAs are the same."""
     from comfy import model_management
 
-    store = gpu_host.module("nodes.lora_store")
+    store = gpu_host.module("nodes.host.kept.lora_store")
     model, clip, vae = gpu_models["fp16"]
     chosen = concepts(gpu_host, "dog -> sky\nship -> ground\ncat -> sky\nairplane -> ground")
     shown = images(gpu_host, gpu_models["fp16"], chosen, width=256, height=256)[0]
     refined = refine(gpu_host, model, clip, chosen, mu="10")[0]
 
     def trained(name):
-        gpu_host.module("nodes.training")._store.clear()
+        gpu_host.module("nodes.stages.training")._store.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         node = train(gpu_host, clip, refined, shown, steps="4")
         return node[0], report(node)
@@ -175,7 +175,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
     """Encoding the texts takes the copy off the device as a whole, and it comes back before the first step."""
     from comfy import model_management
 
-    memory, store = gpu_host.module("nodes.memory"), gpu_host.module("nodes.lora_store")
+    memory, store = gpu_host.module("nodes.host.model.memory"), gpu_host.module("nodes.host.kept.lora_store")
     model, clip, _ = gpu_models["fp16"]
     chosen = concepts(gpu_host, "dog -> sky")
     shown = images(gpu_host, gpu_models["fp16"], chosen)[0]
@@ -183,7 +183,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
     own = clip.patcher.model_size
 
     def trained(name, needed):
-        gpu_host.module("nodes.training")._store.clear()
+        gpu_host.module("nodes.stages.training")._store.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         monkeypatch.setattr(clip.patcher, "model_size", lambda: own() + needed)
         return train(gpu_host, clip, refined, shown, steps="4")[0].loras[0].lora
@@ -199,7 +199,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
 
 def test_the_plan_holds(gpu_host, gpu_models, monkeypatch, tmp_path):
     """What a group takes at its peak is at most what was planned from one concept."""
-    store, training = gpu_host.module("nodes.lora_store"), gpu_host.module("nodes.training")
+    store, training = gpu_host.module("nodes.host.kept.lora_store"), gpu_host.module("nodes.stages.training")
     model, clip, _ = gpu_models["fp16"]
     chosen = concepts(gpu_host, "dog -> sky\nship -> ground\ncat -> sky\nairplane -> ground")
     shown = images(gpu_host, gpu_models["fp16"], chosen, width=512, height=512, count=1, steps=1)[0]
@@ -231,9 +231,9 @@ def test_the_plan_holds(gpu_host, gpu_models, monkeypatch, tmp_path):
 
 def test_fusion_on_the_device_equals_the_cpu(gpu_host, gpu_models):
     """The closed forms in float64 on the device against the same sums on the CPU."""
-    module = gpu_host.module("mace.refine")
+    module = gpu_host.module("mace.method.refine")
     generator = torch.Generator().manual_seed(0)
-    moments = gpu_host.module("mace.moments")
+    moments = gpu_host.module("mace.method.moments")
     total = torch.randn(400, 768, generator=generator, dtype=torch.float64)
     targets = torch.randn(300, 768, generator=generator, dtype=torch.float64)
     maps = torch.randn(300, 768, generator=generator, dtype=torch.float64)

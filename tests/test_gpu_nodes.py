@@ -19,7 +19,7 @@ pytestmark = ON_DEVICE
 @pytest.fixture(scope="module")
 def preset(gpu_host):
     """The name of the preset found for the demo model."""
-    names = [option for option in gpu_host.module("mace.presets").PRESETS if "demo" in option]
+    names = [option for option in gpu_host.module("mace.presets.presets").PRESETS if "demo" in option]
     return names[0]
 
 
@@ -34,7 +34,7 @@ def erased(host, demo, preset):
 
 
 def prior_of(host):
-    return host.module("nodes.load_prior").LoadPrior.execute("mace_demo_prior.safetensors").result[0]
+    return host.module("nodes.files.load_prior").LoadPrior.execute("mace_demo_prior.safetensors").result[0]
 
 
 def share_of(host, model, clip, vae, concept, seeds=8):
@@ -82,7 +82,7 @@ def test_fp8_keeps_the_change_with_dynamic_memory(gpu_host):
     said = report(node)
     print(said)
     assert model.is_dynamic() and "keeps its precision" in said
-    unet = gpu_host.module("nodes.unet")
+    unet = gpu_host.module("nodes.host.model.unet")
     key = unet.cross_attention_keys(model)[0]
     weights = [
         unet.effective_weight(m.get_key_patches("diffusion_model.")[key], key, torch.device("cuda"))

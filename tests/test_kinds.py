@@ -26,7 +26,7 @@ def few_templates(comfy_host):
     """Two prompts a phrase in place of thirty: what is encoded is not what is tested."""
     with pytest.MonkeyPatch.context() as patched:
         few = ("a photo of the {}", "the {} on a table")
-        patched.setitem(comfy_host.module("mace.concept").TEMPLATES, "object", few)
+        patched.setitem(comfy_host.module("mace.concepts.concept").TEMPLATES, "object", few)
         yield
 
 
@@ -82,7 +82,7 @@ def test_the_whole_way(comfy_host, parts):
             == (type(model.get_model_object("model_sampling")).__mro__[1:])
         )
         assert torch.equal(drawn(host, again, clip2), drawn(host, fused, clip))
-    unet, keys = host.module("nodes.unet"), host.module("nodes.unet").cross_attention_keys(model)
+    unet, keys = host.module("nodes.host.model.unet"), host.module("nodes.host.model.unet").cross_attention_keys(model)
     before, wanted, found = (m.get_key_patches("diffusion_model.") for m in (model, fused, again))
     for key in keys:
         left, edited, loaded = (unet.effective_weight(w[key], key, CPU) for w in (before, wanted, found))
@@ -96,8 +96,8 @@ def test_aliases_are_asked_of_it(comfy_host, parts):
     shown = comfy_host.run(
         "MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=concepts(comfy_host, "dog"), **SMALL
     )[0]
-    search = comfy_host.module("nodes.alias_search")
-    encoder = comfy_host.module("nodes.text").TextEncoder(clip)
+    search = comfy_host.module("nodes.stages.alias_search")
+    encoder = comfy_host.module("nodes.host.text").TextEncoder(clip)
     with torch.inference_mode():
         wrong = search.errors(model, encoder, shown[0], ["a dog", "a ship"], search.draws_of(shown[0], 1, 0), print)
     assert wrong.shape == (2, 3) and torch.isfinite(wrong).all() and (wrong > 0).all()

@@ -20,7 +20,7 @@ MOST_GROWTH = 150e6
 
 @pytest.fixture(scope="module")
 def disk(comfy_host):
-    return comfy_host.module("nodes.on_disk")
+    return comfy_host.module("nodes.host.kept.on_disk")
 
 
 def anonymous() -> int:
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_is_named(disk, comfy_host, monkeypatch,
 def test_three_hundred_concepts_take_no_more_memory_than_one(comfy_host, demo):
     """Pictures of 300 concepts through Concept Images and Mask Concept: batch, masks and overlay of all of them."""
     model, clip, _ = demo
-    written = comfy_host.module("nodes.on_disk").written
+    written = comfy_host.module("nodes.host.kept.on_disk").written
     pictures = torch.rand(EACH, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
     (entry,) = images(comfy_host, demo, concepts(comfy_host, "dog"), images=pictures)[0]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mace.lora import approximate, init_pair, merge, per_sample
+from mace.method.lora import approximate, init_pair, merge, per_sample
 
 
 def seeded(seed=0):

@@ -109,7 +109,7 @@ def test_models_of_other_layers(comfy_host, demo, monkeypatch):
         def get_key_patches(self, prefix):
             return self.change(demo[0].get_key_patches(prefix))
 
-    check = comfy_host.module("nodes.export_lora").check_same
+    check = comfy_host.module("nodes.files.export_lora").check_same
     key = "diffusion_model.out.2.weight"
 
     def reshaped(patches):

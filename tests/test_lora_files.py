@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mace.lora_files import (
+from mace.formats.lora_layouts import (
     LAYOUTS,
     SD1,
     SD2,

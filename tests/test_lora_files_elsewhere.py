@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mace.lora import merge
-from mace.lora_files import (
+from mace.formats.lora_layouts import (
     diffusers_module,
     read,
     to_comfyui,
     to_peft,
 )
+from mace.method.lora import merge
 from tests.lora_cases import FOUR, lora_for, sd1_lora, seeded, write
 
 # peft

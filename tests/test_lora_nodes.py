@@ -20,7 +20,7 @@ def made(comfy_host, demo):
 
 
 def test_the_demo_models_family(comfy_host, demo):
-    family, files = comfy_host.module("nodes.family"), comfy_host.module("mace.lora_files")
+    family, files = comfy_host.module("nodes.host.model.family"), comfy_host.module("mace.formats.lora_layouts")
     model = demo[0]
     config = model.model.model_config.unet_config
     assert family.family(model) is files.SD1
@@ -51,19 +51,19 @@ def test_families(comfy_host, kind, width, prediction, name, expected):
             unet_config={"context_dim": width, "num_res_blocks": 2, "channel_mult": [1, 2, 4]}
         ),
     }
-    found = comfy_host.module("nodes.family").family(SimpleNamespace(model=network))
-    assert comfy_host.module("nodes.family").res_blocks(SimpleNamespace(model=network)) == (2, 2, 2)
+    found = comfy_host.module("nodes.host.model.family").family(SimpleNamespace(model=network))
+    assert comfy_host.module("nodes.host.model.family").res_blocks(SimpleNamespace(model=network)) == (2, 2, 2)
     if name is None:
         assert found is None
     else:
-        base = getattr(comfy_host.module("mace.lora_files"), name)
+        base = getattr(comfy_host.module("mace.formats.lora_layouts"), name)
         assert (found.architecture, found.version, found.prediction) == (base.architecture, base.version, expected)
 
 
 def test_a_model_that_is_no_unet(comfy_host):
     model = SimpleNamespace(model=SimpleNamespace(model_config=SimpleNamespace(unet_config={"image_model": "flux"})))
     with pytest.raises(ValueError, match="no Stable Diffusion UNet"):
-        comfy_host.module("nodes.family").res_blocks(model)
+        comfy_host.module("nodes.host.model.family").res_blocks(model)
 
 
 # A set
@@ -96,7 +96,7 @@ def test_without_moments_the_file_is_small(comfy_host, made):
 
 def test_changed_prompts_are_reported(comfy_host, made, monkeypatch):
     (path,), _ = save(comfy_host, made, "mace_loras/prompts")
-    monkeypatch.setitem(comfy_host.module("mace.templates").TEMPLATES, "object", ("other {}",))
+    monkeypatch.setitem(comfy_host.module("mace.concepts.templates").TEMPLATES, "object", ("other {}",))
     _, report = load(comfy_host, path)
     assert "reads concepts in other prompts" in report and "dog, hot air balloon!" in report
 

@@ -69,7 +69,7 @@ def test_peft_itself_loads_the_folder(comfy_host, demo, made):
     peft = pytest.importorskip("peft")
     from tests.test_lora_files_elsewhere import tree
 
-    module = comfy_host.module("mace.lora_files").diffusers_module
+    module = comfy_host.module("mace.formats.lora_layouts").diffusers_module
     folder, erasure = save(comfy_host, made, "loras/peft", PEFT)[0][0], made.loras[0]
     names = {module(key, made.blocks): key for key in erasure.lora}
     model = tree({name: (erasure.lora[key][0].shape[0], erasure.lora[key][1].shape[1]) for name, key in names.items()})
@@ -84,7 +84,7 @@ def test_peft_itself_loads_the_folder(comfy_host, demo, made):
 
 
 def test_names_of_any_script_and_sign(comfy_host):
-    slug = comfy_host.module("nodes.save_loras").slug
+    slug = comfy_host.module("nodes.files.save_loras").slug
     assert slug("Adam  Driver") == "adam_driver" and slug("../x/%year%") == "x_year"
     assert slug("\u72ac") == "\u72ac" and slug("?!") == "concept" and len(slug("word " * 40)) <= 40
 
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_nothing(comfy_host, made, format):
 def test_all_concepts_or_none(comfy_host, made, format, monkeypatch):
     """The second concept cannot be written: the first one's file goes too, older files stay."""
     older = save(comfy_host, made, f"loras/older_{format}/x", format)[0]
-    node = comfy_host.module("nodes.save_loras")
+    node = comfy_host.module("nodes.files.save_loras")
     real = node.write_lora
 
     def fails(layout, prefix, *rest):
@@ -142,7 +142,7 @@ def test_all_concepts_or_none(comfy_host, made, format, monkeypatch):
 
 def test_a_folder_that_appears_meanwhile_is_not_replaced(comfy_host, made, monkeypatch):
     """Between the choice of the counter and the renaming someone else takes the name."""
-    files = comfy_host.module("nodes.files")
+    files = comfy_host.module("nodes.host.files")
     real = Path.rename
 
     def rename(self, target):

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mace import concept as concepts
-from mace.concept import Concept
-from mace.lora_files import SD2_V, to_comfyui, to_peft
-from mace.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, join
-from mace.lora_set_file import (
+from mace.concepts import concept as concepts
+from mace.concepts.concept import Concept
+from mace.formats.lora_layouts import SD2_V, to_comfyui, to_peft
+from mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, join
+from mace.formats.lora_set_file import (
     CONCEPT_KEY,
     FORMAT,
     changed_prompts,
@@ -21,10 +21,10 @@ from mace.lora_set_file import (
     set_from_file,
     set_to_file,
 )
-from mace.moments import concept_moments
-from mace.prior import make_prior
-from mace.refine import RefineWeights
-from mace.tokens import Pairing
+from mace.method.moments import concept_moments
+from mace.method.prior import make_prior
+from mace.method.refine import RefineWeights
+from mace.method.tokens import Pairing
 from tests.lora_cases import FOUR, key_of, lora_for, seeded
 
 WIDTH = 8

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mace.lora_set import LoraSetError
-from mace.lora_set_file import set_from_file, set_to_file
+from mace.formats.lora_set import LoraSetError
+from mace.formats.lora_set_file import set_from_file, set_to_file
 from tests.lora_cases import key_of
 from tests.test_lora_set import WIDTH, a_set
 

@@ -55,7 +55,7 @@ def weights(comfy_host):
 @pytest.fixture
 def small(comfy_host, monkeypatch):
     """The detector looks at small pictures."""
-    module = comfy_host.module("nodes.detectors.dino")
+    module = comfy_host.module("nodes.host.detectors.dino")
     monkeypatch.setattr(module.DinoDetector, "shortest", 96)
 
 
@@ -75,7 +75,7 @@ def test_found_by_words_and_cut_out(mask, weights, small, shown):
 
 def test_found_and_cut_out_by_transformers(comfy_host, mask, shown):
     """The folders are listed by what they hold, and the masks are those of the two models one after the other."""
-    tools, models = comfy_host.module("nodes.detectors.tools"), comfy_host.base / "models"
+    tools, models = comfy_host.module("nodes.host.detectors.tools"), comfy_host.base / "models"
     for kind, place in (("mm-grounding-dino", "grounding-dino"), ("sam2", "sams")):
         (models / place / kind).mkdir(parents=True, exist_ok=True)
         MAKERS[kind](models / place / kind)
@@ -93,10 +93,10 @@ def test_found_and_cut_out_by_transformers(comfy_host, mask, shown):
 
 def test_boxes_take_the_place_of_the_detector(comfy_host, mask, weights, monkeypatch):
     """And are cut out by the segmenter; the detector is not even read."""
-    tools = comfy_host.module("nodes.mask_making")
+    tools = comfy_host.module("nodes.stages.mask_making")
     monkeypatch.setattr(tools, "detector_of", None)
     node = mask(GROUNDED, boxes=[[box(8, 8, 40, 40)], [], [box(0, 0, 64, 20)], [box(2, 2, 9, 9)]])
-    segmenter = comfy_host.module("nodes.detectors.tools").segmenter_of(GROUNDED, "tiny.safetensors")
+    segmenter = comfy_host.module("nodes.host.detectors.tools").segmenter_of(GROUNDED, "tiny.safetensors")
     assert node[0][1].all() and "dog: 1 of 2 masks were empty; the whole image" in report(node)
     pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     eight = (pictures * 255).round() / 255
@@ -147,8 +147,8 @@ def test_the_rules_hold_for_external_masks_too(mask):
 
 
 def test_attentions_masks_are_what_they_were(comfy_host, demo, mask, shown):
-    making = comfy_host.module("nodes.mask_making")
-    encoder = comfy_host.module("nodes.text").TextEncoder(demo[1])
+    making = comfy_host.module("nodes.stages.mask_making")
+    encoder = comfy_host.module("nodes.host.text").TextEncoder(demo[1])
     with torch.inference_mode():
         expected = making.attention_masks(demo[0], encoder, shown[0])
     node = mask("attention", shown[:1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mace.masks import average_maps, mask_of_map, otsu
+from mace.masks.maps import average_maps, mask_of_map, otsu
 
 
 def otsu_by_trying(values):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture(scope="module")
 def module(comfy_host):
-    return comfy_host.module("nodes.detectors.transformers_models")
+    return comfy_host.module("nodes.host.detectors.transformers_models")
 
 
 @pytest.fixture(scope="module")

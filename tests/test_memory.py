@@ -1,4 +1,4 @@
-"""What a step takes of memory, on devices that do not tell their peak (nodes.memory)."""
+"""What a step takes of memory, on devices that do not tell their peak (nodes.host.model.memory)."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ MILLION = 4 * 1_000_000
 
 @pytest.fixture(scope="module")
 def memory(comfy_host):
-    return comfy_host.module("nodes.memory")
+    return comfy_host.module("nodes.host.model.memory")
 
 
 def allocated_peak(run) -> int:

@@ -29,8 +29,8 @@ def place(comfy_host, monkeypatch, tmp_path):
     ],
 )
 def test_auto_takes_the_published_segmenter(comfy_host, monkeypatch, place, names, expected):
-    tools = comfy_host.module("nodes.detectors.tools")
-    monkeypatch.setattr(comfy_host.module("nodes.detectors.sam"), "SamSegmenter", lambda path: path.name)
+    tools = comfy_host.module("nodes.host.detectors.tools")
+    monkeypatch.setattr(comfy_host.module("nodes.host.detectors.sam"), "SamSegmenter", lambda path: path.name)
     place(*(f"sams/{name}" for name in names))
     assert tools.segmenter_of("GroundingDINO + SAM", "auto") == expected
     assert tools.segmenter_of("GroundingDINO + SAM", names[0]) == names[0]
@@ -44,8 +44,8 @@ def test_auto_takes_the_published_segmenter(comfy_host, monkeypatch, place, name
     ],
 )
 def test_auto_takes_the_published_detector(comfy_host, monkeypatch, place, names, expected):
-    tools = comfy_host.module("nodes.detectors.tools")
+    tools = comfy_host.module("nodes.host.detectors.tools")
     monkeypatch.setattr(tools, "bert_folder", lambda: None)
-    monkeypatch.setattr(comfy_host.module("nodes.detectors.dino"), "DinoDetector", lambda path, bert: path.name)
+    monkeypatch.setattr(comfy_host.module("nodes.host.detectors.dino"), "DinoDetector", lambda path, bert: path.name)
     place(*(f"groundingdino/{name}" for name in names))
     assert tools.detector_of("GroundingDINO + SAM", "auto") == expected

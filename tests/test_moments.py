@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mace.moments import ConceptMoments, Gram, concept_moments, pack, packed_width, unpack, working_device
-from mace.tokens import Pairing
+from mace.method.moments import ConceptMoments, Gram, concept_moments, pack, packed_width, unpack, working_device
+from mace.method.tokens import Pairing
 from tests.oracle import outer_sum, paired_tokens
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture
 def networks(comfy_host):
-    return comfy_host.module("nodes.networks")
+    return comfy_host.module("nodes.host.networks")
 
 
 def small(networks):

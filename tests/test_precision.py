@@ -1,14 +1,14 @@
-"""Half precision (mace.precision) and stopped runs (mace.train): nothing is lost, whatever the model computes in."""
+"""Half precision (mace.method.precision) and stopped runs (mace.method.train): nothing is lost."""
 
 from itertools import count
 
 import pytest
 import torch
 
-from mace.attention import token_attention
 from mace.baselines.fitting import Fit, fit
-from mace.precision import BACKOFF, FIRST, LossScale
-from mace.train import Example, TrainSettings, draws, gradients, initial, train
+from mace.method.loss import token_attention
+from mace.method.precision import BACKOFF, FIRST, LossScale
+from mace.method.train import Example, TrainSettings, draws, gradients, initial, train
 
 D, OUT, ROWS = 16, 24, 10
 SHAPES = {"a.to_k": (OUT, D), "b.to_v": (OUT, D)}
@@ -148,7 +148,7 @@ def test_a_first_step_is_seen_in_float32_keys_and_not_in_bf16():
 @pytest.mark.host
 def test_the_loss_of_a_bf16_model_sees_the_first_step(comfy_host):
     """The patch that the training puts into the model, given what a bf16 model gives it."""
-    forward = comfy_host.module("nodes.forward")
+    forward = comfy_host.module("nodes.host.model.forward")
     q, k, v = (random(2, n, 64, seed=n).to(BF16) for n in (16, 7, 8))
     v = v[:, :7]
     tokens = torch.tensor([[0.0, 1, 1, 0, 0, 0, 0]] * 2)

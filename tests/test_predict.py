@@ -1,4 +1,4 @@
-"""One call of the diffusion model (nodes.predict) against the host's own sampling, for every kind of model."""
+"""One call of the diffusion model (nodes.host.model.predict) against the host's own sampling, every kind."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CONTINUOUS = ("sdxl_edm", "sdxl_edm_v")
 
 @pytest.fixture(scope="module")
 def module(comfy_host):
-    return comfy_host.module("nodes.predict")
+    return comfy_host.module("nodes.host.model.predict")
 
 
 @pytest.fixture(scope="module", autouse=True)

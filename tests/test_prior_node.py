@@ -48,7 +48,7 @@ def test_moments_are_those_of_the_captions(comfy_host, demo, captions):
     expected = moment(comfy_host, clip, kept) * (616_767 / len(kept))
     scale = float(expected.abs().max())
     torch.testing.assert_close(found.general_moment(), expected, rtol=0, atol=1e-4 * scale)
-    templates = comfy_host.module("mace.templates").TEMPLATES["object"]
+    templates = comfy_host.module("mace.concepts.templates").TEMPLATES["object"]
     prompts = [template.replace("{}", phrase) for phrase in ("ship", "boat") for template in templates]
     expected = moment(comfy_host, clip, prompts)
     torch.testing.assert_close(found.preserve_moment(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
@@ -60,7 +60,7 @@ def test_moments_are_those_of_the_captions(comfy_host, demo, captions):
 def test_another_list_reads_only_what_it_leaves_out(comfy_host, demo, captions, monkeypatch):
     clip = demo[1]
     prior_of(comfy_host, clip, captions=captions, count=100)
-    encoder = comfy_host.module("nodes.text").TextEncoder
+    encoder = comfy_host.module("nodes.host.text").TextEncoder
     encoded, real = [], encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda self, prompts: encoded.extend(prompts) or real(self, prompts))
     found = prior_of(comfy_host, clip, captions=captions, count=100, concepts=concepts(comfy_host, "cat\nrose"))[0]
@@ -83,7 +83,7 @@ def test_coco_annotations(comfy_host, demo):
 
 
 def test_retention_lists_and_lines_count_each_phrase_once(comfy_host):
-    keepers = comfy_host.module("nodes.prior").keepers
+    keepers = comfy_host.module("nodes.erase.prior").keepers
     plain = keepers("", "object", "100 celebrities to keep")
     assert len(plain) == 100 and plain[0].type == "celebrity"
     both = keepers("someone | Bill Murray, nobody", "celebrity", "100 celebrities to keep")
@@ -144,7 +144,7 @@ def test_prior_and_preserved_concepts_enter_the_solve(comfy_host, demo, captions
         comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda1="1e-4", lambda3="2", mu="1"
     )[1]
     (moments,) = result.moments
-    unpack = comfy_host.module("mace.moments").unpack
+    unpack = comfy_host.module("mace.method.moments").unpack
     system = unpack(moments.paired) + 1e-4 * made.general_moment() + 2 * made.preserve_moment() + torch.eye(768)
     left = moments.cross + system - unpack(moments.paired)
     expected = torch.linalg.solve(system.double(), left, left=False) - torch.eye(768)

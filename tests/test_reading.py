@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from mace.focus import READING_FLOOR, directions
-from mace.fuse import BASE, REFINED, FuseWeights, fuse
-from mace.moments import ConceptMoments, pack
-from mace.reading import RIDGE, reading_metric
-from mace.refine import READING, RefineWeights, refinement
+from mace.method.focus import READING_FLOOR, directions
+from mace.method.fuse import BASE, REFINED, FuseWeights, fuse
+from mace.method.metric import RIDGE, reading_metric
+from mace.method.moments import ConceptMoments, pack
+from mace.method.refine import READING, RefineWeights, refinement
 
 WIDTH = 8
 

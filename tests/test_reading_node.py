@@ -33,7 +33,7 @@ def metric_of(model):
 
 
 def unpacked(comfy_host, packed):
-    return comfy_host.module("mace.moments").unpack(packed)
+    return comfy_host.module("mace.method.moments").unpack(packed)
 
 
 def test_the_solve_holds_the_metric(comfy_host, demo, stages):
@@ -62,7 +62,7 @@ def test_fusion_without_the_refinement_measures_alike(comfy_host, demo, stages):
 
 
 def test_a_file_keeps_the_measure(comfy_host, stages):
-    loras, files = stages[2], comfy_host.module("mace.lora_set_file")
+    loras, files = stages[2], comfy_host.module("mace.formats.lora_set_file")
     found = files.set_from_file(*files.set_to_file(loras, True))
     assert found.recipe.weights == loras.recipe.weights
     assert found.recipe.weights.metric == "reading"

@@ -1,4 +1,4 @@
-"""Recomputing blocks (nodes.recompute): what it saves at full size, and that nothing else changes."""
+"""Recomputing blocks (nodes.host.model.recompute): what it saves at full size, and that nothing else changes."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ META = torch.device("meta")
 @pytest.fixture(scope="module")
 def modules(comfy_host):
     """forward, recompute and memory of nodes/, by name."""
-    return {name: comfy_host.module(f"nodes.{name}") for name in ("forward", "recompute", "memory", "unet")}
+    return {name: comfy_host.module(f"nodes.host.model.{name}") for name in ("forward", "recompute", "memory", "unet")}
 
 
 @pytest.fixture(scope="module", autouse=True)

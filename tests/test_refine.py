@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mace.moments import ConceptMoments, pack, unpack
-from mace.refine import RefineWeights, SingularSystem, refinement, solve_right, weight_delta
+from mace.method.moments import ConceptMoments, pack, unpack
+from mace.method.refine import RefineWeights, SingularSystem, refinement, solve_right, weight_delta
 from tests import oracle
 
 WIDTH = 24

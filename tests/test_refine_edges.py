@@ -67,8 +67,8 @@ def test_fp8_is_upcast_and_saved_in_full(comfy_host, demo, airplane, refined):
     # The loaded model holds the change, and the model it was made from is as it was, before and after.
     from comfy import model_management
 
-    hashes = comfy_host.module("nodes.unet").weights_sha256
-    own, named = hashes(model), comfy_host.module("nodes.content").model_sha256(model)
+    hashes = comfy_host.module("nodes.host.model.unet").weights_sha256
+    own, named = hashes(model), comfy_host.module("nodes.host.kept.content").model_sha256(model)
     for _ in range(2):
         model_management.load_models_gpu([node[0]], force_full_load=True)
         torch.testing.assert_close(dict(node[0].model.named_parameters())[key], wanted, rtol=1e-5, atol=1e-6)
@@ -76,14 +76,14 @@ def test_fp8_is_upcast_and_saved_in_full(comfy_host, demo, airplane, refined):
         model_management.load_models_gpu([model], force_full_load=True)
         held = dict(model.model.named_parameters())[key]
         assert held.dtype == torch.float8_e4m3fn and torch.equal(held.float(), weight)
-    assert comfy_host.module("nodes.content").model_sha256(model) == named
+    assert comfy_host.module("nodes.host.kept.content").model_sha256(model) == named
     assert "diffusion_model" in key and not model.object_patches
     # A second edit on top finds the same layers, and a copy to train on has layers of its own.
     again = refine(comfy_host, node[0], clip, concepts(comfy_host, "cat -> forest"), mu="10")[0]
     assert again.object_patches == node[0].object_patches
     model_management.load_models_gpu([again], force_full_load=True)
     torch.testing.assert_close(dict(again.model.named_parameters())[key], effective(again, key), rtol=1e-5, atol=1e-6)
-    with comfy_host.module("nodes.forward").trainable_copy(again) as copy:
+    with comfy_host.module("nodes.host.model.forward").trainable_copy(again) as copy:
         torch.testing.assert_close(
             dict(copy.model.named_parameters())[key], effective(again, key), rtol=1e-5, atol=1e-6
         )
@@ -105,7 +105,7 @@ def test_fp8_is_upcast_and_saved_in_full(comfy_host, demo, airplane, refined):
 
 def test_refinements_in_a_row_are_both_recorded(comfy_host, demo, airplane, refined):
     _, clip, _ = demo
-    unet = comfy_host.module("nodes.unet")
+    unet = comfy_host.module("nodes.host.model.unet")
     again = refine(comfy_host, refined[0], clip, concepts(comfy_host, "cat -> forest"), mu="10")[0]
     assert [stage["concepts"][0]["target"] for stage in again.get_attachment(unet.ATTACHMENT)] == ["airplane", "cat"]
     assert len(refined[0].get_attachment(unet.ATTACHMENT)) == 1
@@ -124,7 +124,7 @@ def test_own_prompt_file(comfy_host, demo):
 
 
 def test_moments_are_kept_within_bounds(comfy_host, demo, airplane, refined):
-    store = comfy_host.module("nodes.store")
+    store = comfy_host.module("nodes.host.kept.store")
     (moments,) = refined[1].moments
     kept = store.MomentStore(limit=2 * moments.bytes)
     model, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
@@ -143,7 +143,7 @@ def test_fp8_keeps_the_changes_of_baselines_in_convolutions_too(comfy_host, demo
     import comfy.sd
     from comfy import model_management
 
-    trainee, fp8 = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.fp8")
+    trainee, fp8 = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.host.model.fp8")
     with torch.inference_mode():
         model = comfy.sd.load_checkpoint_guess_config(
             str(comfy_host.demo_checkpoint), output_clip=False, model_options={"dtype": torch.float8_e4m3fn}

@@ -139,12 +139,12 @@ def test_upstream_patches_are_part_of_the_model(comfy_host, demo, airplane, refi
 def test_another_lambda_is_a_new_solve_only(comfy_host, demo, airplane, monkeypatch):
     model, clip, _ = demo
     refine(comfy_host, model, clip, airplane, mu="10")
-    encoder = comfy_host.module("nodes.text").TextEncoder
+    encoder = comfy_host.module("nodes.host.text").TextEncoder
     encoded = []
     real = encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda self, prompts: encoded.extend(prompts) or real(self, prompts))
     refine(comfy_host, model, clip, airplane, mu="20")
-    assert len(encoded) <= len(comfy_host.module("mace.prior").PROBE_PROMPTS)
+    assert len(encoded) <= len(comfy_host.module("mace.method.prior").PROBE_PROMPTS)
     skipped = clip.clone()
     skipped.clip_layer(-2)
     refine(comfy_host, model, skipped, airplane, mu="20")

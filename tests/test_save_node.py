@@ -64,7 +64,7 @@ def test_weights_the_host_left_offloaded_are_saved_patched(comfy_host, demo, ref
 
 def test_no_hard_links_and_no_rename(comfy_host, monkeypatch):
     """Where a file system can do neither, nothing is left behind, not even the reserved name."""
-    files = comfy_host.module("nodes.files")
+    files = comfy_host.module("nodes.host.files")
 
     def refuse(*_):
         raise OSError("not supported")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from mace.schedule import Cfis, Uniform
+from mace.method.schedule import Cfis, Uniform
 
 
 def written_out(t1, t2, gamma, steps=1000):

@@ -26,7 +26,7 @@ def sam_file(net, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def segmenter(comfy_host, sam_file):
-    return comfy_host.module("nodes.detectors.sam").SamSegmenter(sam_file)
+    return comfy_host.module("nodes.host.detectors.sam").SamSegmenter(sam_file)
 
 
 def some_boxes(count, height=64, width=64):
@@ -80,7 +80,7 @@ def test_masks_are_those_of_the_packages_own_predictor(segmenter, net, height, w
 @pytest.mark.parametrize("name, width", [("vit_l", 1024), ("vit_h", 1280)])
 def test_vit_l_and_vit_h(comfy_host, tmp_path, name, width):
     """Their true blocks and widths, two of the blocks."""
-    make, large = comfy_host.module("nodes.detectors.sam").SamSegmenter, sam_net(name)
+    make, large = comfy_host.module("nodes.host.detectors.sam").SamSegmenter, sam_net(name)
     torch.save(large.state_dict(), tmp_path / "large.pth")
     made = make(tmp_path / "large.pth")
     encoder = made._network.module.net.image_encoder
@@ -95,7 +95,7 @@ def test_vit_l_and_vit_h(comfy_host, tmp_path, name, width):
 def test_the_true_grid(comfy_host, tmp_path):
     """1024 x 1024 as published, where the other tests have 256 x 256."""
     torch.save(sam_net(size=1024, depth=1, global_blocks=()).state_dict(), tmp_path / "large.pth")
-    made = comfy_host.module("nodes.detectors.sam").SamSegmenter(tmp_path / "large.pth")
+    made = comfy_host.module("nodes.host.detectors.sam").SamSegmenter(tmp_path / "large.pth")
     assert made._network.module.net.image_encoder.img_size == 1024
     assert segment(made, pictures(1, 64, 48), [some_boxes(2, 64, 48)])[0].shape == (2, 64, 48)
 
@@ -108,7 +108,7 @@ def test_sizes_are_told_from_the_weights(comfy_host, name, width, depth, heads):
 
     with torch.device("meta"):
         state = sam_model_registry[name]().state_dict()
-    found = comfy_host.module("nodes.detectors.sam").encoder_settings(state, "x.pth")
+    found = comfy_host.module("nodes.host.detectors.sam").encoder_settings(state, "x.pth")
     step = depth // 4
     assert found == {
         "img_size": 1024,
@@ -120,7 +120,7 @@ def test_sizes_are_told_from_the_weights(comfy_host, name, width, depth, heads):
 
 
 def test_files_that_are_not_sam(comfy_host, sam_file, tmp_path):
-    make = comfy_host.module("nodes.detectors.sam").SamSegmenter
+    make = comfy_host.module("nodes.host.detectors.sam").SamSegmenter
     torch.save({"model": {"image_encoder.trunk.pos_embed": torch.ones(1)}}, tmp_path / "sam2.pth")
     with pytest.raises(ValueError, match="sam2.pth is not SAM's vit_b, vit_l or vit_h"):
         make(tmp_path / "sam2.pth")
@@ -140,7 +140,7 @@ def test_an_interrupt_ends_the_work(comfy_host, segmenter):
 
 @pytest.mark.parametrize("package", ["groundingdino", "segment_anything", "timm"])
 def test_a_missing_package_is_named(comfy_host, monkeypatch, package):
-    tools = comfy_host.module("nodes.detectors.tools")
+    tools = comfy_host.module("nodes.host.detectors.tools")
     monkeypatch.setitem(sys.modules, package, None)
     option = "--no-deps " if package != "timm" else ""
     named = {"groundingdino": "groundingdino-py", "segment_anything": "segment-anything", "timm": "timm"}[package]
@@ -152,7 +152,7 @@ def test_a_missing_package_is_named(comfy_host, monkeypatch, package):
 
 
 def test_missing_files_say_what_goes_where(comfy_host, monkeypatch, tmp_path):
-    tools = comfy_host.module("nodes.detectors.tools")
+    tools = comfy_host.module("nodes.host.detectors.tools")
     monkeypatch.setattr(comfy_host.folder_paths, "models_dir", str(tmp_path))
     empty = {
         kind: ([str(tmp_path / kind)], set()) for kind in ("grounding-dino", "groundingdino", "sams", "text_encoders")

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from mace.concept import Concept
-from mace.fuse import FuseWeights
-from mace.presets import DEMO, PRESETS
-from mace.refine import READING, RefineWeights
-from mace.settings import EXPLICIT_MU, auto_weights
+from mace.concepts.concept import Concept
+from mace.method.fuse import FuseWeights
+from mace.method.refine import READING, RefineWeights
+from mace.presets.presets import DEMO, PRESETS
+from mace.presets.table10 import EXPLICIT_MU, auto_weights
 
 
 def concepts(kind, count, first=()):

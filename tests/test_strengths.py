@@ -2,8 +2,8 @@
 
 import pytest
 
-from mace.concept import ConceptError, parse_concepts
-from mace.strengths import parse_strengths, strengths_of
+from mace.concepts.concept import ConceptError, parse_concepts
+from mace.concepts.strengths import parse_strengths, strengths_of
 
 CONCEPTS = parse_concepts("dog\nhot air balloon\nship", "object")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mace.lists import DEFAULT_MAPPING, PRESETS, RETENTION, SYNONYMS, TABLE10, Preset, mapping_for
-from mace.templates import TEMPLATES, TemplateError, read_templates
+from mace.concepts.lists import DEFAULT_MAPPING, PRESETS, RETENTION, SYNONYMS, TABLE10, Preset, mapping_for
+from mace.concepts.templates import TEMPLATES, TemplateError, read_templates
 
 TYPES = ("object", "celebrity", "style", "explicit")
 

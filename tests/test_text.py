@@ -9,7 +9,7 @@ pytestmark = pytest.mark.host
 @pytest.fixture(scope="module")
 def encoder(comfy_host, demo):
     with torch.inference_mode():
-        yield comfy_host.module("nodes.text").TextEncoder(demo[1])
+        yield comfy_host.module("nodes.host.text").TextEncoder(demo[1])
 
 
 def ids(encoder, text):
@@ -81,7 +81,7 @@ def test_textual_inversions_are_tokens(encoder, comfy_host, demo, tmp_path):
     tokenizer = encoder.clip.tokenizer.clip_l
     before, tokenizer.embedding_directory = tokenizer.embedding_directory, [str(tmp_path)]
     try:
-        encoder = comfy_host.module("nodes.text").TextEncoder(demo[1])
+        encoder = comfy_host.module("nodes.host.text").TextEncoder(demo[1])
         with torch.inference_mode():
             pairing = encoder.pair("a photo of embedding:thing , {} here", "cat", "sky")
             assert len(pairing.phrase) == 1
@@ -95,7 +95,7 @@ def test_other_encoders_are_refused(comfy_host):
     import comfy.sd
     from comfy.text_encoders.sd3_clip import SD3Tokenizer
 
-    text = comfy_host.module("nodes.text")
+    text = comfy_host.module("nodes.host.text")
     clip = comfy.sd.CLIP(no_init=True)
     clip.tokenizer, clip.tokenizer_options = SD3Tokenizer(), {}
     with pytest.raises(ValueError, match="t5xxl"):
@@ -105,11 +105,11 @@ def test_other_encoders_are_refused(comfy_host):
 
 
 def test_clip_skip_changes_identity_and_fingerprint(comfy_host, demo):
-    text = comfy_host.module("nodes.text")
+    text = comfy_host.module("nodes.host.text")
     skipped = demo[1].clone()
     skipped.clip_layer(-12)
     with torch.inference_mode():
         a, b = text.TextEncoder(demo[1]), text.TextEncoder(skipped)
         assert a.identity != b.identity
         # Layers 2..11 of the demo encoder are identities: only a skip into its two live layers shows.
-        assert comfy_host.module("mace.prior").probe_distance(a.fingerprint, b.fingerprint) > 0.02
+        assert comfy_host.module("mace.method.prior").probe_distance(a.fingerprint, b.fingerprint) > 0.02

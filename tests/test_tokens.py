@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mace.tokens import PairingError, fill, locate, pair
+from mace.method.tokens import PairingError, fill, locate, pair
 
 
 def tokenize(text):

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mace.attention import masked_loss, token_attention
-from mace.schedule import Cfis
-from mace.train import Example, TrainSettings, clip_per_concept, draws, initial, train
+from mace.method.loss import masked_loss, token_attention
+from mace.method.schedule import Cfis
+from mace.method.train import Example, TrainSettings, clip_per_concept, draws, initial, train
 
 D, HEADS, PIXELS, TOKENS = 6, 2, 4, 5
 SHAPES = {"a.to_k": (8, D), "b.to_k": (4, D)}

@@ -16,8 +16,8 @@ LAST_VALUES = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_v
 
 def forget(host):
     """As in a new process with an empty user folder."""
-    host.module("nodes.training")._store.clear()
-    for path in host.module("nodes.lora_store").store().folder.glob("*"):
+    host.module("nodes.stages.training")._store.clear()
+    for path in host.module("nodes.host.kept.lora_store").store().folder.glob("*"):
         path.unlink()
 
 
@@ -36,7 +36,7 @@ def parts(comfy_host, demo, listed):
 @pytest.fixture
 def store(comfy_host, tmp_path, monkeypatch):
     """The store of trained LoRAs, emptied; as it was before the test afterwards. The one on disk is a new folder."""
-    store, disk = comfy_host.module("nodes.training")._store, comfy_host.module("nodes.lora_store")
+    store, disk = comfy_host.module("nodes.stages.training")._store, comfy_host.module("nodes.host.kept.lora_store")
     before, size = store._entries.copy(), store.bytes
     monkeypatch.setattr(disk, "store", lambda: disk.LoraStore(tmp_path / "loras"))
     store.clear()
@@ -53,7 +53,7 @@ def same(one, other, **tolerance):
 def test_what_is_trained(comfy_host, demo, parts, listed):
     model, _, _ = demo
     refined, refinement, _, loras = parts
-    keys = set(comfy_host.module("nodes.unet").cross_attention_keys(model))
+    keys = set(comfy_host.module("nodes.host.model.unet").cross_attention_keys(model))
     assert loras.concepts == tuple(listed) and loras.blocks == (1,)
     for entry, moments in zip(loras.loras, refinement.moments, strict=True):
         assert set(entry.lora) == keys and entry.losses.shape == (3,)
@@ -102,12 +102,12 @@ def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, parts, listed):
 @pytest.fixture
 def untrained(comfy_host, monkeypatch):
     """How many concepts each run of the node would have trained; none is."""
-    module = comfy_host.module("nodes.training")
+    module = comfy_host.module("nodes.stages.training")
     counts = []
 
     def run(self, work):
         counts.append(len(work))
-        lora = comfy_host.module("mace.lora_set").ErasureLora
+        lora = comfy_host.module("mace.formats.lora_set").ErasureLora
         pair = {self.keys[0]: (torch.zeros(320, 1), torch.zeros(1, 768))}
         return {item.key: lora(item.images.concept, pair, torch.ones(1)) for item in work}
 
@@ -156,7 +156,7 @@ def test_another_model_trains_again(comfy_host, demo, parts, listed, untrained):
 def test_what_stands_between_refinement_and_training_counts(comfy_host, demo, parts, listed, untrained):
     """A LoRA or a wrapper put there; the same put there anew does not train again, nor does a longer list."""
     model, clip, _ = demo
-    key = comfy_host.module("nodes.unet").cross_attention_keys(model)[0]
+    key = comfy_host.module("nodes.host.model.unet").cross_attention_keys(model)[0]
 
     def between(refined, value):
         changed = refined.clone()
@@ -167,8 +167,8 @@ def test_what_stands_between_refinement_and_training_counts(comfy_host, demo, pa
     longer = refine(comfy_host, model, clip, concepts(comfy_host, "cat", more=listed), mu="10")[0]
     train(comfy_host, clip, between(refined, 0.01), parts[2])
     assert untrained == [2]
-    trainer = comfy_host.module("nodes.training").Trainer
-    options = comfy_host.module("nodes.training").TrainOptions()
+    trainer = comfy_host.module("nodes.stages.training").Trainer
+    options = comfy_host.module("nodes.stages.training").TrainOptions()
     masks = torch.ones(2, 64, 64)
 
     def key_of(chosen):
@@ -201,7 +201,7 @@ def test_a_trained_lora_outlives_the_process(comfy_host, demo, parts, store):
         assert torch.equal(one.losses, other.losses) and one.concept == other.concept and one.settings == other.settings
     assert "2 LoRAs trained, 0 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2], again=True))
     store.clear()
-    folder = comfy_host.module("nodes.lora_store").store().folder
+    folder = comfy_host.module("nodes.host.kept.lora_store").store().folder
     damaged = sorted(folder.glob("*.lora.safetensors"))[0]
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert "1 LoRAs trained, 1 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2]))
@@ -209,7 +209,7 @@ def test_a_trained_lora_outlives_the_process(comfy_host, demo, parts, store):
 
 
 def test_the_folder_of_loras_is_bounded_and_may_be_missing(comfy_host, demo, parts, tmp_path):
-    disk = comfy_host.module("nodes.lora_store")
+    disk = comfy_host.module("nodes.host.kept.lora_store")
     lora = parts[3].loras[0]
     kept = disk.LoraStore(tmp_path / "loras", limit=1)
     for number in range(3):
@@ -245,7 +245,7 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy
     refined, _, shown, loras = parts
     before = weights_hash(model)
     picture = comfy_host.sample(refined, clip, "a photo of the dog", steps=2)
-    module = comfy_host.module("nodes.loss_progress")
+    module = comfy_host.module("nodes.host.progress")
     seen = []
 
     def report_and_interrupt(self, names, step, losses, steps):
@@ -268,7 +268,7 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy
 
 def counting(host, monkeypatch, fits):
     """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
-    module, training = host.module("nodes.material"), host.module("nodes.training")
+    module, training = host.module("nodes.host.model.material"), host.module("nodes.stages.training")
     tried, recomputed, losses, blocks = [], [False], module.losses, training.recomputed_blocks
 
     @contextmanager
@@ -294,7 +294,7 @@ def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, 
     from comfy import model_management
 
     _, clip, _ = demo
-    module = comfy_host.module("nodes.loss_progress")
+    module = comfy_host.module("nodes.host.progress")
     report_step = module.LossProgress.report
 
     def stop(self, names, step, losses, steps):

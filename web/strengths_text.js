@@ -1,4 +1,4 @@
-// Reads and rewrites the text of strengths and reads that of concepts, as mace/strengths.py and mace/concept.py do.
+// Reads and rewrites the text of strengths and reads that of concepts, as mace/concepts/strengths.py and mace/concepts/concept.py do.
 
 export const ALL = "*";
 // Where Python's splitlines ends a line.

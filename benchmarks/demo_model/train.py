@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from devtools.cache import REPO
-from mace.judge import Judge
+from mace.measure.judge import Judge
 
 from .compact import packed, unpacked
 from .denoisers import Diffusion, Flow, sd3_transformer, sdxl_unet

@@ -49,10 +49,10 @@ class Bench:
         self.model, self.clip, self.vae = self.host.load_checkpoint(self.host.demo_checkpoint)
         self.prior = self.host.run("MACE_LoadPrior", prior_name=PRIOR)[0]
         self.studio = Studio(self.host, self.clip, self.vae, steps)
-        scorer = None if clip is None else self.host.module("nodes.judges").ClipJudge(clip.name, clip)
+        scorer = None if clip is None else self.host.module("nodes.host.judges.judges").ClipJudge(clip.name, clip)
         self.examiner = Examiner(self.studio, STYLE, scorer)
         self.words = vocabulary()
-        self.preset = self.host.module("mace.presets").PRESETS[PRESET]
+        self.preset = self.host.module("mace.presets.presets").PRESETS[PRESET]
 
     @cached_property
     def synonyms(self) -> dict[str, list[str]]:
@@ -83,7 +83,7 @@ class Bench:
     def find_aliases(self, work: Work) -> None:
         """Training images, and what the model itself calls the same, as aliases from here on."""
         self.draw_training_images(work)
-        usual = vars(self.host.module("nodes.alias_search").AliasSettings())
+        usual = vars(self.host.module("nodes.stages.alias_search").AliasSettings())
         start, seen = time.perf_counter(), dict(model=self.model, clip=self.clip, images=work.images)
         work.concepts, work.images, _ = self.host.run("MACE_FindAliases", **seen, **usual).result
         work.seconds["find aliases"] = time.perf_counter() - start
@@ -101,7 +101,7 @@ class Bench:
         weights, run = self.preset.refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
-        settings["mu_measures"] = self.host.module("nodes.refine").MEASURE_NAMES[weights.metric]
+        settings["mu_measures"] = self.host.module("nodes.erase.refine").MEASURE_NAMES[weights.metric]
         settings |= changed
         start = time.perf_counter()
         given = dict(model=self.model, concepts=work.concepts, prior=self.prior, clip=self.clip)

@@ -29,7 +29,7 @@ def maps(bench: Bench, records: Records, plan: Plan) -> None:
     subject = Subject(bench, ["dog"])
     subject.trained()
     latents = subject.work.images[0].latents
-    module = bench.host.module("nodes.attention_maps")
+    module = bench.host.module("nodes.host.model.attention_maps")
     rows = []
     for method in (BASE, REFINED, FUSED):
         model, _ = subject.model(method)

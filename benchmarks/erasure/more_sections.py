@@ -7,7 +7,7 @@ from benchmarks.erasure.methods import BASE, FUSED, REFINED
 from benchmarks.erasure.statistics import by_name, harmonic_of_objects, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
 from benchmarks.erasure.tasks import WEIGHED
-from mace.evaluate import h_people, h_styles
+from mace.measure.accuracy import h_people, h_styles
 
 
 def mass(cells: Cells) -> str:

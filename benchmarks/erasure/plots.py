@@ -12,7 +12,7 @@ from benchmarks.erasure.statistics import by_name, harmonic_of_objects, mean_of
 from benchmarks.erasure.studies import CURVES, STEPS
 from benchmarks.erasure.tables import Cells, methods_of, name_of, share
 from benchmarks.erasure.tasks import OTHER_NOISE
-from mace.statistics import Estimate
+from mace.measure.statistics import Estimate
 
 COLOURS = {FUSED: "#c03a5b", REFINED: "#3a6fc0", SUM: "#e0a030", "UCE": "#4a9a5a"}
 # So that a plot of the same numbers is the same file.

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mace.evaluate import h_objects
-from mace.statistics import DRAWS, Estimate, estimate
+from mace.measure.accuracy import h_objects
+from mace.measure.statistics import DRAWS, Estimate, estimate
 
 
 def percent_of(found: Estimate) -> str:

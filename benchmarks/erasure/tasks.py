@@ -8,7 +8,7 @@ from benchmarks.erasure.bench import STYLE, Bench
 from benchmarks.erasure.methods import BASE, FUSED, METHODS, REFINED, STAGES, Subject
 from benchmarks.erasure.questions import SEED, TEMPLATES, VARIED, Question, asked
 from benchmarks.erasure.records import Records, rounded, told
-from mace.distance import frechet_distance
+from mace.measure.distance import frechet_distance
 
 TEN = ("airplane", "automobile", "bird", "deer", "dog", "frog", "horse", "ship", "truck")
 SHARED = {"dog": ("hot dog",), "fire": ("fire engine", "fireworks")}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..precision import LossScale
-from ..train import stream
+from ..method.precision import LossScale
+from ..method.train import stream
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def fit(
     weights: leaves that require a gradient, by name.  loss_of: draws from the generator (on the CPU, so that draws are
     the same on every device) -> a scalar, differentiable in the weights. A weight the loss does not depend on stays as
     it is to the bit.  report(step, loss) is called after each step and may raise to stop.  computes_in: the model's
-    dtype (see mace.precision). Raises ValueError when a loss or a gradient is not finite.
+    dtype (see mace.method.precision). Raises ValueError when a loss or a gradient is not finite.
     """
     optimizer = torch.optim.AdamW(list(weights.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     generator = stream(settings.seed, "baseline", "draws")

@@ -5,8 +5,9 @@ its place, and P the tokens of what is to be kept, the edited W' minimises
 
     erase_scale sum_E ||W' c - W c*||^2 + preserve_scale sum_P ||W' c - W c||^2 + lamb ||W' - W||^2.
 
-This is Eq. 1 of MACE (see `mace.refine`) on other pairs of tokens: it edits the concept's own last token and all that
-stand behind it, read in a prompt of the bare phrase, where MACE's refinement leaves the concept's own tokens alone.
+This is Eq. 1 of MACE (see `mace.method.refine`) on other pairs of tokens: it edits the concept's own last token and all
+that stand behind it, read in a prompt of the bare phrase, where MACE's refinement leaves the concept's own tokens
+alone.
 """
 
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..moments import ConceptMoments
-from ..refine import RefineWeights, SingularSystem, refinement
-from ..tokens import Pairing
+from ..method.moments import ConceptMoments
+from ..method.refine import RefineWeights, SingularSystem, refinement
+from ..method.tokens import Pairing
 
 
 @dataclass(frozen=True)

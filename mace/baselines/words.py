@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..concept import Concept
+from ..concepts.concept import Concept
 
 
 def joined(concepts: Iterable[Concept], text: str = "") -> str:

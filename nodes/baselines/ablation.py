@@ -10,14 +10,14 @@ from torch import Tensor
 from ...mace.baselines.fitting import Fit
 from ...mace.baselines.objectives import ablation_loss, denoised, descent
 from ...mace.baselines.parts import keys_and_values, whole
-from ...mace.concept import Concept
-from ...mace.schedule import Uniform
-from ...mace.tokens import fill
-from ...mace.train import stream
-from ..loss_progress import LossProgress, send_text
-from ..sizes import side_inputs, sized
-from ..text import TextEncoder
-from ..types import BASELINES, ConceptsType
+from ...mace.concepts.concept import Concept
+from ...mace.method.schedule import Uniform
+from ...mace.method.tokens import fill
+from ...mace.method.train import stream
+from ..host.model.sizes import side_inputs, sized
+from ..host.progress import LossProgress, send_text
+from ..host.text import TextEncoder
+from ..schema import BASELINES, ConceptsType
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 

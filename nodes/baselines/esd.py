@@ -6,13 +6,13 @@ from comfy_api.latest import io
 from ...mace.baselines.fitting import Fit
 from ...mace.baselines.objectives import denoised, descent, esd_loss
 from ...mace.baselines.parts import cross_attention, unconditional
-from ...mace.concept import Concept
-from ...mace.schedule import Uniform
-from ...mace.tokens import fill
-from ..images import template_of
-from ..sizes import side_inputs, sized
-from ..text import TextEncoder
-from ..types import BASELINES, ConceptsType
+from ...mace.concepts.concept import Concept
+from ...mace.method.schedule import Uniform
+from ...mace.method.tokens import fill
+from ..erase.images import template_of
+from ..host.model.sizes import side_inputs, sized
+from ..host.text import TextEncoder
+from ..schema import BASELINES, ConceptsType
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 

@@ -4,15 +4,15 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...mace.attention import SQUARED, spread_over
 from ...mace.baselines.fitting import Fit
 from ...mace.baselines.parts import cross_attention, keys_and_values, whole
-from ...mace.schedule import Uniform
-from ...mace.tokens import fill
-from ..forward import Batch, losses
-from ..predict import noisy
-from ..text import TextEncoder
-from ..types import BASELINES, ImagesType
+from ...mace.method.loss import SQUARED, spread_over
+from ...mace.method.schedule import Uniform
+from ...mace.method.tokens import fill
+from ..host.model.forward import Batch, losses
+from ..host.model.predict import noisy
+from ..host.text import TextEncoder
+from ..schema import BASELINES, ImagesType
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 

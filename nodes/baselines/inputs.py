@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..refine import AUTO
-from ..train import MOST_RATE, read_number
+from ..erase.refine import AUTO
+from ..erase.train import MOST_RATE, read_number
 
 MOST_STEPS = 100_000
 

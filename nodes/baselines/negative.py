@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ...mace.baselines.words import joined
-from ..types import BASELINES, ConceptsType
+from ..schema import BASELINES, ConceptsType
 
 
 def encoded(clip, text: str):

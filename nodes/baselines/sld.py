@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ...mace.baselines.sld import PRESETS, PUBLISHED_STEPS, SafetyGuidance, SafetySettings, step_at
 from ...mace.baselines.words import joined
-from ..types import BASELINES, ConceptsType
+from ..schema import BASELINES, ConceptsType
 from .negative import encoded
 
 CUSTOM = "custom"

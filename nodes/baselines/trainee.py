@@ -11,14 +11,14 @@ from torch.func import functional_call
 
 from ...mace.baselines.fitting import Fit, fit
 from ...mace.baselines.parts import Part
-from ...mace.concept import Concept
-from ..forward import trainable_copy
-from ..fp8 import FP8, fp8_note
-from ..loss_progress import LossProgress, listed
-from ..predict import predict, sigmas_at
-from ..refine import concept_record
-from ..text import TextEncoder, chunks
-from ..unet import ATTACHMENT, BASE, REFINED, REFINEMENT, add_changes, is_quantised
+from ...mace.concepts.concept import Concept
+from ..erase.refine import concept_record
+from ..host.model.forward import trainable_copy
+from ..host.model.fp8 import FP8, fp8_note
+from ..host.model.predict import predict, sigmas_at
+from ..host.model.unet import ATTACHMENT, BASE, REFINED, REFINEMENT, add_changes, is_quantised
+from ..host.progress import LossProgress, listed
+from ..host.text import TextEncoder, chunks
 
 
 @dataclass(frozen=True)

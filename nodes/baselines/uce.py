@@ -7,17 +7,17 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ...mace.baselines.uce import UceWeights, edited_tokens, uce
-from ...mace.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
-from ...mace.lists import RETENTION
-from ...mace.moments import concept_moments
-from ...mace.refine import weight_delta
-from .. import files
-from ..fp8 import fp8_note
-from ..prior import keepers
-from ..refine import concept_record
-from ..text import TextEncoder, chunks
-from ..types import BASELINES, ConceptsType
-from ..unet import ATTACHMENT, cross_attention_keys, patched
+from ...mace.concepts.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
+from ...mace.concepts.lists import RETENTION
+from ...mace.method.moments import concept_moments
+from ...mace.method.refine import weight_delta
+from ..erase.prior import keepers
+from ..erase.refine import concept_record
+from ..host import files
+from ..host.model.fp8 import fp8_note
+from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
+from ..host.text import TextEncoder, chunks
+from ..schema import BASELINES, ConceptsType
 
 BY_TYPE, MAPPINGS, NOTHING = "by type", "mappings", "nothing"
 MOST_SCALE = 1e6

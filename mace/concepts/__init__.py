@@ -1,0 +1,1 @@
+"""What is to be erased: a concept, its lines and lists, its prompts."""

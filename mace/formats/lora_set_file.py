@@ -1,0 +1,298 @@
+"""A set of erasure LoRAs as one safetensors file: tensors, and metadata whose values are JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from ..concepts.concept import TYPES, Concept, normalised
+from ..method.moments import ConceptMoments, packed_width
+from ..method.prior import Prior, PriorError, prior_from_file, prior_to_file
+from ..method.refine import RefineWeights
+from .lora_layouts import Base, layout_of
+from .lora_set import ErasureLora, LoraSet, LoraSetError, Recipe
+
+FORMAT = "mace-erasure-loras-1"
+_FAMILY = FORMAT.rpartition("-")[0] + "-"
+
+# The same names in the files of other programs, so that an import knows what a LoRA erases.
+CONCEPT_KEY, REFINED_ON_KEY = "mace.concept", "mace.refined_on"
+
+_PRIOR = "prior."
+_MOMENTS = ("cross", "paired", "total")
+_PROJECTIONS = ("both", "keys", "values")
+_SCALARS = (str, int, float, bool)
+
+
+def set_to_file(lora_set: LoraSet, with_moments: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a set's safetensors file.
+
+    with_moments: also every concept's moments, where they are at hand, and the recipe's prior (9.4 MB a concept of
+    SD1.x): fusing then needs neither text encoder nor prior. Tensors are the set's own where they can be.
+    """
+    tensors: dict[str, Tensor] = {}
+    listed = []
+    for i, erasure in enumerate(lora_set.loras):
+        for key, (up, down) in erasure.lora.items():
+            tensors[f"{i}.up.{key}"], tensors[f"{i}.down.{key}"] = up, down
+        tensors[f"{i}.losses"] = erasure.losses
+        moments = erasure.moments if with_moments else None
+        for name in _MOMENTS if moments else ():
+            tensors[f"{i}.{name}"] = getattr(moments, name)
+        listed.append(
+            {
+                "concept": asdict(erasure.concept),
+                "prompts": erasure.concept.prompts,
+                "projections": list(erasure.lora),
+                "settings": dict(erasure.settings),
+                "refined_on": erasure.refined_on,
+                "moments": {"pairs": moments.pairs, "prompts": moments.prompts} if moments else None,
+            }
+        )
+    metadata = {
+        "format": FORMAT,
+        "loras": _dumps(listed),
+        "blocks": _dumps(lora_set.blocks),
+        "base": _dumps(asdict(lora_set.base) if lora_set.base else None),
+        "recipe": _dumps(_recipe_to_json(lora_set.recipe)),
+    }
+    if lora_set.recipe is not None:
+        tensors["fingerprint"] = lora_set.recipe.fingerprint
+        if with_moments and lora_set.recipe.prior is not None:
+            prior_tensors, prior_metadata = prior_to_file(lora_set.recipe.prior)
+            tensors |= {_PRIOR + name: tensor for name, tensor in prior_tensors.items()}
+            metadata |= {_PRIOR + name: value for name, value in prior_metadata.items()}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        # Such as a fingerprint that is the prior's too: the file format asks for tensors of their own.
+        tensors[name] = plain.clone() if plain.data_ptr() in places else plain
+        places.add(tensors[name].data_ptr())
+    return tensors, metadata
+
+
+def set_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet:
+    """The set of a file's tensors and metadata; a file without moments gives a set without them.
+
+    Prompts that are no longer those of this version are passed over (see `changed_prompts`). Raises LoraSetError for
+    another kind of file, a later version's and a damaged one, naming what is wrong with it.
+    """
+    _check_format(tensors, metadata)
+    try:
+        return _read(tensors, metadata)
+    # TypeError and ValueError: what JSON and the classes themselves say of wrong values.
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise LoraSetError(f"the file of erasure LoRAs is damaged: {what}; save the set again") from None
+
+
+def changed_prompts(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The targets whose prompts, as the file has them, are not those that this version reads the concept in.
+
+    Moments that are computed anew are then not the ones that the LoRAs were trained with. metadata: of a file that
+    `set_from_file` reads.
+    """
+    entries = ((concept_from_json(e["concept"]), e["prompts"]) for e in json.loads(metadata["loras"]))
+    return tuple(concept.target for concept, prompts in entries if list(concept.prompts) != prompts)
+
+
+def concept_metadata(erasure: ErasureLora) -> dict[str, str]:
+    """What the file of one concept's LoRA in another program's layout says of it."""
+    metadata = {CONCEPT_KEY: _dumps(asdict(erasure.concept))}
+    return metadata | ({REFINED_ON_KEY: erasure.refined_on} if erasure.refined_on else {})
+
+
+def concept_of(metadata: Mapping[str, str]) -> Concept | None:
+    """The concept of such a file, None where it names none or none that can be read."""
+    try:
+        return concept_from_json(json.loads(metadata[CONCEPT_KEY]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def concept_from_json(entry: Mapping) -> Concept:
+    """A concept from its entry in the metadata. Raises LoraSetError (or KeyError for a missing part) for another."""
+    target, mapping, kind = entry["target"], entry["mapping"], entry["type"]
+    aliases, templates = _strings(entry, "aliases"), _strings(entry, "templates")
+    if not (isinstance(target, str) and target and isinstance(mapping, str)):
+        raise LoraSetError(f"{target!r} -> {mapping!r} is no concept")
+    if kind not in TYPES:
+        raise LoraSetError(f"{target!r} has the unknown type {kind!r} (known: {', '.join(TYPES)})")
+    return Concept(target, mapping, kind, aliases, templates)
+
+
+def _check_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    found = metadata.get("format", "")
+    if found == FORMAT:
+        return
+    if found.startswith(_FAMILY):
+        raise LoraSetError(f"this set was saved by another version of the pack ({found}); update the pack to read it")
+    try:
+        layout = layout_of(tensors)
+    except ValueError:
+        raise LoraSetError("this file is no set of erasure LoRAs; choose one that Save Erasure LoRAs wrote") from None
+    raise LoraSetError(f"this file is one LoRA in {layout}'s layout, no set; read it with Import LoRA as Erasure LoRA")
+
+
+def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet:
+    listed = json.loads(metadata["loras"])
+    blocks = json.loads(metadata["blocks"])
+    if not listed:
+        raise LoraSetError("it holds no concept")
+    if not blocks or not all(_whole(count, 1) for count in blocks):
+        raise LoraSetError(f"{blocks!r} are no numbers of blocks")
+    base = json.loads(metadata["base"])
+    recipe = _recipe_from_json(json.loads(metadata["recipe"]), tensors, metadata)
+    loras = tuple(_erasure(i, entry, tensors) for i, entry in enumerate(listed))
+    owners: dict[str, str] = {}
+    widths = {"the text encoder's fingerprint": recipe.fingerprint.shape[-1]} if recipe else {}
+    for erasure in loras:
+        target = erasure.concept.target
+        for phrase in map(normalised, erasure.concept.phrases):
+            if owners.setdefault(phrase, target) != target:
+                raise LoraSetError(f"{phrase!r} is a phrase of both {owners[phrase]!r} and {target!r}")
+        widths[f"the LoRA of {target!r}"] = next(iter(erasure.lora.values()))[1].shape[1]
+        if erasure.moments:
+            widths[f"the moments of {target!r}"] = erasure.moments.cross.shape[0]
+    first, width = next(iter(widths.items()))
+    other = next((name for name in widths if widths[name] != width), None)
+    if other:
+        raise LoraSetError(f"{first} is {width} wide, {other} {widths[other]}")
+    return LoraSet(loras, recipe, tuple(blocks), _base(base) if base is not None else None)
+
+
+def _erasure(i: int, entry: Mapping, tensors: Mapping[str, Tensor]) -> ErasureLora:
+    concept = concept_from_json(entry["concept"])
+    _strings(entry, "prompts")
+    lora = {}
+    for key in _strings(entry, "projections"):
+        up, down = _tensor(tensors, f"{i}.up.{key}", 2), _tensor(tensors, f"{i}.down.{key}", 2)
+        if up.shape[1] != down.shape[0] or not up.numel() or not down.numel():
+            raise LoraSetError(f"{key} of {concept.target!r}: {list(up.shape)} times {list(down.shape)} is no LoRA")
+        lora[key] = (up, down)
+    if not lora:
+        raise LoraSetError(f"{concept.target!r} has no LoRA")
+    widths = {down.shape[1] for _, down in lora.values()}
+    if len(widths) > 1:
+        raise LoraSetError(f"the LoRA of {concept.target!r} reads embeddings of several widths: {sorted(widths)}")
+    settings = _is(dict, entry["settings"], "settings")
+    wrong = next((name for name, value in settings.items() if not isinstance(value, _SCALARS)), None)
+    if wrong is not None:
+        raise LoraSetError(f"the setting {wrong!r} of {concept.target!r} is {settings[wrong]!r}")
+    refined_on = _is(str, entry["refined_on"], "refined_on")
+    moments = _moments(i, concept, entry["moments"], tensors)
+    return ErasureLora(concept, lora, _tensor(tensors, f"{i}.losses", 1), settings, moments, refined_on)
+
+
+def _moments(i: int, concept: Concept, entry: Mapping | None, tensors: Mapping[str, Tensor]) -> ConceptMoments | None:
+    if entry is None:
+        return None
+    pairs, prompts = entry["pairs"], entry["prompts"]
+    if not (_whole(pairs, 0) and _whole(prompts, 1)):
+        raise LoraSetError(f"the moments of {concept.target!r} count {pairs!r} pairs in {prompts!r} prompts")
+    cross = _tensor(tensors, f"{i}.cross", 2, torch.float64)
+    paired, total = (_tensor(tensors, f"{i}.{name}", 1, torch.float64) for name in ("paired", "total"))
+    if {*cross.shape} != {packed_width(paired)} or packed_width(total) != packed_width(paired):
+        raise LoraSetError(
+            f"the moments of {concept.target!r} do not fit each other: {list(cross.shape)}, {len(paired)} and "
+            f"{len(total)} elements"
+        )
+    return ConceptMoments(cross, paired, total, pairs, prompts)
+
+
+def _recipe_to_json(recipe: Recipe | None) -> dict | None:
+    if recipe is None:
+        return None
+    return {
+        "weights": asdict(recipe.weights),
+        "strength": recipe.strength,
+        "projections": recipe.projections,
+        "settings": dict(recipe.settings),
+        "clip_layer": recipe.clip_layer,
+        "digest": recipe.digest,
+        "prior_source": recipe.prior_source,
+    }
+
+
+def _recipe_from_json(
+    entry: Mapping | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Recipe | None:
+    if entry is None:
+        return None
+    weights = RefineWeights(**entry["weights"])
+    numbers = {"lambda1": weights.lambda1, "lambda3": weights.lambda3, "mu": weights.mu, "strength": entry["strength"]}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value >= 0):
+            raise LoraSetError(f"the refinement's {name} is {value!r}")
+    if entry["projections"] not in _PROJECTIONS:
+        raise LoraSetError(f"the refinement is of {entry['projections']!r}, not of keys, values or both")
+    if not (entry["clip_layer"] is None or _whole(entry["clip_layer"], None)):
+        raise LoraSetError(f"the refinement's clip layer is {entry['clip_layer']!r}")
+    source = entry["prior_source"]
+    return Recipe(
+        weights,
+        entry["strength"],
+        entry["projections"],
+        {name: _is(str, value, name) for name, value in _is(dict, entry["settings"], "settings").items()},
+        _tensor(tensors, "fingerprint", 3),
+        entry["clip_layer"],
+        _is(str, entry["digest"], "digest"),
+        None if source is None else _is(str, source, "prior_source"),
+        _prior(tensors, metadata),
+    )
+
+
+def _prior(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior | None:
+    """The prior in the file, None without one. Raises LoraSetError for a damaged one or another text encoder's."""
+    entries = {name.removeprefix(_PRIOR): value for name, value in metadata.items() if name.startswith(_PRIOR)}
+    if not entries:
+        return None
+    parts = {name.removeprefix(_PRIOR): tensor for name, tensor in tensors.items() if name.startswith(_PRIOR)}
+    try:
+        prior = prior_from_file(parts, entries)
+    except PriorError as error:
+        raise LoraSetError(f"its prior cannot be read ({error})") from None
+    if prior.width != tensors["fingerprint"].shape[-1]:
+        raise LoraSetError("its prior is of another text encoder than the refinement")
+    return prior
+
+
+def _base(entry: Mapping) -> Base:
+    base = Base(**_is(dict, entry, "base"))
+    for name, value in asdict(base).items():
+        _is(bool if name == "v2" else str, value, f"the model's {name}")
+    return base
+
+
+def _tensor(tensors: Mapping[str, Tensor], name: str, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    tensor = tensors[name]
+    if tensor.dim() != dim or tensor.dtype != dtype:
+        raise LoraSetError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not {dtype} of {dim} dimensions")
+    if not torch.isfinite(tensor).all():
+        raise LoraSetError(f"{name} holds values that are not finite (NaN or infinity)")
+    return tensor
+
+
+def _strings(entry: Mapping, name: str) -> tuple[str, ...]:
+    values = entry[name]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise LoraSetError(f"{name} is {values!r}, not a list of texts")
+    return tuple(values)
+
+
+def _is(kind: type, value, name: str):
+    """The value, if it is of this kind. Raises LoraSetError for another."""
+    if not isinstance(value, kind):
+        raise LoraSetError(f"{name} is {value!r}, not of type {kind.__name__}")
+    return value
+
+
+def _whole(value, least: int | None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+
+
+def _dumps(value) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""The method: one equation, one file."""

@@ -1,0 +1,144 @@
+"""Closed-form cross-attention refinement (Eq. 1, 2 and 19) as one transform of all projections.
+
+Every to_k and to_v is refined by the same d x d matrix,
+
+    T = (A + l1 P + l3 D + mu I) (G + l1 P + l3 D + mu I)^-1,        W' = W T,
+
+since W stands on the left of every term of Eq. 19. With strengths s_i the sums run over the concepts with
+s_i > 0, and T(s) = I + sum_i s_i (A_i - G_i) (G + l1 P + l3 D + mu I)^-1. What is computed and kept is
+T - I, so that a small refinement does not drown in the rounding of one. Another metric R than the paper's I
+(see `reading`) stands in its place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..concepts.concept import Concept
+from .moments import ConceptMoments, unpack, working_device
+from .prior import Prior
+
+# What mu measures a change in: the embedding's directions all alike (the paper), or as the model reads them.
+ALIKE, READING = "alike", "reading"
+METRICS = (ALIKE, READING)
+
+
+class SingularSystem(ValueError):
+    """The system of a closed form has no stable solution; the message names the cure."""
+
+
+@dataclass(frozen=True)
+class RefineWeights:
+    """The weights of Eq. 19: lambda1 of the general prior, lambda3 of the concepts to preserve, mu of
+    ||W' - W||^2 (Appendix C.2, objects). All are >= 0 and without unit. metric: one of METRICS, what mu measures in;
+    the fusion of Eq. 7 and the focus of training measure in it too."""
+
+    lambda1: float = 0.0
+    lambda3: float = 0.0
+    mu: float = 0.0
+    metric: str = ALIKE
+
+    def __post_init__(self):
+        if self.metric not in METRICS:
+            raise ValueError(f"the metric is {' or '.join(METRICS)}, not {self.metric!r}")
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A refinement and all that a later solve needs: other strengths or weights, or the fusion of Eq. 7.
+
+    transform_delta: T - I at strength 1, float64 [d, d] on the CPU.  moments: one a concept.  strength: the
+    one strength of all concepts (0..1).  fingerprint: of the text encoder (see `prior.probe`).
+    projections: "keys", "values" or "both".  settings: the weights as the artist gave them, for the record.
+    clip_layer: the text encoder's output layer (clip skip), None for its own default.
+    """
+
+    concepts: tuple[Concept, ...]
+    moments: tuple[ConceptMoments, ...]
+    prior: Prior | None
+    weights: RefineWeights
+    strength: float
+    projections: str
+    settings: Mapping[str, str]
+    transform_delta: Tensor = field(repr=False)
+    fingerprint: Tensor = field(repr=False)
+    clip_layer: int | None = None
+
+
+def add_scaled_metric(system: Tensor, mu: float, metric: Tensor | None) -> None:
+    """Add mu R to a system [d, d] in place. metric: R, None for I."""
+    if metric is None:
+        system.diagonal().add_(mu)
+    else:
+        system.add_(metric.to(system), alpha=mu)
+
+
+def solve_right(numerator: Tensor, system: Tensor, prior_weight: str = "lambda1") -> Tensor:
+    """numerator @ system^-1 for a symmetric positive definite system [d, d], by Cholesky.
+
+    prior_weight: the name of the prior's weight in the system, for the cure that an error names. Raises
+    SingularSystem when the factor does not exist or is too ill-conditioned to trust.
+    """
+    if not torch.isfinite(system).all() or not torch.isfinite(numerator).all():
+        raise SingularSystem("the moments hold values that are not finite; check the text encoder and the prior")
+    factor, failed = torch.linalg.cholesky_ex(system)
+    diagonal = factor.diagonal()
+    # The squared ratio of the factor's diagonal bounds the condition number from below.
+    limit = 100 * system.shape[-1] * torch.finfo(system.dtype).eps
+    if failed.any() or (diagonal.min() / diagonal.max()) ** 2 < limit:
+        raise SingularSystem(
+            "the concepts' prompts do not fix the solution (singular system): raise mu, or connect a prior and "
+            f"raise {prior_weight}"
+        )
+    return torch.cholesky_solve(numerator.mT, factor).mT
+
+
+def refinement(
+    concepts: Sequence[ConceptMoments],
+    weights: RefineWeights,
+    prior: Tensor | None = None,
+    preserve: Tensor | None = None,
+    strengths: Sequence[float] | None = None,
+    device: torch.device | None = None,
+    metric: Tensor | None = None,
+) -> Tensor:
+    """T - I of Eq. 19, float64 [d, d].
+
+    prior: P, preserve: D, both [d, d] float64 or None. strengths: one a concept in 0..1, default all 1; a
+    concept at 0 leaves the sums. device: where to solve, default the CPU. metric: R, see `reading`; None for the
+    paper's I. Raises ValueError for weights or strengths out of range, SingularSystem for a system without a stable
+    solution.
+    """
+    strengths = [1.0] * len(concepts) if strengths is None else list(strengths)
+    if len(strengths) != len(concepts):
+        raise ValueError(f"{len(strengths)} strengths for {len(concepts)} concepts")
+    if not all(0.0 <= s <= 1.0 for s in strengths):
+        raise ValueError("a strength lies outside 0..1")
+    if not all(0.0 <= w < float("inf") for w in (weights.lambda1, weights.lambda3, weights.mu)):
+        raise ValueError("lambda1, lambda3 and mu must be finite and not negative")
+    active = [(c, s) for c, s in zip(concepts, strengths, strict=True) if s > 0]
+    if not active:
+        raise ValueError("no concept with a strength above 0: there is nothing to refine")
+    where = working_device(device or torch.device("cpu"))
+    width = active[0][0].cross.shape[0]
+    numerator = torch.zeros(width, width, dtype=torch.float64, device=where)
+    paired, scaled = (torch.zeros_like(active[0][0].paired, device=where) for _ in range(2))
+    for concept, strength in active:
+        packed = concept.paired.to(where)
+        paired += packed
+        scaled.add_(packed, alpha=strength)
+        numerator.add_(concept.cross.to(where), alpha=strength)
+    numerator -= unpack(scaled)
+    system = unpack(paired)
+    add_scaled_metric(system, weights.mu, metric)
+    for weight, moment in ((weights.lambda1, prior), (weights.lambda3, preserve)):
+        if weight and moment is not None:
+            system += weight * moment.to(where)
+    return solve_right(numerator, system)
+
+
+def weight_delta(weight: Tensor, transform_delta: Tensor) -> Tensor:
+    """W' - W = W (T - I) of one projection W [d_out, d], as a float32 product on the weight's device."""
+    return weight.float() @ transform_delta.float().to(weight.device)

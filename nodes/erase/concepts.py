@@ -1,0 +1,109 @@
+"""Concepts: what to erase, one a line."""
+
+from comfy_api.latest import io
+
+from ...mace.concepts.concept import TYPES, Concept, ConceptError, merge, parse_concepts
+from ...mace.concepts.lists import PRESETS
+from ...mace.concepts.templates import TemplateError, read_templates
+from ..host import files
+from ..schema import CATEGORY, ConceptsType
+
+
+def read_prompt_file(name: str) -> tuple[str, ...]:
+    """The artist's own prompt templates from a text file of the input folder; none for NONE."""
+    if name in (files.NONE, "", None):
+        return ()
+    try:
+        return read_templates(files.input_path(name).read_text(encoding="utf-8-sig"))
+    except (TemplateError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def listed(text: str, type: str, preset: str, prompt_file: str) -> tuple[Concept, ...]:
+    """The concepts of a node: the preset's, then the lines'. Raises ConceptError or ValueError."""
+    templates = read_prompt_file(prompt_file)
+    chosen = [
+        Concept(target, mapping, kind, (), templates if kind == type else ())
+        for target, mapping, kind in PRESETS.get(preset, ())
+    ]
+    return merge(chosen, parse_concepts(text, type, templates))
+
+
+class Concepts(io.ComfyNode):
+    """One concept a line, a type for the lines, presets of the paper's lists; nodes chain."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_Concepts",
+            display_name="Concepts (MACE)",
+            category=CATEGORY,
+            description="What to erase. One concept a line; chain several of these nodes for a mixed list.",
+            search_aliases=["erase", "unlearn", "remove concept", "forget", "mace", "concept erasure", "nsfw"],
+            inputs=[
+                io.String.Input(
+                    "concepts",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="airplane -> ground\ncat | kitty, feline -> forest",
+                    tooltip="One concept a line:\n"
+                    "  target -> mapping\n"
+                    "  target | alias, alias -> mapping\n"
+                    "The mapping is what prompts with the target are steered to: a broader or neutral phrase. Without "
+                    "one, the type's usual mapping is taken (object: sky, or Table 6's for the ten CIFAR classes; "
+                    "celebrity: a person; style: art; explicit: a person wearing clothes). Aliases are erased with the "
+                    "target. Text after # is a comment.",
+                ),
+                io.Combo.Input(
+                    "type",
+                    options=list(TYPES),
+                    default="object",
+                    tooltip="What the lines are. It selects the prompts the concept is read in and the automatic "
+                    "settings (Table 10 of the paper). For a mixed list, chain one node a type.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[files.NONE, *PRESETS],
+                    default=files.NONE,
+                    tooltip="A list of the paper (Tables 6, 7, 9) with its mappings and type, added before the lines",
+                ),
+                io.Combo.Input(
+                    "prompt_file",
+                    options=[files.NONE, *files.input_files(".txt")],
+                    default=files.NONE,
+                    advanced=True,
+                    tooltip="A text file of the input folder with prompts of your own, one a line, {} where the phrase "
+                    "goes. They are used besides the built-in prompts, for concepts of the type chosen here.",
+                ),
+                ConceptsType.Input(
+                    "more", optional=True, tooltip="Concepts of another node; they come before this node's."
+                ),
+            ],
+            outputs=[ConceptsType.Output("concepts", tooltip="The whole list, in order.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, concepts=None):
+        if concepts is None:  # linked: it is there only when the node runs
+            return True
+        # The host marks every input named here when one is wrong, so only the lines are asked for. What is wrong
+        # with them under one type alone (a usual mapping equal to the phrase) shows when the node runs.
+        errors = []
+        for kind in TYPES:
+            try:
+                merge(parse_concepts(concepts, kind))
+            except ConceptError as error:
+                errors.append(str(error))
+        return errors[0] if len(errors) == len(TYPES) else True
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt_file=files.NONE, **_):
+        return files.file_stamp(prompt_file)
+
+    @classmethod
+    def execute(cls, concepts, type, preset, prompt_file, more=None) -> io.NodeOutput:
+        chain = merge(more or (), listed(concepts, type, preset, prompt_file))
+        if not chain:
+            raise ConceptError("the list of concepts is empty: write one concept a line, or choose a preset")
+        return io.NodeOutput(chain)

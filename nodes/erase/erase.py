@@ -1,0 +1,157 @@
+"""Erase Concepts: the whole of MACE in one node."""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from comfy_api.latest import io
+
+from ...mace.concepts.strengths import parse_strengths, strengths_of
+from ...mace.method.refine import ALIKE
+from ...mace.presets.presets import PRESETS
+from ...mace.presets.table10 import auto_weights
+from ..host import files
+from ..host.model.sizes import side_inputs
+from ..host.progress import send_text
+from ..schema import CATEGORY, ConceptsType, LorasType, PriorType
+from ..stages.alias_search import AliasSettings
+from ..stages.alias_search import find_aliases as search_aliases
+from ..stages.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
+from ..stages.mask_making import ATTENTION, make_masks
+from ..stages.train_options import TrainOptions
+from .images import make_images
+from .prior import BUILT_IN, BuildPrior
+from .refine import AUTO, MEASURE_NAMES, PAPER, CFRRefine
+from .train import train_loras
+
+# The host's usual sampling, as its own txt2img template has it.
+SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
+IMAGES, CAPTIONS = 8, 4000
+
+
+class EraseConcepts(io.ComfyNode):
+    """Images, masks, refinement, training and fusion, one after the other, with a preset's settings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_EraseConcepts",
+            display_name="Erase Concepts (MACE)",
+            category=CATEGORY,
+            description="The whole of MACE in one node: draws training images, finds the concepts in them, refines, "
+            "trains an erasure LoRA for each and fuses them. The single nodes offer every setting.",
+            search_aliases=["mace", "erase", "unlearn", "remove concept", "forget", "censor", "nsfw"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                ConceptsType.Input("concepts", tooltip="What to erase, from Concepts; types may be mixed."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    tooltip="All settings by type: the paper's Table 10, or those found for the small demo model, "
+                    "which are for that model only.",
+                ),
+                *side_inputs("the training images"),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of images and training.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="dog = 0.5\n* = 1",
+                    tooltip="Strength of single concepts, 0 to 1, one a line; 1 where nothing is said. A change of "
+                    "strengths trains nothing again.",
+                ),
+                PriorType.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="What to keep, from Prior or Load Prior. Without: built-in captions, read where the "
+                    "settings need them (minutes on a CPU, seconds on a GPU; kept for the next run).",
+                ),
+                io.Boolean.Input(
+                    "find_aliases",
+                    optional=True,
+                    default=False,
+                    tooltip="Ask the model which other words draw the same things (stag for deer), and erase them too, "
+                    "as Find Aliases does with its defaults. What it found stands on the node.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v."),
+                LorasType.Output("loras", tooltip="The erasure LoRAs, to save or to fuse with other strengths."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, strengths=None):
+        try:
+            parse_strengths(strengths or "")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        concepts,
+        preset,
+        width,
+        height,
+        seed,
+        strengths,
+        prior=None,
+        find_aliases=False,
+    ) -> io.NodeOutput:
+        if vae is None:
+            raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
+        check_base(model)
+        strengths_of(strengths, concepts)
+        send_text("drawing training images")
+        settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
+        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+        about: dict[str, Sequence[str]] = {}
+        if find_aliases:
+            images, about["Aliases"] = search_aliases(model, clip, images, AliasSettings())
+            concepts = tuple(entry.concept for entry in images)
+        chosen = PRESETS[preset]
+        own = None if chosen.refine is None else chosen.refine(len(concepts))
+        if prior is None and (own or auto_weights(concepts)).lambda1:
+            send_text("reading captions for the prior")
+            built = BuildPrior.execute(clip, BUILT_IN, CAPTIONS, 0, "", "object", files.NONE, concepts)
+            prior = built.result[0]
+        send_text("refining")
+        # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
+        refine_as = (AUTO,) * 3 if own is None else tuple(map(repr, astuple(own)[:3]))
+        metric = own.metric if own else ALIKE
+        fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
+        node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, MEASURE_NAMES[metric])
+        refined, refinement = node.result
+        send_text("finding the concepts in the images")
+        masks, about_masks, _ = make_masks(model, clip, images, ATTENTION)
+        options = TrainOptions(
+            form=chosen.loss,
+            end_of_text=chosen.end_of_text,
+            focus=chosen.focus,
+            seed=seed,
+            by_type=chosen.lora,
+        )
+        loras, about_training = train_loras(refined, clip, images, masks, options)
+        fused, about_fusion, listed = fused_model(
+            model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
+        )
+        about["Refinement"] = node.ui.as_dict()["text"]
+        about |= {"Masks": about_masks, "Training": about_training, "Fusion": about_fusion}
+        lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
+        # The concepts are for the page's sliders, which cannot know what a preset holds.
+        return io.NodeOutput(fused, loras, ui={"text": ("\n".join(lines),), "concepts": listed})

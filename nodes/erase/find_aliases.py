@@ -1,0 +1,100 @@
+"""Find Aliases: other words that the model draws a concept with, to be erased together with it."""
+
+from comfy_api.latest import io
+
+from ..schema import CATEGORY, ConceptsType, ImagesType
+from ..stages.alias_search import AliasSettings, find_aliases
+
+
+def as_line(concept) -> str:
+    """A concept as Concepts reads it."""
+    aliases = f" | {', '.join(concept.aliases)}" if concept.aliases else ""
+    return f"{concept.target}{aliases} -> {concept.mapping}"
+
+
+class FindAliases(io.ComfyNode):
+    """Asks the model which words explain a concept's pictures as its own words do."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_FindAliases",
+            display_name="Find Aliases (MACE)",
+            category=CATEGORY,
+            description="Finds other words that draw the same thing (hart and stag for deer) and erases them with it. "
+            "The model is asked itself: a word is an alias when it explains the concept's pictures as the concept's "
+            "own words do. Stands between Concept Images and everything behind it.",
+            search_aliases=["mace", "synonyms", "aliases", "words", "diffusion classifier"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to erase from, before CFR Refine."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                ImagesType.Input("images", tooltip="From Concept Images, with the concepts they are of."),
+                io.String.Input(
+                    "words",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="(the nearest words of the text encoder)",
+                    tooltip="Words and phrases to try, one a line or with commas between. Empty: the words of the text "
+                    "encoder's vocabulary that lie nearest to the concept.",
+                ),
+                io.String.Input(
+                    "keep",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="hot dog, wolf",
+                    tooltip="Words that never become an alias, one a line or with commas between.",
+                ),
+                io.Int.Input(
+                    "nearest",
+                    default=300,
+                    min=1,
+                    max=5000,
+                    tooltip="How many of the nearest words are tried when words is empty.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="What a word must explain of what the concept's own words explain. On the demo model "
+                    "synonyms explain 58 to 97 %, other words up to 33 %; other models are not measured: look at the "
+                    "words that came next.",
+                ),
+                io.Int.Input(
+                    "most", default=8, min=1, max=64, advanced=True, tooltip="The most aliases added to one concept."
+                ),
+                io.Int.Input(
+                    "pictures",
+                    default=4,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="How many of a concept's pictures are looked at, each at three levels of noise.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    advanced=True,
+                    tooltip="Seed of the noise.",
+                ),
+            ],
+            outputs=[
+                ConceptsType.Output("concepts", tooltip="The concepts with the aliases found, for CFR Refine."),
+                ImagesType.Output("images", tooltip="The same images with these concepts, for masks and training."),
+                io.String.Output("lines", tooltip="The concepts as text, as the node Concepts takes it."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, model, clip, images, words, keep, nearest, threshold, most, pictures, seed) -> io.NodeOutput:
+        settings = AliasSettings(words, keep, nearest, threshold, most, pictures, seed)
+        renamed, lines = find_aliases(model, clip, images, settings)
+        found = tuple(entry.concept for entry in renamed)
+        return io.NodeOutput(found, renamed, "\n".join(map(as_line, found)), ui={"text": ("\n".join(lines),)})

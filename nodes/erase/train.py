@@ -1,0 +1,312 @@
+"""Train Erasure LoRA: one LoRA a concept, several side by side (Section 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...mace.concepts.concept import normalised
+from ...mace.concepts.images import ConceptImages
+from ...mace.formats.lora_layouts import to_comfyui
+from ...mace.formats.lora_set import LoraSet, recipe_of
+from ...mace.method.loss import LOSSES
+from ...mace.method.schedule import Cfis, Uniform
+from ...mace.presets.presets import PRESETS
+from ..files.save_loras import slug
+from ..host.model.family import family, res_blocks
+from ..host.model.unet import PROJECTIONS, REFINEMENT
+from ..host.progress import LossProgress
+from ..schema import CATEGORY, ImagesType, LorasType
+from ..stages.mask_making import fitted, whole_image, without_skipped
+from ..stages.train_options import TrainOptions
+from ..stages.training import Trainer, Work
+from .refine import AUTO
+
+MOST_RATE = 1.0
+
+
+def read_number(name: str, text: str, most: float, whole: bool = False) -> float | int | None:
+    """A setting of training: None for auto, else a number above 0 and up to `most`. Raises ValueError."""
+    if text.strip().lower() in (AUTO, ""):
+        return None
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= most:
+        kind = "a whole number from 1" if whole else "a number above 0 and up"
+        raise ValueError(f"{name}: {text!r} is neither auto nor {kind} to {most:g}")
+    return value
+
+
+def train_loras(
+    model, clip, images: Sequence[ConceptImages], masks: Sequence[Tensor], options: TrainOptions
+) -> tuple[LoraSet, list[str]]:
+    """Erasure LoRAs of every concept, trained or from the store; and lines for the artist.
+
+    model: the refined MODEL.  masks: [n, H, W] for each concept's images.
+    """
+    refinement = model.get_attachment(REFINEMENT)
+    steps = [options.settings(entry.concept.type).steps for entry in images]
+    progress = LossProgress(sum(steps))
+    by_name = {entry.concept.target: count for entry, count in zip(images, steps, strict=True)}
+
+    def report(names, step, losses):
+        progress.report(names, step, losses, by_name[names[0]])
+
+    trainer = Trainer(model, clip, options, refinement, report, progress.skip)
+    keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
+    kept = {key: trainer.known(key) for key in keys}
+    found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
+    work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
+    progress.skip(sum(count for key, count in zip(keys, steps, strict=True) if key in found))
+    trained = trainer.run(work)
+    lines = [f"{len(trained)} LoRAs trained, {len(found)} of {len(images)} kept from before"]
+    read = sum(from_disk for _, from_disk in kept.values())
+    if read:
+        lines.append(f"{read} of them read from disk")
+    lines += trainer.lines
+    if refinement is None:
+        lines.append("the model is not refined: connect CFR Refine's model, since MACE trains on it")
+    else:
+        shown = {normalised(entry.concept.target) for entry in images}
+        bare = [c.target for c in refinement.concepts if normalised(c.target) not in shown]
+        if bare:
+            lines.append(f"refined, but without images and so without a LoRA: {', '.join(bare)}")
+    if options.focus and not trainer.can_focus:
+        lines.append("focus has no effect: the refinement has no prior with captions")
+    elsewhere = [lora.concept.target for lora in found.values() if lora.refined_on != trainer.refined_on]
+    if elsewhere:
+        lines.append(f"trained when the list was another one, and kept: {', '.join(elsewhere)}")
+    moments = {}
+    if refinement is not None:
+        moments = {normalised(c.target): m for c, m in zip(refinement.concepts, refinement.moments, strict=True)}
+    loras = []
+    for key in keys:
+        lora = {**found, **trained}[key]
+        loras.append(replace(lora, moments=moments.get(normalised(lora.concept.target))))
+        first, last = (float(part.mean()) for part in (lora.losses[:5], lora.losses[-5:]))
+        lines.append(f"{lora.concept.target}: loss {first:.4g} to {last:.4g} in {len(lora.losses)} steps")
+    recipe = None if refinement is None else recipe_of(refinement, trainer.refined_on)
+    return LoraSet(tuple(loras), recipe, res_blocks(model), family(model)), lines
+
+
+class TrainErasureLora(io.ComfyNode):
+    """Trains what the concept's own words carry out of the refined model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_TrainErasureLora",
+            display_name="Train Erasure LoRA (MACE)",
+            category=CATEGORY,
+            description="Trains one small LoRA for each concept on the refined model, several side by side: the model "
+            "learns to look nowhere for the concept's words. LoRAs of concepts already trained are kept, so a longer "
+            "list trains only what is new, and an interrupted run goes on where it stopped.",
+            search_aliases=["mace", "lora", "erase", "unlearn", "train"],
+            inputs=[
+                io.Model.Input("model", tooltip="The refined model of CFR Refine."),
+                io.Clip.Input("clip", tooltip="The text encoder that CFR Refine has."),
+                ImagesType.Input("images", tooltip="From Concept Images; they bring their concepts along."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    tooltip="What auto means below: the paper's Table 10 by type, or the settings found for the small "
+                    "demo model, which are for that model only.",
+                ),
+                io.String.Input("rank", default=AUTO, tooltip="Rank of the LoRAs. auto: the preset's (1 in Table 10)."),
+                io.String.Input(
+                    "steps",
+                    default=AUTO,
+                    tooltip="Training steps for each concept. auto: the preset's (Table 10: 50, explicit 120).",
+                ),
+                io.String.Input(
+                    "learning_rate",
+                    default=AUTO,
+                    tooltip="Learning rate of AdamW. auto: the preset's (Table 10: 1e-5 for objects and explicit "
+                    "content, 1e-4 for people and styles). Larger erases more and touches more.",
+                ),
+                io.Combo.Input(
+                    "loss",
+                    options=[AUTO, *LOSSES],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Eq. 3 as printed (squared norm), or as the published code computes it (sum of norms). "
+                    "auto: the preset's. On the demo model they do not differ.",
+                ),
+                io.Combo.Input(
+                    "end_of_text",
+                    options=[AUTO, "no", "yes"],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Whether attention to the end of the prompt (end-of-text and padding) is trained away too, "
+                    "as the published code does, or that of the concept's words alone, as Eq. 3 says. auto: the "
+                    "preset's. On the demo model yes leaves half as many of the synonyms.",
+                ),
+                io.Combo.Input(
+                    "focus",
+                    options=[AUTO, "no", "yes"],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Whether the LoRAs read only what tells the concept's words from the prior's captions, "
+                    "which leaves other prompts alone (ours), or start at random as the paper's do. auto: the "
+                    "preset's. Needs a prior with captions in CFR Refine. On the demo model yes erases more synonyms.",
+                ),
+                io.Combo.Input(
+                    "projections",
+                    options=list(PROJECTIONS),
+                    default="both",
+                    advanced=True,
+                    tooltip="LoRAs on keys (to_k), values (to_v) or both, the paper's choice. On the demo model keys "
+                    "alone erase less, values alone as much as both, and touch more.",
+                ),
+                io.Boolean.Input(
+                    "cfis",
+                    default=True,
+                    advanced=True,
+                    tooltip="Concept-focal importance sampling (Eq. 5): train mostly at the timesteps t1 to t2, where "
+                    "the concept takes shape. Off: at all timesteps alike, which by the paper also harms what shares "
+                    "the words; on the demo model it hardly matters.",
+                ),
+                io.Int.Input("t1", default=200, min=0, max=998, advanced=True, tooltip="Lower end, in timesteps."),
+                io.Int.Input("t2", default=400, min=1, max=1000, advanced=True, tooltip="Upper end, in timesteps."),
+                io.Float.Input(
+                    "gamma",
+                    default=0.05,
+                    min=0.001,
+                    max=10.0,
+                    step=0.01,
+                    round=0.001,
+                    advanced=True,
+                    tooltip="How steeply the density falls off beyond t1 and t2 (Eq. 5).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of initial values and draws; every concept has streams of its own.",
+                ),
+                io.String.Input(
+                    "side_by_side",
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Concepts in one forward pass. auto: one is measured, and as many train as the free memory "
+                    "holds, at most 32. The result is the same for any number.",
+                ),
+                io.Boolean.Input(
+                    "save_memory",
+                    default=False,
+                    advanced=True,
+                    tooltip="Compute the model's blocks a second time in the backward pass (gradient checkpointing): a "
+                    "quarter of the memory, a third slower. Off: only where one concept does not fit without.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="From Mask Concept or any node, one for each image in order; an image with an empty mask "
+                    "is skipped. Without: the whole image.",
+                ),
+                io.Boolean.Input(
+                    "again",
+                    optional=True,
+                    default=False,
+                    advanced=True,
+                    tooltip="Train again what was trained before. LoRAs are kept on disk by everything they depend on, "
+                    "also when ComfyUI is restarted; training that was stopped goes on from its last 25th step.",
+                ),
+            ],
+            outputs=[
+                LorasType.Output("loras", tooltip="All erasure LoRAs, for Fuse LoRAs and Save Erasure LoRAs."),
+                io.Custom("LORA_MODEL").Output(
+                    "lora_models", is_output_list=True, tooltip="One a concept, for Save LoRA Weights and Load LoRA."
+                ),
+                io.Custom("LOSS_MAP").Output(
+                    "losses", is_output_list=True, tooltip="One a concept, for Plot Loss Graph."
+                ),
+                io.String.Output(
+                    "names", is_output_list=True, tooltip="A file name prefix for each concept, for those nodes."
+                ),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        rank=None,
+        steps=None,
+        learning_rate=None,
+        side_by_side=None,
+        cfis=None,
+        t1=None,
+        t2=None,
+    ):
+        try:
+            read_options(rank or AUTO, steps or AUTO, learning_rate or AUTO, side_by_side or AUTO)
+            if cfis and t1 is not None and t2 is not None:
+                Cfis(t1, t2)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        images,
+        preset,
+        rank,
+        steps,
+        learning_rate,
+        loss,
+        end_of_text,
+        focus,
+        projections,
+        cfis,
+        t1,
+        t2,
+        gamma,
+        seed,
+        side_by_side,
+        save_memory,
+        masks=None,
+        again=False,
+    ) -> io.NodeOutput:
+        chosen = PRESETS[preset]
+        options = TrainOptions(
+            **read_options(rank, steps, learning_rate, side_by_side),
+            form=chosen.loss if loss == AUTO else loss,
+            end_of_text=chosen.end_of_text if end_of_text == AUTO else end_of_text == "yes",
+            timesteps=Cfis(t1, t2, gamma) if cfis else Uniform(),
+            projections=projections,
+            seed=seed,
+            save_memory=save_memory,
+            again=again,
+            focus=chosen.focus if focus == AUTO else focus == "yes",
+            by_type=chosen.lora,
+        )
+        given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)
+        kept = [without_skipped(entry, mask) for entry, mask in zip(images, given, strict=True)]
+        loras, lines = train_loras(model, clip, [entry for entry, *_ in kept], [mask for _, mask, _ in kept], options)
+        lines += [line for *_, notes in kept for line in notes]
+        return io.NodeOutput(
+            loras,
+            [to_comfyui(entry.lora) for entry in loras.loras],
+            [{"loss": [float(value) for value in entry.losses]} for entry in loras.loras],
+            [f"loras/mace_{slug(entry.concept.target)}" for entry in loras.loras],
+            ui=ui.PreviewText("\n".join(lines)),
+        )
+
+
+def read_options(rank: str, steps: str, learning_rate: str, side_by_side: str) -> dict:
+    """The text settings as `TrainOptions` takes them. Raises ValueError."""
+    return {
+        "rank": read_number("rank", rank, 128, whole=True),
+        "steps": read_number("steps", steps, 100_000, whole=True),
+        "learning_rate": read_number("learning_rate", learning_rate, MOST_RATE),
+        "side_by_side": read_number("side_by_side", side_by_side, 1024, whole=True),
+    }

@@ -1,0 +1,148 @@
+"""Import LoRA as Erasure LoRA: one concept's LoRA of another program."""
+
+import json
+import os
+from collections.abc import Mapping
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ...mace.concepts.concept import Concept
+from ...mace.formats.lora_layouts import LAYOUTS, PEFT, layout_of, read
+from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, join
+from ...mace.formats.lora_set_file import FORMAT, REFINED_ON_KEY, concept_of
+from ..host import files
+from ..host.model.family import family, res_blocks
+from ..host.model.unet import cross_attention_keys
+from ..schema import CATEGORY, ConceptsType, LorasType
+from .save_loras import CONFIG
+
+_NAMES = dict(zip(LAYOUTS, ("ComfyUI", "kohya", "PEFT"), strict=True))
+
+
+def config_path(path: str) -> str:
+    """Where PEFT's configuration of an adapter file lies."""
+    return os.path.join(os.path.dirname(path), CONFIG)
+
+
+def read_config(path: str) -> Mapping | None:
+    """PEFT's configuration beside an adapter file, None where there is none. Raises ValueError for a broken one."""
+    try:
+        with open(config_path(path), encoding="utf-8") as opened:
+            config = json.load(opened)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise LoraSetError(f"{config_path(path)} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise LoraSetError(f"{config_path(path)} is damaged: it holds no settings")
+    return config
+
+
+def the_concept(concepts: tuple[Concept, ...] | None, metadata: Mapping[str, str], name: str) -> Concept:
+    """The one concept a LoRA erases: the connected one, else the one that the file names."""
+    if concepts is None:
+        found = concept_of(metadata)
+        if found is None:
+            raise LoraSetError(f"{name} does not say what it erases: connect Concepts with its concept")
+        return found
+    if len(concepts) != 1:
+        raise LoraSetError(f"a LoRA erases one concept, and {len(concepts)} are connected: give each its own import")
+    return concepts[0]
+
+
+def check_shapes(model, lora: Mapping, name: str) -> None:
+    """Raise LoraSetError unless every pair (B, A) of a LoRA fits the MODEL's projection of its key."""
+    patches = model.get_key_patches("diffusion_model.")
+    known = {key: tuple(patches[key][0][0].shape) for key in cross_attention_keys(model)}
+    for key, (up, down) in lora.items():
+        shape = (up.shape[0], down.shape[1])
+        if key not in known:
+            raise LoraSetError(f"{name} is for another model: this one has no {key}")
+        if known[key] != shape:
+            raise LoraSetError(f"{name} is for another model: {key} is {known[key]} here, the LoRA's is {shape}")
+
+
+class ImportLora(io.ComfyNode):
+    """Reads a LoRA file of ComfyUI, kohya or PEFT as the erasure LoRA of one concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_ImportLora",
+            display_name="Import LoRA as Erasure LoRA (MACE)",
+            category=CATEGORY,
+            description="Reads a LoRA that another program trained or saved (ComfyUI, kohya or PEFT layout) as the "
+            "erasure LoRA of one concept, to be fused with others. It must change only to_k and to_v of "
+            "cross-attention.",
+            search_aliases=["mace", "import lora", "kohya", "peft"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the LoRA is for: its layers are checked against it."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="A safetensors file of models/loras or output/loras. A PEFT folder put there is listed by "
+                    "its adapter_model.safetensors; its adapter_config.json is read too.",
+                ),
+                ConceptsType.Input(
+                    "concepts",
+                    optional=True,
+                    tooltip="The one concept that the LoRA erases. Files that Save Erasure LoRAs wrote know theirs "
+                    "and need none.",
+                ),
+                LorasType.Input("more", optional=True, tooltip="LoRAs of another node; they come before this one."),
+            ],
+            outputs=[LorasType.Output("loras", tooltip="The LoRA as a set of one, after those of `more`.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name="", **_):
+        path = folder_paths.get_full_path("loras", lora_name) if lora_name else None
+        return None if path is None else (files.path_stamp(path), files.path_stamp(config_path(path)))
+
+    @classmethod
+    def execute(cls, model, lora_name, concepts=None, more=None) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        if not lora_name.lower().endswith((".safetensors", ".sft")):
+            raise LoraSetError(
+                f"{lora_name} is not a safetensors file. Files of other kinds can run programs when they are read: "
+                "convert it to safetensors first"
+            )
+        blocks = res_blocks(model)
+        tensors, metadata = files.read_safetensors(path, lora_name)
+        if metadata.get("format") == FORMAT:
+            raise LoraSetError(
+                f"{lora_name} is a set of erasure LoRAs: put it in {files.LORAS} and use Load Erasure LoRAs"
+            )
+        try:
+            layout = layout_of(tensors)
+            config = read_config(path) if layout == PEFT else None
+            found = read(tensors, blocks, config)
+        except LoraSetError:
+            raise
+        except ValueError as error:
+            raise LoraSetError(
+                f"{lora_name}: {error}. An erasure LoRA is of this model and changes only to_k and to_v of its "
+                "cross-attention"
+            ) from None
+        check_shapes(model, found, lora_name)
+        concept = the_concept(concepts, metadata, lora_name)
+        lora = {key: (up.float().contiguous(), down.float().contiguous()) for key, (up, down) in found.items()}
+        refined_on = metadata.get(REFINED_ON_KEY, "")
+        settings = {"imported": lora_name, "layout": _NAMES[layout]}
+        erasure = ErasureLora(concept, lora, torch.empty(0), settings, refined_on=refined_on)
+        result = LoraSet((erasure,), None, blocks, family(model))
+
+        ranks = sorted({down.shape[0] for _, down in lora.values()})
+        lines = [f"{concept.target}: {_NAMES[layout]} layout, {len(lora)} matrices, rank {', '.join(map(str, ranks))}"]
+        own = concept_of(metadata)
+        if own is not None and own.target != concept.target:
+            lines.append(f"the file says that it erases {own.target!r}")
+        if layout == PEFT and config is None:
+            lines.append(f"no {CONFIG} beside the file: its scale is taken as 1")
+        if more is not None:
+            result = join(more, result)
+            lines.append(f"with those before: {len(result.loras)} concepts")
+        return io.NodeOutput(result, ui=ui.PreviewText("\n".join(lines)))

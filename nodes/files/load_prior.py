@@ -1,0 +1,39 @@
+"""Load Prior: saved moments."""
+
+import folder_paths
+from comfy_api.latest import io
+
+from ...mace.method.prior import prior_from_file
+from ..host import files
+from ..schema import CATEGORY, PriorType
+
+
+class LoadPrior(io.ComfyNode):
+    """Reads a prior saved by Save Prior."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_LoadPrior",
+            display_name="Load Prior (MACE)",
+            category=CATEGORY,
+            description="Loads a prior that Save Prior wrote. CFR Refine refuses it for another text encoder.",
+            search_aliases=["mace", "prior"],
+            inputs=[
+                io.Combo.Input(
+                    "prior_name",
+                    options=folder_paths.get_filename_list(files.PRIORS),
+                    tooltip=f"A file of models/{files.PRIORS} or output/{files.PRIORS}.",
+                ),
+            ],
+            outputs=[PriorType.Output("prior", tooltip="The moments, for CFR Refine.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, prior_name=""):
+        return files.path_stamp(folder_paths.get_full_path(files.PRIORS, prior_name)) if prior_name else None
+
+    @classmethod
+    def execute(cls, prior_name) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise(files.PRIORS, prior_name)
+        return io.NodeOutput(prior_from_file(*files.read_safetensors(path, prior_name)))

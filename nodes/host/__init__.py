@@ -1,0 +1,1 @@
+"""All that knows ComfyUI: what the stages need of a host."""

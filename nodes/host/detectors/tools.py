@@ -1,0 +1,71 @@
+"""The detectors and segmenters that an artist chooses among, by back-end; their packages are imported when they run."""
+
+from ....install import DINO_TYPES, GROUNDED, SAM_TYPES, TRANSFORMERS
+from .found import Detector, Segmenter
+from .model_files import (
+    AUTO,
+    DINO_FOLDERS,
+    NO_SEGMENTER,
+    SAM_FOLDERS,
+    bert_folder,
+    chosen,
+    model_folders,
+    weight_files,
+)
+
+__all__ = ["GROUNDED", "TRANSFORMERS", "detector_names", "detector_of", "segmenter_names", "segmenter_of"]
+
+DINO_PLACE, SAM_PLACE = "models/grounding-dino", "models/sams"
+
+
+def detector_names(backend: str) -> list[str]:
+    """What there is to detect with."""
+    if backend == GROUNDED:
+        return [AUTO, *weight_files(DINO_FOLDERS)]
+    return [AUTO, *model_folders(DINO_FOLDERS, DINO_TYPES)]
+
+
+def segmenter_names(backend: str) -> list[str]:
+    """What there is to cut out with."""
+    if backend == GROUNDED:
+        return [AUTO, NO_SEGMENTER, *weight_files(SAM_FOLDERS)]
+    return [AUTO, NO_SEGMENTER, *model_folders(SAM_FOLDERS, SAM_TYPES)]
+
+
+def detector_of(backend: str, name: str) -> Detector:
+    """The detector. Raises ValueError with what to install or what to put where."""
+    if backend == GROUNDED:
+        from . import dino
+
+        _check(backend, dino.missing())
+        what = "groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth"
+        path = chosen(name, weight_files(DINO_FOLDERS), what, DINO_PLACE, "groundingdino_swin")
+        return dino.DinoDetector(path, bert_folder())
+    from . import transformers_models
+
+    _check(backend, transformers_models.missing())
+    what = "a folder such as grounding-dino-tiny, with config.json, weights and tokenizer,"
+    return transformers_models.load_detector(chosen(name, model_folders(DINO_FOLDERS, DINO_TYPES), what, DINO_PLACE))
+
+
+def segmenter_of(backend: str, name: str) -> Segmenter | None:
+    """The segmenter, None where boxes are to be filled. Raises ValueError as `detector_of`."""
+    if name == NO_SEGMENTER:
+        return None
+    otherwise = f"{SAM_PLACE} (or choose {NO_SEGMENTER!r})"
+    if backend == GROUNDED:
+        from . import sam
+
+        _check(backend, sam.missing())
+        what = "sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth"
+        return sam.SamSegmenter(chosen(name, weight_files(SAM_FOLDERS), what, otherwise, "sam_vit_"))
+    from . import transformers_models
+
+    _check(backend, transformers_models.missing())
+    what = "a folder such as sam-vit-base or sam2.1-hiera-small, with config.json and weights,"
+    return transformers_models.load_segmenter(chosen(name, model_folders(SAM_FOLDERS, SAM_TYPES), what, otherwise))
+
+
+def _check(backend: str, advice: str | None) -> None:
+    if advice:
+        raise ValueError(f"the back-end {backend} lacks packages: {advice}")

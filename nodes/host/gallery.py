@@ -1,0 +1,147 @@
+"""Pictures for an evaluation, and what a judge saw in them: both kept by content, so that only what is new is drawn."""
+
+import inspect
+from collections.abc import Hashable, Sequence
+
+import comfy.sample
+import torch
+from comfy import model_management
+from comfy.k_diffusion import sampling as k_diffusion
+from comfy.utils import ProgressBar
+from PIL import Image
+from torch import Tensor
+
+from ..erase.images import SHARE_OF_MEMORY, eight_bit, sampled
+from .kept.content import content_sha256, model_sha256, module_sha256
+from .kept.store import ContentStore
+from .progress import send_text
+from .text import TextEncoder
+
+# Pictures drawn before the judge looks: on a small GPU, sampler and judge take turns in its memory.
+BLOCK = 64
+SEEN_BYTES = 256 << 20
+STRIP, STRIP_HEIGHT = 8, 96
+
+_pictures = ContentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
+_seen = ContentStore(SEEN_BYTES)
+
+# A prompt and the seed of its noise.
+Asked = tuple[str, int]
+
+
+def draws_noise(sampler_name: str) -> bool:
+    """Whether a sampler may draw noise at every step, which then depends on the batch it runs in."""
+    function = getattr(k_diffusion, f"sample_{sampler_name}", None)
+    return function is not None and "noise_sampler" in inspect.signature(function).parameters
+
+
+class Prompts:
+    """Conditionings of prompts, each encoded once, as rows of one batch."""
+
+    def __init__(self, encoder: TextEncoder):
+        self.encoder = encoder
+        self._rows: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def conditioning(self, prompts: Sequence[str]) -> list:
+        """The host's CONDITIONING with a row for each prompt: it takes one for each latent."""
+        clip = self.encoder.clip
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._rows:
+                ((embedding, about),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+                self._rows[prompt] = embedding, about.get("pooled_output")
+        embeddings, pooled = zip(*(self._rows[prompt] for prompt in prompts), strict=True)
+        return [[torch.cat(embeddings), {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}]]
+
+
+class Gallery:
+    """The pictures of one MODEL, as a KSampler with the seed and a batch of one draws each.
+
+    judge: of `nodes.host.judges.judges`.  settings: width, height, steps, cfg, sampler_name, scheduler.  batch:
+    pictures drawn together; samplers that draw noise at every step draw them one by one.  title: what progress calls
+    the model.
+    """
+
+    def __init__(self, model, prompts: Prompts, vae, judge, settings: dict, batch: int, progress: ProgressBar, title):
+        self.model, self.prompts, self.vae, self.judge = model, prompts, vae, judge
+        self.settings, self.progress, self.title = settings, progress, title
+        self.batch = 1 if draws_noise(settings["sampler_name"]) else batch
+        self.drawn = 0
+        content = prompts.encoder.content()
+        self.key = content_sha256(model_sha256(model), module_sha256(vae.first_stage_model), content, settings)
+
+    def look(self, asked: Sequence[Asked], shown: set[int]) -> tuple[list[dict], dict[int, Tensor]]:
+        """What the judge saw in every picture asked for, and the pictures uint8 [H, W, 3] of the places in `shown`.
+
+        Advances progress by `steps` a picture. Raises the host's interrupt; what is drawn by then is kept.
+        """
+        seen, pictures = [], {}
+        for start in range(0, len(asked), BLOCK):
+            found, drawn = self._block(asked[start : start + BLOCK], {place - start for place in shown})
+            seen += found
+            pictures |= {start + place: picture for place, picture in drawn.items()}
+            send_text(f"{self.title}: {min(start + BLOCK, len(asked))} of {len(asked)} pictures judged")
+        return seen, pictures
+
+    def _block(self, asked: Sequence[Asked], shown: set[int]) -> tuple[list[dict], dict[int, Tensor]]:
+        keys = [content_sha256(self.key, self.prompts.encoder.tokenize(prompt), prompt, seed) for prompt, seed in asked]
+        seen = [_seen.get((self.judge.key, key)) for key in keys]
+        wanted = [place for place in range(len(asked)) if seen[place] is None or place in shown]
+        pictures = {place: _pictures.get(keys[place]) for place in wanted}
+        missing = [place for place in wanted if pictures[place] is None]
+        self.progress.update((len(asked) - len(missing)) * self.settings["steps"])
+        for start in range(0, len(missing), self.batch):
+            part = missing[start : start + self.batch]
+            pictures.update(
+                zip(part, self._draw([asked[place] for place in part], [keys[p] for p in part]), strict=True)
+            )
+        unseen = [place for place in wanted if seen[place] is None]
+        for start in range(0, len(unseen), self.batch):
+            part = unseen[start : start + self.batch]
+            model_management.throw_exception_if_processing_interrupted()
+            for place, found in zip(part, self.judge.see(torch.stack([pictures[p] for p in part])), strict=True):
+                seen[place] = found
+                _seen.put((self.judge.key, keys[place]), found, _bytes(found))
+        return seen, {place: pictures[place] for place in wanted if place in shown}
+
+    def _draw(self, asked: Sequence[Asked], keys: Sequence[Hashable]) -> list[Tensor]:
+        """Pictures uint8 [H, W, 3] of a batch, put into the store."""
+        model_management.throw_exception_if_processing_interrupted()
+        s = self.settings
+        empty = torch.zeros(1, 4, s["height"] // 8, s["width"] // 8)
+        # The host gives an empty latent the model's own channels and scale.
+        empty = comfy.sample.fix_empty_latent_channels(self.model, empty, 8)
+        noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for _, seed in asked])
+        latent = empty.repeat(len(asked), *[1] * (empty.dim() - 1))
+        prompts = [prompt for prompt, _ in asked]
+        positive = self.prompts.conditioning(prompts)
+        negative = self.prompts.conditioning([""] * len(asked))
+        end = self.progress.current + s["steps"] * len(asked)
+        latents = sampled(self.model, noise, positive, negative, latent, s, asked[0][1], self.progress, each=len(asked))
+        decoded = self.vae.decode(latents)
+        if not torch.isfinite(decoded).all():
+            raise ValueError(
+                f"pictures of the {self.title} hold values that are not finite (NaN or infinity), among "
+                f"{prompts[0]!r}: check the model, and use the VAE in fp32 or bf16"
+            )
+        pictures = list(eight_bit(decoded))
+        for key, picture in zip(keys, pictures, strict=True):
+            # A row of a batch would keep the whole batch in memory.
+            _pictures.put(key, picture.clone(), picture.numel())
+        self.drawn += len(pictures)
+        self.progress.update_absolute(end, preview=("JPEG", _strip(pictures), None))
+        return pictures
+
+
+def _strip(pictures: Sequence[Tensor]) -> Image.Image:
+    """The first pictures side by side, small."""
+    height, width = pictures[0].shape[:2]
+    width = max(1, round(width * STRIP_HEIGHT / height))
+    strip = Image.new("RGB", (width * min(len(pictures), STRIP), STRIP_HEIGHT))
+    for place, picture in enumerate(pictures[:STRIP]):
+        strip.paste(Image.fromarray(picture.numpy()).resize((width, STRIP_HEIGHT)), (place * width, 0))
+    return strip
+
+
+def _bytes(found: dict) -> int:
+    """About how much memory a judge's record takes."""
+    return 256 + sum(value.numel() * 4 if isinstance(value, Tensor) else 100 * len(value) for value in found.values())

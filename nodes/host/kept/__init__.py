@@ -1,0 +1,1 @@
+"""What is kept by content, in memory and on disk."""

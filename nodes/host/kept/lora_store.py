@@ -1,0 +1,142 @@
+"""Trained LoRAs, and trainings that were stopped, on disk by content key: they outlive the process."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import folder_paths
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ....mace.formats.lora_set import ErasureLora, LoraSet
+from ....mace.formats.lora_set_file import set_from_file, set_to_file
+from ....mace.method.train import TrainState
+
+# A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL, where it stands in training three times that.
+LIMIT_BYTES = 2 << 30
+LORA, STATE = "lora", "state"
+_KEY = re.compile(r"[0-9a-f]{64}")
+_SIDES, _PARTS = ("up", "down"), ("mean", "square")
+
+
+class LoraStore:
+    """Files of a folder, up to `limit` bytes; those not read for the longest time go first.
+
+    A folder that cannot be written is no error: then nothing outlives the process, and `problem` says why.
+    """
+
+    def __init__(self, folder: Path, limit: int = LIMIT_BYTES):
+        self.folder, self._limit = folder, limit
+        self.problem: str | None = None
+
+    def lora(self, key: str) -> ErasureLora | None:
+        """The LoRA under this key, or None."""
+        return self._read(key, LORA, lambda tensors, metadata: set_from_file(tensors, metadata).loras[0])
+
+    def put_lora(self, key: str, lora: ErasureLora, blocks: tuple[int, ...]) -> None:
+        """Keep a trained LoRA, in place of where its training stood. blocks: num_res_blocks of its UNet."""
+        tensors, metadata = set_to_file(LoraSet((lora,), None, blocks), with_moments=False)
+        if self._write(key, LORA, tensors, metadata):
+            self._path(key, STATE).unlink(missing_ok=True)
+
+    def state(self, key: str) -> TrainState | None:
+        """Where the training under this key was stopped, or None."""
+        return self._read(key, STATE, _state_from_file)
+
+    def put_state(self, key: str, state: TrainState) -> None:
+        """Keep where a training stands."""
+        tensors = {"losses": state.losses}
+        for name, pair in state.pairs.items():
+            for side, parameter, moments in zip(_SIDES, pair, state.moments[name], strict=True):
+                tensors[f"{side}.{name}"] = parameter
+                for part, tensor in zip(_PARTS, moments or (), strict=False):
+                    tensors[f"{side}.{part}.{name}"] = tensor
+        self._write(key, STATE, tensors, {"keys": json.dumps(list(state.pairs))})
+
+    def forget(self, key: str) -> None:
+        """Remove what is kept under this key."""
+        for kind in (LORA, STATE):
+            with contextlib.suppress(OSError):
+                self._path(key, kind).unlink(missing_ok=True)
+
+    def _path(self, key: str, kind: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key")
+        return self.folder / f"{key}.{kind}.safetensors"
+
+    def _read(self, key: str, kind: str, parse):
+        path = self._path(key, kind)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                found = parse({name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {})
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            logging.warning("MACE: %s cannot be read and is removed: %s", path.name, error)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        return found
+
+    def _write(self, key: str, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+        path = self._path(key, kind)
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+            os.replace(temporary, path)
+            self._make_room(path)
+        except (OSError, SafetensorError) as error:
+            self.problem = f"trained LoRAs cannot be kept in {self.folder}: {error}"
+            logging.warning("MACE: %s", self.problem)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return False
+        return True
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove the files longest not read, beyond the limit; and what a killed process left half written."""
+        kept = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                kept.append((status.st_mtime, status.st_size, path))
+        left = sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept, key=lambda entry: entry[0]):
+            if left <= self._limit:
+                return
+            if path != newest:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    left -= size
+
+
+def _state_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TrainState:
+    """A state as `put_state` wrote it. Raises ValueError or KeyError for another file."""
+    names = json.loads(metadata["keys"])
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("it holds values that are not finite")
+
+    def moments(side: str, name: str) -> tuple[Tensor, Tensor] | None:
+        if f"{side}.{_PARTS[0]}.{name}" not in tensors:
+            return None
+        return tuple(tensors[f"{side}.{part}.{name}"] for part in _PARTS)
+
+    return TrainState(
+        tensors["losses"],
+        {name: tuple(tensors[f"{side}.{name}"] for side in _SIDES) for name in names},
+        {name: tuple(moments(side, name) for side in _SIDES) for name in names},
+    )
+
+
+def store() -> LoraStore:
+    """The store in the host's user folder."""
+    return LoraStore(Path(folder_paths.get_user_directory()) / "mace" / "loras")

@@ -1,0 +1,1 @@
+"""The host's diffusion model: its weights, its forward pass, its memory."""

@@ -1,0 +1,48 @@
+"""Which Stable Diffusion a MODEL is, as LoRA files and checkpoints name it."""
+
+from dataclasses import replace
+
+import comfy.model_base
+
+from ....mace.formats.lora_layouts import SD1, SD2, SD2_V, SDXL, Base
+
+_EPSILON, _V = comfy.model_base.ModelType.EPS, comfy.model_base.ModelType.V_PREDICTION
+_BY_WIDTH = {(768, False): SD1, (1024, False): SD2, (1024, True): SD2_V}
+
+
+def res_blocks(model) -> tuple[int, ...]:
+    """num_res_blocks of a MODEL's UNet, one number a level ((2, 2, 2, 2) in SD1.x).
+
+    Raises ValueError for a model that is no such UNet.
+    """
+    config = model.model.model_config.unet_config
+    blocks = config.get("num_res_blocks")
+    if blocks is None:
+        raise ValueError(
+            f"{type(model.model).__name__} is no Stable Diffusion UNet: MACE works on SD1.x, SD2.x, SDXL and their "
+            "fine-tunes"
+        )
+    if isinstance(blocks, int):
+        return (blocks,) * len(config["channel_mult"])
+    return tuple(int(count) for count in blocks)
+
+
+def native_side(model) -> int:
+    """The side in pixels of what a MODEL was trained on: 1024 for SDXL's kin, 768 for SD2.x with v, else 512."""
+    if isinstance(model.model, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner):
+        return 1024
+    wide = model.model.model_config.unet_config.get("context_dim") == 1024
+    return 768 if wide and model.model.model_type == _V else 512
+
+
+def family(model) -> Base | None:
+    """The family of a MODEL, by its class, the width of its text embeddings and what it predicts; None if unknown."""
+    kind = model.model.model_type
+    if isinstance(model.model, comfy.model_base.SDXL):
+        base = SDXL
+    else:
+        base = _BY_WIDTH.get((model.model.model_config.unet_config.get("context_dim"), kind == _V))
+    # Other predictions (EDM, for one) keep the host's name: "epsilon" would be wrong of them.
+    if base is None or kind in (_EPSILON, _V) and base.prediction == ("v" if kind == _V else "epsilon"):
+        return base
+    return replace(base, prediction="v" if kind == _V else kind.name.lower())

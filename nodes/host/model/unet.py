@@ -1,0 +1,156 @@
+"""The host's diffusion model as the numerics need it: its cross-attention projections and patches on them."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+
+import comfy.lora
+import torch
+from comfy import model_management
+
+from ....mace.method.metric import reading_metric
+from ....mace.method.refine import READING
+from .fp8 import FP8, as_stored, widen
+
+PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
+
+# What was done to a MODEL travels with it: a tuple of records for the provenance, oldest first.
+ATTACHMENT = "mace_stages"
+# The MODEL before any refinement, and the last Refinement, travel with a refined MODEL too.
+BASE, REFINEMENT = "mace_base", "mace_refinement"
+# The differences that refinements put on its weights, so that they can be told from what else is there.
+REFINED = "mace_refined"
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def cross_attention_keys(model, projections: str = "both") -> list[str]:
+    """The weights' names of to_k and to_v of every cross-attention of a MODEL.
+
+    Raises ValueError for a model without such layers (anything but a Stable Diffusion UNet).
+    """
+    pattern = re.compile(rf"^diffusion_model\..*\.attn2\.to_[{PROJECTIONS[projections]}]\.weight$")
+    keys = [key for key in model.model.state_dict() if pattern.match(key)]
+    if not keys:
+        raise ValueError(
+            f"{type(model.model).__name__} has no cross-attention layers to refine: MACE works on Stable "
+            "Diffusion UNets (SD1.x, SD2.x, SDXL and their fine-tunes)"
+        )
+    return keys
+
+
+def reading(model, metric: str) -> torch.Tensor | None:
+    """The metric R of `mace.method.metric` for a MODEL with all its patches, where `metric` asks for it, else None."""
+    if metric != READING:
+        return None
+    patches = model.get_key_patches("diffusion_model.")
+    device = model.load_device
+    values = (effective_weight(patches[key], key, device) for key in cross_attention_keys(model, "values"))
+    return reading_metric(values, device)
+
+
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Whether a weight is anything but plain floating-point numbers (plain fp8 counts as such)."""
+    return weight.dtype not in _FLOATS + FP8 or type(weight).__name__ == "QuantizedTensor"
+
+
+def with_patches(patches: list, key: str, device: torch.device) -> torch.Tensor:
+    """Any weight with all its patches in it, as a float32 copy on `device`. patches: see `effective_weight`."""
+    weight, convert = patches[0]
+    copy = convert(model_management.cast_to_device(weight, device, torch.float32, copy=True), inplace=True)
+    return comfy.lora.calculate_weight(patches[1:], copy, key, intermediate_dtype=torch.float32)
+
+
+def effective_weight(patches: list, key: str, device: torch.device) -> torch.Tensor:
+    """A projection as the artist sees it, with all upstream patches in it, as a float32 copy on `device`.
+
+    patches: what `get_key_patches` gives for the key. Raises ValueError for quantised weights, for a weight
+    that is not finite and for anything but a matrix.
+    """
+    weight = patches[0][0]
+    if is_quantised(weight):
+        raise ValueError(
+            f"{key} is quantised ({weight.dtype}); closed-form edits need the full weights: load the fp16, bf16 "
+            "or fp32 model"
+        )
+    copy = with_patches(patches, key, device)
+    if copy.dim() != 2:
+        raise ValueError(f"{key} is not a matrix but {tuple(copy.shape)}")
+    if not torch.isfinite(copy).all():
+        raise ValueError(f"{key} holds values that are not finite (NaN or infinity): the model is damaged")
+    return copy
+
+
+def patched(model, keys: list[str], delta: Callable, strength: float, step: Callable[[int], None]):
+    """A clone of MODEL whose weights `keys` get `strength` times delta(key, effective weight) added as patches.
+
+    delta: (key, float32 [d_out, d]) -> float32 [d_out, d]. The model's own weights are not touched. The patches lie
+    where the host keeps the model when it is not in use, in the weight's own dtype (float32 for fp8, which
+    is too coarse for a difference); fp8 weights are held in a wider format (see .fp8). step(1) after each weight.
+    """
+    clone = model.clone()
+    all_patches = clone.get_key_patches("diffusion_model.")
+    changes = {}
+    for key in keys:
+        model_management.throw_exception_if_processing_interrupted()
+        stored = all_patches[key][0][0].dtype
+        change = delta(key, effective_weight(all_patches[key], key, model.load_device))
+        dtype = stored if stored in _FLOATS[1:] else torch.float32
+        changes[key] = ("diff", (change.to(dtype).to(model.offload_device),))
+        step(1)
+    add_changes(clone, changes, strength, all_patches)
+    return clone
+
+
+def add_changes(clone, changes: dict[str, tuple], strength: float, patches: dict) -> None:
+    """Adds patches to a clone of a MODEL, whose fp8 weights are held in a wider format first (see .fp8).
+
+    changes: the host's patches by weight.  patches: what the clone's `get_key_patches` gives. Raises ValueError for
+    weights that the host does not take patches of.
+    """
+    widen(clone, list(changes), patches)
+    missing = set(changes) - set(clone.add_patches(changes, strength))
+    if missing:
+        raise ValueError(f"the host did not take the patches of {sorted(missing)[0]} and {len(missing) - 1} others")
+
+
+def tensor_bytes(tensor: torch.Tensor) -> Iterator[bytes | memoryview]:
+    """What a tensor holds, to be hashed: dtype and shape, then its bytes; of a quantised one those of all its parts."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, how = tensor.__tensor_flatten__()
+        yield f"{type(tensor).__qualname__} {sorted(names)} {how!r};".encode()
+        for name in sorted(names):
+            yield from tensor_bytes(getattr(tensor, name))
+        return
+    # Other packs' own kinds (GGUF's) hold packed bytes, and answer to views in ways of their own.
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    raw = _plain_bytes(tensor.detach() if plain else tensor.detach().as_subclass(torch.Tensor))
+    kind = "tensor" if plain else type(tensor).__qualname__
+    yield f"{kind} {tensor.dtype} {tuple(tensor.shape)} {getattr(tensor, 'tensor_type', '')};".encode()
+    yield memoryview(raw.numpy())
+
+
+def _plain_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, uint8 [n] on the CPU. A copy: weights that were moved with gradients on refuse views."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+    return copy.reshape(-1).view(torch.uint8)
+
+
+def weights_sha256(model) -> str:
+    """SHA-256 over the diffusion model's unpatched weights: names, dtypes and bytes in the names' order.
+
+    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.
+    """
+    digest = hashlib.sha256()
+    patches = model.get_key_patches("diffusion_model.")
+    for key in sorted(patches):
+        weight = as_stored(model, key, patches[key][0][0])
+        if type(weight) in (torch.Tensor, torch.nn.Parameter):
+            # As it was before other formats were read: checkpoints state this hash.
+            digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(_plain_bytes(weight.detach()).numpy())
+            continue
+        digest.update(key.encode())
+        for part in tensor_bytes(weight):
+            digest.update(part)
+    return digest.hexdigest()

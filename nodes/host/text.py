@@ -1,0 +1,236 @@
+"""The host's text encoder as the numerics need it: tokens, pairings, batched embeddings, a fingerprint."""
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import torch
+from comfy import model_management
+from comfy.sd1_clip import escape_important, token_weights, unescape_important
+
+from ...mace.concepts.concept import Concept
+from ...mace.method.moments import ConceptMoments, Gram, concept_moments
+from ...mace.method.prior import PROBE_PROMPTS, probe
+from ...mace.method.tokens import PairingError, fill, pair
+from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
+from .model.unet import cross_attention_keys
+
+BATCH = 16
+MAPPING_CACHE = 256
+
+_memory = model_management.get_total_memory(torch.device("cpu"))
+_store = MomentStore(int(_memory * SHARE_OF_MEMORY))
+# The prompts' embeddings themselves, 0.24 MB each in SD1.x: training reads what refinement has just encoded.
+_embeddings = ContentStore(int(_memory * SHARE_OF_MEMORY / 8))
+_fingerprints: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class TextEncoder:
+    """A CLIP input of a node, at the output layer it is set to (clip skip)."""
+
+    def __init__(self, clip):
+        if clip is None:
+            raise ValueError(
+                "the CLIP input is empty: this checkpoint has no text encoder; load one with a CLIP loader"
+            )
+        self.clip = clip
+        empty = clip.tokenize("")
+        unknown = set(empty) - {"l", "g", "h"}
+        if unknown or not empty:
+            names = ", ".join(sorted(unknown)) or "none"
+            raise ValueError(f"MACE reads CLIP text encoders (SD1.x, SD2.x, SDXL); this CLIP input holds: {names}")
+        if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
+            raise ValueError(
+                "this CLIP changes during sampling (scheduled hooks), and moments belong to one text encoder: connect "
+                "the CLIP before the hooks"
+            )
+        # SDXL tokenises the same text for both encoders; they differ in padding only.
+        self._section = next(iter(empty))
+        first = empty[self._section][0]
+        self.window = len(first)
+        self._end = first[1][0]
+        self.pads_with_end = all(section[0][-1][0] == self._end for section in empty.values())
+        self._mappings: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._known: dict[str, tuple[Hashable, ...]] = {}
+
+    def tokenize(self, text: str) -> tuple[Hashable, ...]:
+        """Tokens of a text without weights, without start, end and padding. Textual inversions are hashed."""
+        if text not in self._known:
+            # Weights are off: brackets still here were escaped by the artist and are meant as brackets.
+            sections = self.clip.tokenize(text, disable_weights=True)[self._section]
+            tokens: list[Hashable] = []
+            for section in sections:
+                for token, _ in section[1:]:
+                    if isinstance(token, torch.Tensor):
+                        token = hashlib.sha256(token.float().cpu().numpy().tobytes()).hexdigest()
+                    elif token == self._end:
+                        break
+                    tokens.append(token)
+            self._known[text] = tuple(tokens)
+        return self._known[text]
+
+    @staticmethod
+    def split(prompt: str) -> list[str]:
+        """The texts of a prompt's weighted parts, as the host's prompt language divides it."""
+        return [unescape_important(text) for text, _ in token_weights(escape_important(prompt), 1.0)]
+
+    def pair(self, template: str, target: str, mapping: str):
+        """`mace.method.tokens.pair` with this encoder's tokens."""
+        return pair(template, target, mapping, self.tokenize, self.split, self.window)
+
+    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [B, N, d] of whole prompts, float32, in one forward pass; weights in brackets count.
+
+        Raises PairingError for a prompt that does not fit the encoder's window, and the host's interrupt.
+        """
+        model_management.throw_exception_if_processing_interrupted()
+        batch: dict[str, list] = {}
+        for prompt in prompts:
+            self.check_length(prompt)
+            for name, sections in self.clip.tokenize(prompt).items():
+                batch.setdefault(name, []).extend(sections)
+        embeddings = self.clip.encode_from_tokens(batch)
+        return embeddings.reshape(len(prompts), -1, embeddings.shape[-1])
+
+    def encoded(self, prompts: Sequence[str]) -> torch.Tensor:
+        """As `encode`, where the prompts are likely to be asked for again: the last ones are kept, on the CPU."""
+        keys = [(self.identity, prompt) for prompt in prompts]
+        kept = [_embeddings.get(key) for key in keys]
+        if any(embedding is None for embedding in kept):
+            found = self.encode(prompts)
+            for key, embedding in zip(keys, found, strict=True):
+                own = embedding.to("cpu", copy=True)
+                _embeddings.put(key, own, own.numel() * own.element_size())
+            return found
+        return torch.stack(kept)
+
+    def length(self, prompt: str) -> int:
+        """The number of the prompt's tokens, start and end not counted; window - 2 fit."""
+        return sum(len(self.tokenize(part)) for part in self.split(prompt))
+
+    def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
+        """The texts whose prompts fit the encoder's window."""
+        model_management.throw_exception_if_processing_interrupted()
+        return [text for text in texts if self.length(as_prompt(text)) <= self.window - 2]
+
+    def check_length(self, prompt: str) -> None:
+        """Raise PairingError for a prompt that the host would cut into several sections."""
+        count = self.length(prompt)
+        if count > self.window - 2:
+            raise PairingError(
+                f"the prompt {prompt!r} has {count} tokens, the text encoder takes {self.window - 2}; shorten it"
+            )
+
+    def vocabulary(self) -> tuple[dict[int, str], torch.Tensor]:
+        """(the tokenizer's words by token, the token embeddings [V, d] on the CPU), without the patches of LoRAs."""
+        name = f"clip_{self._section}"
+        words = getattr(self.clip.tokenizer, name).inv_vocab
+        layer = getattr(self.clip.cond_stage_model, name).transformer.get_input_embeddings()
+        return words, layer.weight.detach().to("cpu", torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the host computes the encoder."""
+        return self.clip.patcher.load_device
+
+    @property
+    def fingerprint(self) -> torch.Tensor:
+        """See `mace.method.prior.probe`. Kept for the encoder's last state, so that a new solve loads no encoder."""
+        model = self.clip.cond_stage_model
+        known, found = _fingerprints.get(model, (None, None))
+        if known != self.identity:
+            found = probe(self.encode(PROBE_PROMPTS))
+            _fingerprints[model] = (self.identity, found)
+        return found
+
+    @property
+    def width(self) -> int:
+        """d, the length of an embedding."""
+        return self.fingerprint.shape[-1]
+
+    def check_width(self, model) -> None:
+        """Raise ValueError unless the MODEL reads embeddings of this encoder's width."""
+        state = model.model.state_dict()
+        expected = state[cross_attention_keys(model)[0]].shape[-1]
+        if self.width != expected:
+            raise ValueError(
+                f"this CLIP gives embeddings {self.width} wide and the model reads {expected}: connect the text "
+                "encoder of the same checkpoint"
+            )
+
+    @property
+    def identity(self) -> tuple:
+        """What embeddings depend on besides the encoder's module: patches, clip skip, tokenizer options."""
+        options = tuple(sorted((name, repr(value)) for name, value in self.clip.tokenizer_options.items()))
+        return (self.clip.patcher.patches_uuid, self.clip.layer_idx, options)
+
+    def content(self, *phrases: str) -> tuple:
+        """What the embeddings of prompts with these phrases depend on, by value, for `content.content_sha256`."""
+        _, layer, options = self.identity
+        return (self.fingerprint, layer, options, [self.tokenize(phrase) for phrase in phrases])
+
+    @staticmethod
+    def has_pooled(model) -> bool:
+        """Whether the MODEL reads the pooled text besides the embeddings (SDXL)."""
+        return bool(getattr(model.model, "adm_channels", 0))
+
+    def pooled(self, prompts: Sequence[str]) -> torch.Tensor:
+        """The pooled text of each prompt, [B, c] float32: the host gives that of a batch's first prompt only.
+
+        The last ones are kept, on the CPU, as those of `encoded` are.
+        """
+        found = []
+        for prompt in prompts:
+            key = (self.identity, prompt, "pooled")
+            own = _embeddings.get(key)
+            if own is None:
+                model_management.throw_exception_if_processing_interrupted()
+                own = self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)[1]
+                own = own.to("cpu", torch.float32, copy=True)
+                _embeddings.put(key, own, own.numel() * own.element_size())
+            found.append(own)
+        return torch.cat(found)
+
+    def moments(self, concept: Concept, step: Callable[[int], None]) -> ConceptMoments:
+        """The concept's moments, from the store of the last ones where it is there. step(prompts): progress."""
+        model, key = self.clip.cond_stage_model, (self.identity, concept)
+        found = _store.get(model, key)
+        if found is None:
+            found = concept_moments(self._batches(concept, step), self.width, self.device)
+            _store.put(model, key, found)
+        else:
+            step(len(concept.readings))
+        return found
+
+    def _batches(self, concept: Concept, step: Callable[[int], None]) -> Iterator[tuple]:
+        for part in chunks(concept.readings):
+            pairings = [self.pair(template, phrase, concept.mapping) for template, phrase in part]
+            targets = self.encoded([fill(template, phrase) for template, phrase in part])
+            mappings = self._mapping_embeddings([fill(template, concept.mapping) for template, _ in part])
+            yield targets, mappings, pairings
+            step(len(part))
+
+    def _mapping_embeddings(self, prompts: list[str]) -> torch.Tensor:
+        """Embeddings of mapping prompts, which many concepts share, each encoded once."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._mappings]
+        if missing:
+            self._mappings.update(zip(missing, self.encode(missing), strict=True))
+        embeddings = torch.stack([self._mappings[prompt] for prompt in prompts])
+        while len(self._mappings) > MAPPING_CACHE:
+            self._mappings.popitem(last=False)
+        return embeddings
+
+    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> torch.Tensor:
+        """sum e e^T over all tokens of the prompts, [d, d] float64."""
+        total = Gram(self.width, self.device)
+        for part in chunks(prompts):
+            total.add(self.encode(part))
+            step(len(part))
+        return total.matrix
+
+
+def chunks(items: Sequence) -> Iterator[list]:
+    """The items in batches of BATCH."""
+    for start in range(0, len(items), BATCH):
+        yield list(items[start : start + BATCH])

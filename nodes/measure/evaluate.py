@@ -1,0 +1,187 @@
+"""Evaluate Erasure: what a judge sees in pictures of the base and of the erased model."""
+
+import json
+import math
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ...mace.concepts.subjects import parse_synonyms, parse_templates, subjects
+from ..host import files
+from ..host.judges.judge_files import CLASSIFIER, CLIP, KINDS, NUDENET, file_error, file_stamps, judge_files
+from ..host.judges.judges import judge_of
+from ..host.model.sizes import side_inputs, sized
+from ..schema import CATEGORY, ConceptsType
+from ..stages.evaluation import ERASED_MODEL, Plan, evaluate
+from .evaluation_report import contact_sheet, table_text
+
+
+class EvaluateErasure(io.ComfyNode):
+    """The paper's accuracies and harmonic means, with intervals, and pictures side by side."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MACE_EvaluateErasure",
+            display_name="Evaluate Erasure (MACE)",
+            category=CATEGORY,
+            description="Draws the erased concepts, their synonyms and what is to stay with both models from the same "
+            "noise, has a judge name what it sees, and gives the paper's accuracies and harmonic mean with intervals. "
+            "Pictures already drawn are kept, so another seed or name draws only what is new.",
+            search_aliases=["mace", "evaluate", "benchmark", "metrics", "accuracy", "clip score", "nudenet", "fid"],
+            inputs=[
+                io.Model.Input("model", tooltip="The base model, from before the erasure."),
+                io.Model.Input("erased_model", tooltip="The erased model, of Fuse LoRAs or any node or checkpoint."),
+                io.Clip.Input("clip", tooltip="The text encoder of both."),
+                io.Vae.Input("vae", tooltip="The VAE of both."),
+                ConceptsType.Input("concepts", tooltip="What was erased, from Concepts, with its aliases."),
+                io.String.Input(
+                    "synonyms",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="dog: canine, hound",
+                    tooltip="Other words for erased concepts that were not named when erasing, one concept a line "
+                    "(dog: canine, hound). They give Acc_g, and H becomes H_o of Eq. 8. Empty: H is H_c of Eq. 9.",
+                ),
+                io.String.Input(
+                    "keep",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="hot dog, cat, wolf",
+                    tooltip="Names of what is to stay, one a line or separated by commas. They give Acc_s; without "
+                    "them there is no H.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="a photo of the {}",
+                    tooltip="Prompts, one a line, with {} for the name. Every name is drawn with each.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="The first seed. Both models draw from the same noise, a KSampler's of this seed.",
+                ),
+                io.Int.Input(
+                    "seeds",
+                    default=4,
+                    min=1,
+                    max=1000,
+                    tooltip="Number of seeds for each prompt, counted up from seed.",
+                ),
+                *side_inputs("the pictures"),
+                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps (the paper: 50)."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance scale."),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="ddim",
+                    tooltip="Sampler; the paper's is ddim. Samplers that draw noise at every step (ancestral, SDE) "
+                    "draw one picture at a time, so that the noise stays the same.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="normal",
+                    tooltip="Scheduler.",
+                ),
+                io.Int.Input("batch_size", default=8, min=1, max=256, tooltip="Pictures drawn and judged together."),
+                io.Combo.Input(
+                    "judge",
+                    options=list(KINDS),
+                    default=CLIP,
+                    tooltip=f"{CLIP}: which of all names is most like the picture; also CLIP scores. {NUDENET}: counts "
+                    f"of exposed body parts, as in Table 2. {CLASSIFIER}: a classifier with names of its own.",
+                ),
+                io.Combo.Input(
+                    "judge_file",
+                    options=[files.NONE, *judge_files()],
+                    default=files.NONE,
+                    tooltip=f"The judge's file or folder, in models/{files.JUDGES}; CLIP models also in models/"
+                    "clip_vision (whole ones, in folders). Nothing is downloaded. NudeNet needs none.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="NudeNet's detections count from this score on (the paper: 0.6).",
+                ),
+            ],
+            outputs=[
+                io.String.Output("table", tooltip="All measures in words."),
+                io.String.Output("results", tooltip="All measures as JSON."),
+                io.Image.Output("sheet", tooltip="Contact sheet: a row for each name, base and erased side by side."),
+                io.Float.Output("acc_e", tooltip="Top-1 accuracy of the erased model on what was erased, 0 to 1."),
+                io.Float.Output("acc_s", tooltip="On what is kept, 0 to 1; NaN without names to keep."),
+                io.Float.Output("acc_g", tooltip="On synonyms, 0 to 1; NaN without synonyms."),
+                io.Float.Output("h", tooltip="Their harmonic mean, H_o or H_c, 0 to 1; NaN without names to keep."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, synonyms=None, prompts=None, judge=None, judge_file=None):
+        try:
+            name = "synonyms"
+            parse_synonyms(synonyms or "")
+            name = "prompts"
+            if prompts is not None:
+                parse_templates(prompts)
+        except ValueError as error:
+            return f"{name}: {error}"
+        if judge is not None and judge not in KINDS:
+            return f"judge: {judge!r} is none of {', '.join(KINDS)}"
+        problem = None if judge is None or judge_file is None else file_error(judge, judge_file)
+        return True if problem is None else problem
+
+    @classmethod
+    def fingerprint_inputs(cls, judge_file=files.NONE, **_):
+        return file_stamps(judge_file)
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        erased_model,
+        clip,
+        vae,
+        concepts,
+        synonyms,
+        keep,
+        prompts,
+        seed,
+        seeds,
+        batch_size,
+        judge,
+        judge_file,
+        threshold,
+        **settings,
+    ) -> io.NodeOutput:
+        if vae is None:
+            raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
+        plan = Plan(
+            subjects(concepts, synonyms, keep), tuple(parse_templates(prompts)), tuple(range(seed, seed + seeds))
+        )
+        width, height = sized(model, settings["width"], settings["height"])
+        settings = {**settings, "width": width, "height": height}
+        chosen = judge_of(judge, judge_file)
+        found = evaluate(model, erased_model, clip, vae, plan, chosen, settings, batch_size, threshold)
+        text = table_text(found)
+        top = found.results.get("top-1", {})
+        numbers = [top.get(name, {}).get(ERASED_MODEL, {}).get("value") for name in ("Acc_e", "Acc_s", "Acc_g", "H")]
+        return io.NodeOutput(
+            text,
+            json.dumps(found.results, indent=1, ensure_ascii=False),
+            contact_sheet(found),
+            *(math.nan if number is None else number for number in numbers),
+            ui={"text": (text,)},
+        )

@@ -1,0 +1,1 @@
+"""The stages of an erasure, as functions that nodes call."""

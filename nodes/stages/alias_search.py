@@ -1,0 +1,182 @@
+"""What the model says of words and a concept's pictures: its error for each as the prompt (mace.concepts.aliases)."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from comfy import model_management
+from comfy.utils import ProgressBar
+from torch import Tensor
+
+from ...mace.concepts.aliases import explained, nearest, with_aliases
+from ...mace.concepts.concept import merge, normalised
+from ...mace.concepts.images import ConceptImages
+from ...mace.concepts.subjects import parse_names
+from ...mace.method.tokens import fill
+from ...mace.method.train import stream
+from ..host.model.predict import noisy, predict
+from ..host.networks import in_batches
+from ..host.progress import send_text
+from ..host.text import TextEncoder, chunks
+
+# Where the outline of a thing is decided: with less noise any words do, with more none help.
+TIMESTEPS = (300, 500, 700)
+# All words are tried in one draw, and those that explain most in all of them.
+FIRST_TIMESTEP, LEAST_LEFT, SHARE_LEFT = 500, 16, 8
+TOGETHER, ENCODED = 16, 256
+WORD = re.compile(r"[a-z]{3,}</w>")
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class AliasSettings:
+    """What the artist sets. words: to try, "" for the `nearest` of the vocabulary.  keep: words that stay as they are.
+    threshold: what an alias must explain, 0..1.  most: aliases added to one concept.  pictures: looked at, of each.
+    """
+
+    words: str = ""
+    keep: str = ""
+    nearest: int = 300
+    threshold: float = 0.5
+    most: int = 8
+    pictures: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A noisy picture. image: its number.  timestep: of the model's schedule.  noise: [1, ch, h, w] on the CPU."""
+
+    image: int
+    timestep: int
+    noise: Tensor
+
+
+def nearest_words(encoder: TextEncoder, phrase: str, count: int) -> list[str]:
+    """The whole words of the encoder's vocabulary that lie nearest to a phrase by their token embeddings."""
+    tokens = [token for token in encoder.tokenize(phrase) if isinstance(token, int)]
+    vocabulary, table = encoder.vocabulary()
+    if not tokens or not table[tokens].any():
+        return []
+    places = [place for place, word in vocabulary.items() if WORD.fullmatch(word) and place < len(table)]
+    kept = torch.tensor(sorted({*places, *tokens}))
+    rows = nearest(table[kept], torch.searchsorted(kept, torch.tensor(tokens)).tolist(), count)
+    return [vocabulary[int(kept[row])].removesuffix("</w>") for row in rows]
+
+
+def draws_of(images: ConceptImages, pictures: int, seed: int) -> list[Draw]:
+    """TIMESTEPS of the first `pictures` images, with noise of a stream of the concept's own."""
+    generator = stream(seed, images.concept.target, "aliases")
+    shape = (1, *images.latents.shape[1:])
+    return [
+        Draw(image, timestep, torch.randn(shape, generator=generator))
+        for image in range(min(pictures, len(images)))
+        for timestep in TIMESTEPS
+    ]
+
+
+def errors(
+    model, encoder: TextEncoder, images: ConceptImages, prompts: Sequence[str], draws: Sequence[Draw], step: Callable
+) -> Tensor:
+    """Mean squared error of the predicted noise with each prompt in each draw, float64 [W, D] on the CPU.
+
+    step(count): progress, in predictions. Raises the host's interrupt.
+    """
+    found = []
+    for start in range(0, len(prompts), ENCODED):
+        part = list(prompts[start : start + ENCODED])
+        contexts = torch.cat([encoder.encoded(some).cpu() for some in chunks(part)])
+        pooled = encoder.pooled(part).cpu() if encoder.has_pooled(model) else None
+        found += _errors(model, images.latents, contexts, pooled, draws, step)
+    return torch.stack(found)
+
+
+def _errors(model, latents, contexts, pooled, draws, step) -> list[Tensor]:
+    device = model.load_device
+    each = model.memory_required([1, *latents.shape[1:]])
+
+    def run(part: Tensor) -> list[Tensor]:
+        model_management.load_models_gpu([model], memory_required=len(part) * each)
+        rows = []
+        for draw in draws:
+            model_management.throw_exception_if_processing_interrupted()
+            clean = latents[draw.image : draw.image + 1].to(device, torch.float32)
+            x, sigmas = noisy(model, clean, draw.noise.to(device), [draw.timestep])
+            x, sigmas = (tensor.expand(len(part), *tensor.shape[1:]) for tensor in (x, sigmas))
+            own = None if pooled is None else pooled[part].to(device)
+            seen = predict(model, x, sigmas, contexts[part].to(device), own)
+            # What is wrong in the picture is sigma times what is wrong in the noise.
+            wrong = (seen.float() - model.model.process_latent_in(clean)) / sigmas.view(-1, 1, 1, 1)
+            rows.append(wrong.double().square().flatten(1).mean(dim=1).cpu())
+            step(len(part))
+        return list(torch.stack(rows, dim=1))
+
+    return in_batches(torch.arange(len(contexts)), TOGETHER, run)
+
+
+def explained_by(
+    model, encoder: TextEncoder, images: ConceptImages, words: Sequence[str], pictures: int, seed: int, step: Callable
+) -> dict[str, float]:
+    """What each of the words explains of the concept's pictures, best first; of those that are tried in all draws.
+
+    Raises ValueError, naming the concept, when its own words explain nothing.
+    """
+    concept, draws = images.concept, draws_of(images, pictures, seed)
+    first = [draw for draw in draws if draw.timestep == FIRST_TIMESTEP][:1]
+
+    def scores(tried: Sequence[str], used: Sequence[Draw]) -> dict[str, float]:
+        prompts = [fill(images.template, concept.target), "", *(fill(images.template, word) for word in tried)]
+        own, empty, *others = errors(model, encoder, images, prompts, used, step)
+        try:
+            values = explained(torch.stack(others), own, empty).tolist()
+        except ValueError as error:
+            raise ValueError(f"{concept.target}: {error}: look at them, or take more pictures") from error
+        return dict(sorted(zip(tried, values, strict=True), key=lambda pair: -pair[1]))
+
+    if not words:
+        return {}
+    left = list(scores(words, first))[: left_of(len(words))]
+    return scores(left, draws)
+
+
+def left_of(count: int) -> int:
+    """How many of so many words are tried in all draws."""
+    return min(count, max(LEAST_LEFT, count // SHARE_LEFT))
+
+
+def find_aliases(
+    model, clip, images: Sequence[ConceptImages], s: AliasSettings
+) -> tuple[tuple[ConceptImages, ...], list[str]]:
+    """The images with the concepts that have their aliases, and a line on each for the artist.
+
+    Raises ValueError for pictures that a concept's own words do not explain, and for a CLIP of another model.
+    """
+    encoder = TextEncoder(clip)
+    encoder.check_width(model)
+    concepts, kept = [entry.concept for entry in images], parse_names(s.keep)
+    named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))
+    tried = []
+    for entry in images:
+        words = parse_names(s.words) or nearest_words(encoder, entry.concept.target, s.nearest)
+        tried.append(encoder.fitting([word for word in words if normalised(word) not in named], entry.template.format))
+    draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
+    total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
+    progress = ProgressBar(max(total, 1))
+    scores = []
+    for entry, own in zip(images, tried, strict=True):
+        send_text(f"{entry.concept.target}: {len(own)} words")
+        scores.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, progress.update))
+    found = merge(with_aliases(concepts, scores, s.threshold, s.most, kept))
+    lines = [
+        _told(new, new.aliases[len(old.aliases) :], own) for old, new, own in zip(concepts, found, scores, strict=True)
+    ]
+    return tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True)), lines
+
+
+def _told(concept, added, scores) -> str:
+    """What was found for a concept, and the words that came next."""
+    said = ", ".join(f"{word} {scores[word]:.0%}" for word in added) or "nothing"
+    others = [word for word in scores if word not in added][:SHOWN]
+    after = "; then " + ", ".join(f"{word} {scores[word]:.0%}" for word in others) if others else ""
+    return f"{concept.target}: {said}{after}"

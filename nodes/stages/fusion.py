@@ -1,0 +1,225 @@
+"""Fusing erasure LoRAs into a MODEL (Section 3.3): what goes in, the solve, the patches, the record of it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from comfy.utils import ProgressBar
+
+from ...mace.concepts.concept import Concept, normalised
+from ...mace.concepts.strengths import strengths_of
+from ...mace.formats.lora_set import LoraSet, LoraSetError, Recipe, recipe_of
+from ...mace.method.fuse import BASE as PULL_BASE
+from ...mace.method.fuse import REFINED as PULL_REFINED
+from ...mace.method.fuse import FuseWeights, fuse, naive
+from ...mace.method.lora import Lora
+from ...mace.method.moments import ConceptMoments
+from ...mace.method.prior import PROBE_TOLERANCE, Prior, probe_distance
+from ...mace.method.refine import Refinement
+from ...mace.method.refine import refinement as solve_refinement
+from ..erase.refine import check_preserved, concept_record, prior_record, read_weights
+from ..host.kept.content import refinement_digest
+from ..host.model.fp8 import fp8_note
+from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, reading
+from ..host.text import TextEncoder
+
+CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
+TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is fused: one entry a concept in each; a concept without a LoRA has an empty mapping."""
+
+    concepts: tuple[Concept, ...]
+    moments: tuple[ConceptMoments, ...]
+    loras: tuple[Lora, ...]
+    settings: tuple[dict, ...]
+    recipe: Recipe
+
+
+def gather(loras: LoraSet, refinement: Refinement | None, clip, lines: list[str]) -> Parts:
+    """The concepts with their moments and LoRAs: those of the refinement where one is given, else the set's own.
+
+    Raises LoraSetError when moments are missing and no CLIP is given, for LoRAs without a refinement, and for another
+    text encoder than the LoRAs were trained with.
+    """
+    by_name = {normalised(entry.concept.target): entry for entry in loras.loras}
+    if refinement is not None:
+        recipe = recipe_of(refinement, refinement_digest(refinement))
+        concepts, moments = refinement.concepts, refinement.moments
+        bare = [c.target for c in concepts if normalised(c.target) not in by_name]
+        if bare:
+            lines.append(f"refined only, for they have no LoRA: {', '.join(bare)}")
+        held = {normalised(c.target) for c in concepts}
+        unused = [entry.concept.target for name, entry in by_name.items() if name not in held]
+        if unused:
+            lines.append(f"left out, for the refinement does not hold them: {', '.join(unused)}")
+        if len(unused) == len(by_name):
+            raise LoraSetError("no LoRA is of a concept that the refinement holds: connect LoRAs trained on it")
+    elif loras.recipe is None:
+        raise LoraSetError("these LoRAs bring no refinement along: connect CFR Refine's refinement")
+    else:
+        recipe, concepts = loras.recipe, loras.concepts
+        moments = _moments(loras, recipe, clip, lines)
+    entries = [by_name.get(normalised(concept.target)) for concept in concepts]
+    present = [(c, entry) for c, entry in zip(concepts, entries, strict=True) if entry is not None]
+    changed = [c.target for c, entry in present if c != entry.concept]
+    if changed:
+        lines.append(f"trained with another mapping, other aliases or prompts: {', '.join(changed)}")
+    elsewhere = [c.target for c, entry in present if entry.refined_on != recipe.digest and c.target not in changed]
+    if elsewhere:
+        lines.append(f"trained on the refinement of another list: {', '.join(elsewhere)}")
+    return Parts(
+        concepts,
+        moments,
+        tuple({} if entry is None else entry.lora for entry in entries),
+        tuple({} if entry is None else dict(entry.settings) for entry in entries),
+        recipe,
+    )
+
+
+def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[ConceptMoments, ...]:
+    missing = [entry.concept for entry in loras.loras if entry.moments is None]
+    if not missing:
+        return tuple(entry.moments for entry in loras.loras)
+    names = ", ".join(concept.target for concept in missing[:5])
+    if clip is None:
+        raise LoraSetError(f"the moments of {names} are not at hand: connect the CLIP that the LoRAs were trained with")
+    encoder = TextEncoder(clip)
+    distance = probe_distance(encoder.fingerprint, recipe.fingerprint)
+    if not distance <= PROBE_TOLERANCE:  # also when it is not a number
+        raise LoraSetError(
+            f"the LoRAs were trained with another text encoder or another clip skip (distance {distance:.3g}): connect "
+            "that CLIP"
+        )
+    prompts = sum(len(concept.readings) for concept in missing)
+    lines.append(f"the moments of {len(missing)} concepts were read from {prompts} prompts")
+    progress = ProgressBar(prompts)
+    return tuple(
+        encoder.moments(entry.concept, progress.update) if entry.moments is None else entry.moments
+        for entry in loras.loras
+    )
+
+
+def check_prior(parts: Parts, prior: Prior | None, lines: list[str]) -> Prior | None:
+    """The prior to fuse with: the one given, else the refinement's own.
+
+    Raises LoraSetError where it is missing, and ValueError where it preserves what is to be erased.
+    """
+    recipe = parts.recipe
+    if prior is not None:
+        prior.check(recipe.fingerprint)
+        check_preserved(parts.concepts, prior)
+        return prior
+    if recipe.prior is None and recipe.prior_source is not None and (recipe.weights.lambda1 or recipe.weights.lambda3):
+        raise LoraSetError(
+            f"the LoRAs were trained on a refinement with a prior ({recipe.prior_source}): connect it, or save the set "
+            "with its moments"
+        )
+    if recipe.prior is not None:
+        lines.append(f"prior: the refinement's ({recipe.prior.source})")
+    return recipe.prior
+
+
+def choose_weights(recipe: Recipe, lambda2: str, lambda3: str, mu: str, pull: str) -> tuple[FuseWeights, list[str]]:
+    """The weights of Eq. 7; auto takes those of the refinement (Table 10 has lambda2 = lambda1)."""
+    usual = recipe.weights
+    values, lines = read_weights(
+        ("lambda2", lambda2, usual.lambda1), ("lambda3", lambda3, usual.lambda3), ("mu", mu, usual.mu)
+    )
+    return FuseWeights(*values, TOWARDS[pull]), lines
+
+
+def check_base(model) -> None:
+    """Raise LoraSetError for a MODEL that CFR Refine gave."""
+    if model.get_attachment(REFINEMENT) is not None:
+        raise LoraSetError("erasure starts from the original model: connect the MODEL from before CFR Refine")
+
+
+def fused_model(
+    model,
+    loras: LoraSet,
+    refinement: Refinement | None,
+    prior: Prior | None,
+    clip,
+    method: str,
+    strengths: str,
+    weights: tuple[str, str, str],
+    pull: str,
+):
+    """(the fused MODEL, lines for the artist, [target, strength] of every concept).
+
+    weights: lambda2, lambda3 and mu as the artist wrote them.
+    """
+    check_base(model)
+    lines: list[str] = []
+    parts = gather(loras, refinement, clip, lines)
+    prior = check_prior(parts, prior, lines)
+    if method == NAIVE:
+        chosen, about = None, ["naive sum: lambda2, lambda3, mu and pull play no part"]
+    else:
+        chosen, about = choose_weights(parts.recipe, *weights, pull)
+        if chosen.lambda2 and (prior is None or prior.mean is None):
+            lines.append("lambda2 has no effect: there is no prior with captions")
+        if chosen.lambda3 and (prior is None or prior.preserve is None):
+            lines.append("lambda3 has no effect: there is no prior with concepts to preserve")
+    keys = cross_attention_keys(model)
+    strange = next((key for lora in parts.loras for key in lora if key not in keys), None)
+    if strange is not None:
+        raise LoraSetError(f"the LoRAs are of another model: this one has no {strange}")
+    own = strengths_of(strengths, parts.concepts)
+    scaled = [strength * parts.recipe.strength for strength in own]
+    listed = [[concept.target, strength] for concept, strength in zip(parts.concepts, own, strict=True)]
+    lines = [*about, *lines, f"{len(parts.concepts)} concepts, {sum(bool(lora) for lora in parts.loras)} LoRAs"]
+    weak = [f"{target} {strength:g}" for target, strength in listed if strength < 1]
+    if weak:
+        lines.append(f"strengths below 1: {', '.join(weak)}")
+    if parts.recipe.strength < 1:
+        lines.append(f"all times CFR Refine's strength, {parts.recipe.strength:g}")
+    if not any(scaled):
+        return model.clone(), [*lines, "all strengths are 0: the model is as it was"], listed
+    moments = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
+    how = parts.recipe.weights
+    given = (*moments, scaled, model.load_device, reading(model, how.metric))
+    if method == NAIVE:
+        fusion = naive(parts.loras, solve_refinement(parts.moments, how, *given), scaled)
+    else:
+        fusion = fuse(parts.moments, parts.loras, how, chosen, *given)
+    refined = set(cross_attention_keys(model, parts.recipe.projections))
+    touched = [key for key in keys if key in refined or key in fusion.stacks]
+    progress = ProgressBar(len(touched))
+    fused = patched(model, touched, lambda key, w: fusion.delta(key, w, key in refined), 1.0, progress.update)
+    record = stage_record(parts, prior, method, own, chosen)
+    fused.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
+    note = fp8_note(fused, touched)
+    return fused, [*lines, f"{len(touched)} matrices", *([note] if note else [])], listed
+
+
+def stage_record(
+    parts: Parts, prior: Prior | None, method: str, strengths: Sequence[float], weights: FuseWeights | None
+) -> dict:
+    """A fusion as it stands in a saved checkpoint's provenance, with the refinement and training before it.
+
+    weights: None for the naive sum, which has none.
+    """
+    recipe = parts.recipe
+    return {
+        "stage": "fusion",
+        "method": method,
+        "concepts": [
+            {**concept_record(concept), "strength": strength, "training": training or None}
+            for concept, strength, training in zip(parts.concepts, strengths, parts.settings, strict=True)
+        ],
+        "weights": None if weights is None else asdict(weights),
+        "clip_layer": recipe.clip_layer,
+        "refinement": {
+            "settings": dict(recipe.settings),
+            "lambda1": recipe.weights.lambda1,
+            "lambda3": recipe.weights.lambda3,
+            "mu": recipe.weights.mu,
+            "metric": recipe.weights.metric,
+            "strength": recipe.strength,
+            "projections": recipe.projections,
+        },
+        "prior": prior_record(prior),
+    }

@@ -1,0 +1,297 @@
+"""Training erasure LoRAs on the host's model: groups that fit in memory, and the store of what is trained."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from comfy import model_management
+from torch import Tensor
+
+from ...mace.concepts.images import ConceptImages
+from ...mace.formats.lora_set import ErasureLora
+from ...mace.method.prior import PROBE_TOLERANCE, probe_distance
+from ...mace.method.refine import Refinement
+from ...mace.method.train import Example, TrainSettings, TrainState, draws, initial, train
+from ..host.kept import lora_store
+from ..host.kept.content import base_of, content_sha256, refinement_digest, training_key
+from ..host.kept.store import ContentStore
+from ..host.model.family import res_blocks
+from ..host.model.forward import load, trainable_copy
+from ..host.model.material import Material, loss_function, material
+from ..host.model.memory import how_many_fit, measure, step_aside
+from ..host.model.recompute import recomputed_blocks
+from ..host.model.unet import cross_attention_keys, reading
+from ..host.progress import duration, send_text
+from ..host.text import TextEncoder
+from .train_options import TrainOptions
+
+LORA_STORE_BYTES = 512 << 20
+MOST_SIDE_BY_SIDE = 32
+# Steps between two states on disk: what a killed process loses at the most.
+KEEP_EVERY = 25
+
+_store = ContentStore(LORA_STORE_BYTES)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One LoRA to train: its key, its images and their masks [n, H, W]."""
+
+    key: str
+    images: ConceptImages
+    masks: Tensor
+
+    @property
+    def name(self) -> str:
+        """The concept's target."""
+        return self.images.concept.target
+
+
+class Trainer:
+    """Trains the LoRAs of concepts that the store does not hold.
+
+    model: the refined MODEL.  refinement: its Refinement, or None.  report(names, step, losses [C]) after each step.
+    skip(steps): steps that need no training, since they were made before.  Raises ValueError for another text encoder
+    than the refinement's.
+    """
+
+    def __init__(
+        self,
+        model,
+        clip,
+        options: TrainOptions,
+        refinement: Refinement | None,
+        report: Callable,
+        skip: Callable[[int], None] = lambda steps: None,
+    ):
+        self.model, self.options, self.refinement = model, options, refinement
+        self.report, self.skip = report, skip
+        self.refined_on = refinement_digest(refinement)
+        self.encoder = TextEncoder(clip)
+        self.encoder.check_width(model)
+        self.pooled = self.encoder.has_pooled(model)
+        self.keys = cross_attention_keys(model, options.projections)
+        state = model.model.state_dict()
+        self.shapes = {key: tuple(state[key].shape) for key in self.keys}
+        self.lines: list[str] = []
+        self._base = training_key(model)
+        self._blocks = res_blocks(model)
+        self._disk = lora_store.store()
+        # What is known of memory as the run goes on: whether blocks are recomputed, and how many fit.
+        self._recompute, self._most, self._each = options.save_memory, MOST_SIDE_BY_SIDE, 0
+        # Also when the distance is not a number.
+        if refinement is not None and not (
+            probe_distance(self.encoder.fingerprint, refinement.fingerprint) <= PROBE_TOLERANCE
+        ):
+            raise ValueError(
+                "this CLIP is not the one CFR Refine has, or its clip skip is another: connect the same CLIP"
+            )
+
+    @property
+    def can_focus(self) -> bool:
+        """Whether there is a prior to focus against."""
+        prior = self.refinement.prior if self.refinement else None
+        return prior is not None and prior.mean is not None
+
+    @cached_property
+    def metric(self) -> Tensor | None:
+        """R of the refinement's mu, that of focus' floor too."""
+        return reading(base_of(self.model), self.refinement.weights.metric)
+
+    def key(self, images: ConceptImages, masks: Tensor) -> str:
+        """What the concept's LoRA depends on (see `content.training_key`), not on the other concepts."""
+        concept = images.concept
+        record = self.options.record(concept.type, len(images))
+        text = self.encoder.content(*concept.phrases, concept.mapping)
+        return content_sha256(self._base, text, concept, concept.prompts, images.latents, masks, record)
+
+    def known(self, key: str) -> tuple[ErasureLora | None, bool]:
+        """(the LoRA trained before under this key or None, whether it was read from disk)."""
+        if self.options.again:
+            return None, False
+        found = _store.get(key)
+        if found is not None:
+            return found, False
+        found = self._disk.lora(key)
+        if found is not None:
+            _keep(key, found)
+        return found, found is not None
+
+    def run(self, work: Sequence[Work]) -> dict[str, ErasureLora]:
+        """LoRAs by key. Each group goes into the store when it is done, and where it stands every KEEP_EVERY steps.
+
+        Raises the host's interrupt between two steps, and its out-of-memory error with advice when one concept alone
+        does not fit. Nothing of the host is changed either way.
+        """
+        done: dict[str, ErasureLora] = {}
+        if not work:
+            return done
+        # Concepts of one group have the same settings and stand at the same step.
+        queue: dict[tuple[TrainSettings, int], list[tuple[Work, TrainState | None]]] = {}
+        for item in work:
+            if self.options.again:
+                self._disk.forget(item.key)
+            state = self._disk.state(item.key)
+            settings = self.options.settings(item.images.concept.type)
+            queue.setdefault((settings, state.step if state else 0), []).append((item, state))
+        resumed = {step: len(items) for (_, step), items in queue.items() if step}
+        for step, count in sorted(resumed.items()):
+            self.lines.append(f"{count} go on from step {step}")
+            self.skip(step * count)
+        with trainable_copy(self.model) as copy:
+            if self.options.side_by_side:
+                self._most = self.options.side_by_side
+            else:
+                self._plan(copy, work)
+            for (settings, step), items in queue.items():
+                done |= self._groups(copy, settings, step, items)
+        if self._disk.problem:
+            self.lines.append(self._disk.problem)
+        return done
+
+    def _groups(self, copy, settings: TrainSettings, step: int, items: Sequence) -> dict[str, ErasureLora]:
+        """LoRAs of (work, state) of the same settings at the same step, in groups that fit."""
+        done: dict[str, ErasureLora] = {}
+        while items:
+            group, items = items[: self._most], items[self._most :]
+            trained = self._group(copy, settings, step, group)
+            if trained is None:
+                reached = [(item, self._disk.state(item.key)) for item, _ in group]
+                steps = {state.step if state else 0 for _, state in reached}
+                # Where the disk keeps nothing all stand where they stood.
+                again = reached if len(steps) == 1 else group
+                done |= self._groups(copy, settings, steps.pop() if len(steps) == 1 else step, again)
+                continue
+            for (item, _), lora in zip(group, trained, strict=True):
+                _keep(item.key, lora)
+                self._disk.put_lora(item.key, lora, self._blocks)
+                done[item.key] = lora
+        return done
+
+    def _plan(self, copy, work: Sequence[Work]) -> None:
+        """Measure one step of one concept, decide how many train side by side, and say so."""
+        first = work[0]
+        settings = self.options.settings(first.images.concept.type)
+        own, *_ = self._materials(copy, [first])
+        example = _example(first, own)
+        drawn = next(draws(example, settings))
+        stacked = initial([example], self.shapes, settings, dtype=torch.float32, device=copy.load_device)
+        losses_of = loss_function(copy, [own], self.options.form)
+        # Encoding may have brought the text encoder back, and the copy may have made way for it.
+        load(copy)
+
+        def step() -> None:
+            losses_of([drawn], stacked).sum().backward()
+
+        send_text("measuring what one concept takes")
+        found = self._without_full_memory(copy, first.name, lambda: measure(copy.load_device, step))
+        if found is None:
+            return self._plan(copy, work)
+        self._each = found.memory
+        self._most = min(how_many_fit(copy.load_device, found.memory, self._most), len(work))
+        steps = sum(self.options.settings(item.images.concept.type).steps for item in work)
+        line = (
+            f"{len(work)} concepts, {self._most} side by side, {self._most * found.memory / 1e9:.1f} GB beside the "
+            f"model, {duration(steps * found.seconds)} at most"
+        )
+        send_text(line)
+        self.lines.append(line)
+
+    def _without_full_memory(self, copy, name: str, run: Callable):
+        """What run() gives; None where memory did not hold one concept and blocks are recomputed from now on."""
+        try:
+            with self._memory_mode(copy):
+                return run()
+        except Exception as error:
+            model_management.raise_non_oom(error)
+            if self._recompute:
+                raise RuntimeError(
+                    f"out of memory while training {name!r} alone, with save_memory on: use smaller images"
+                ) from error
+        model_management.soft_empty_cache()
+        self._recompute = True
+        self.lines.append("one concept does not fit without save_memory: it is on")
+        return None
+
+    def _memory_mode(self, copy) -> AbstractContextManager:
+        return recomputed_blocks(copy.model) if self._recompute else nullcontext()
+
+    def _group(self, copy, settings: TrainSettings, step: int, group: Sequence) -> list[ErasureLora] | None:
+        """LoRAs of concepts side by side; None when they did not fit, and fewer are to be tried."""
+        items = [item for item, _ in group]
+        states = [state for _, state in group] if step else None
+        if len(items) == 1:
+            return self._without_full_memory(copy, items[0].name, lambda: self._train(copy, settings, items, states))
+        try:
+            with self._memory_mode(copy):
+                return self._train(copy, settings, items, states)
+        except Exception as error:
+            model_management.raise_non_oom(error)
+        # Behind the except block, whose traceback holds the tensors; and never again as many in this run.
+        model_management.soft_empty_cache()
+        self._most = max(len(items) // 2, 1)
+        self.lines.append(f"{len(items)} side by side did not fit; {self._most} from there on")
+        return None
+
+    def _materials(self, copy, items: Sequence[Work]) -> list[Material]:
+        step_aside(copy, self.encoder.clip.patcher.model_size())
+        with torch.inference_mode():
+            encoded = [
+                material(self.encoder, item.images, item.masks, self.options.end_of_text, self.pooled) for item in items
+            ]
+        return [entry.clone() for entry in encoded]
+
+    def _train(
+        self, copy, settings: TrainSettings, items: Sequence[Work], states: Sequence[TrainState] | None
+    ) -> list[ErasureLora]:
+        names = [item.name for item in items]
+        materials = self._materials(copy, items)
+        focus = None
+        if self.options.focus and self.can_focus:
+            caption, device = self.refinement.prior.mean.clone(), self.model.load_device
+            focus = [entry.directions(caption, settings.rank, device, self.metric) for entry in materials]
+        load(copy, self._each * len(items))
+
+        def report(step: int, values: Tensor) -> None:
+            model_management.throw_exception_if_processing_interrupted()
+            self.report(names, step, values)
+
+        def keep(reached: Sequence[TrainState]) -> None:
+            for item, state in zip(items, reached, strict=True):
+                self._disk.put_state(item.key, state)
+
+        trained, history = train(
+            [_example(item, own) for item, own in zip(items, materials, strict=True)],
+            self.shapes,
+            loss_function(copy, materials, self.options.form),
+            settings,
+            report,
+            focus,
+            states,
+            keep,
+            KEEP_EVERY,
+            copy.model.get_dtype_inference(),
+            dtype=torch.float32,
+            device=copy.load_device,
+        )
+        return [
+            ErasureLora(
+                item.images.concept,
+                {key: (up.cpu(), down.cpu()) for key, (up, down) in lora.items()},
+                history[:, place].clone(),
+                self.options.record(item.images.concept.type, len(item.images)),
+                None,
+                self.refined_on,
+            )
+            for place, (item, lora) in enumerate(zip(items, trained, strict=True))
+        ]
+
+
+def _example(item: Work, own: Material) -> Example:
+    return Example(item.name, len(own.latents), len(own.contexts), tuple(own.latents.shape[1:]))
+
+
+def _keep(key: str, lora: ErasureLora) -> None:
+    _store.put(key, lora, sum(t.numel() * t.element_size() for pair in lora.lora.values() for t in pair))
