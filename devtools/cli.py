@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         "test",
         help="lint, then all tests",
         usage="dev.py test [pytest arguments]",
-        description="Runs ruff over the repository, then pytest with the arguments given.",
+        description="Runs ruff over the repository, then pytest with the arguments given. Without any: all tests, in "
+        "two processes side by side.",
     )
     commands.add_parser(
         "run",
@@ -166,10 +167,16 @@ def test(options) -> int:
     # Threads that wait for each other sleep: spinning, as is OpenMP's usual way, takes more than twice as long as soon
     # as another process wants a core, such as the server that the tests start.
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    beside = []
+    cores = os.cpu_count() or 1
+    if not options.arguments and cores > 1 and not missing_modules(environment, ("xdist",)):
+        # Half of the cores each: tests are small, and a second core within one of them is of little use.
+        variables.setdefault("OMP_NUM_THREADS", str(cores // 2))
+        beside = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)
     # Only what lies in tests/ is a path to pytest: `-k nodes` must not be taken for the folder of that name.
     paths = [part for part in options.arguments if part.startswith("tests/") and (REPO / part.split("::")[0]).exists()]
-    command = [environment.python, "-m", "pytest", "-c", REPO / "tests" / "pytest.ini", *options.arguments]
+    command = [environment.python, "-m", "pytest", "-c", REPO / "tests" / "pytest.ini", *beside, *options.arguments]
     tests = process.call(command + ([] if paths else [REPO / "tests"]), env=variables, cwd=REPO)
     if lint:
         say("dev.py: ruff found something (see above the tests).")

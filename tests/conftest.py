@@ -85,6 +85,8 @@ def server(tmp_path_factory, demo_checkpoint):
     from devtools.client import Client
 
     base = tmp_path_factory.mktemp("server")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes/skip_identity_layers").symlink_to(REPO / "tests/skip_identity_layers")
     # The classic cache drops nothing between prompts, so that what runs again can be counted.
     with host.start(
         _from_environment("MACE_COMFYUI"),
