@@ -48,7 +48,7 @@ class Bench:
         auto = dict(lambda1="auto", lambda3="auto", mu="auto", projections="both", lambda1_form="paper")
         refine = dict(model=model, clip=self.clip, concepts=concepts[:1], strength=1.0, **auto)
         self.model = host.run("MACE_CFRRefine", **refine)[0]
-        images, masks = self.pack("nodes.erase.images"), self.pack("nodes.erase.masks")
+        images, masks = self.pack("nodes.stages.images"), self.pack("nodes.stages.mask_making")
         with torch.inference_mode():
             drawn = images.make_images(model, self.clip, self.vae, concepts, "auto", "", PICTURES)
             found = masks.make_masks(model, self.clip, drawn, masks.ATTENTION)[0]
@@ -62,7 +62,7 @@ class Bench:
 
     def ours(self, concepts):
         """([(LoRA, losses [steps])], seconds a step) of concepts side by side, from pictures and prompts on."""
-        training, images, ends = self.pack("nodes.stages.training"), self.pack("nodes.erase.images"), []
+        training, images, ends = self.pack("nodes.stages.training"), self.pack("nodes.stages.images"), []
         trainer = training.Trainer(
             self.model, self.clip, self.options(len(concepts)), None, lambda *step: ends.append(time.perf_counter())
         )

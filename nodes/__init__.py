@@ -1,4 +1,4 @@
-"""The pack's nodes. Only this package knows ComfyUI; the numerics are in `mace`."""
+"""The pack's nodes, and all that knows ComfyUI; the numerics are in `mace`."""
 
 from comfy_api.latest import ComfyExtension, io
 

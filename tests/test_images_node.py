@@ -33,13 +33,13 @@ def test_images_are_the_hosts_own(comfy_host, demo, drawn):
 
 
 def test_a_concepts_images_do_not_depend_on_the_list(comfy_host, demo, drawn):
-    comfy_host.module("nodes.erase.images")._store.clear()
+    comfy_host.module("nodes.stages.images")._store.clear()
     alone = images(comfy_host, demo, concepts(comfy_host, "ship -> ground"), steps=8)[0][0]
     torch.testing.assert_close(alone.latents, drawn[0][1].latents, rtol=1e-4, atol=1e-4)
 
 
 def test_a_longer_list_draws_only_what_is_new(comfy_host, demo, two, monkeypatch):
-    module = comfy_host.module("nodes.erase.images")
+    module = comfy_host.module("nodes.stages.images")
     images(comfy_host, demo, two)
     asked = []
     sample = module.Sampling._sample
@@ -89,7 +89,7 @@ def test_bad_inputs(comfy_host, demo, two):
 def test_an_interrupt_keeps_what_is_drawn(comfy_host, demo, monkeypatch):
     from comfy import model_management
 
-    module = comfy_host.module("nodes.erase.images")
+    module = comfy_host.module("nodes.stages.images")
     module._store.clear()
     sample = module.Sampling._sample
 

@@ -84,7 +84,7 @@ def test_peft_itself_loads_the_folder(comfy_host, demo, made):
 
 
 def test_names_of_any_script_and_sign(comfy_host):
-    slug = comfy_host.module("nodes.files.save_loras").slug
+    slug = comfy_host.module("nodes.host.lora_files").slug
     assert slug("Adam  Driver") == "adam_driver" and slug("../x/%year%") == "x_year"
     assert slug("\u72ac") == "\u72ac" and slug("?!") == "concept" and len(slug("word " * 40)) <= 40
 

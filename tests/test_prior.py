@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from mace.formats.prior_file import prior_from_file, prior_to_file
 from mace.method.moments import pack
-from mace.method.prior import COCO_CAPTIONS, PROBE_TOKENS, PriorError, make_prior, prior_from_file, prior_to_file, probe
+from mace.method.prior import COCO_CAPTIONS, PROBE_TOKENS, PriorError, make_prior, probe
 from tests.oracle import outer_sum
 
 WIDTH = 6

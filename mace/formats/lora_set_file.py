@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..concepts.concept import TYPES, Concept, normalised
 from ..method.moments import ConceptMoments, packed_width
-from ..method.prior import Prior, PriorError, prior_from_file, prior_to_file
+from ..method.prior import Prior, PriorError
 from ..method.refine import RefineWeights
 from .lora_layouts import Base, layout_of
 from .lora_set import ErasureLora, LoraSet, LoraSetError, Recipe
+from .prior_file import prior_from_file, prior_to_file
 
 FORMAT = "mace-erasure-loras-1"
 _FAMILY = FORMAT.rpartition("-")[0] + "-"

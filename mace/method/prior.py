@@ -1,19 +1,15 @@
 """The prior: moments of what is to be kept (lambda1 and lambda3 of Eq. 19), and the text encoder they belong to."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from .moments import pack, packed_width, unpack
+from .moments import pack, unpack
 
 # Table 10's lambda1 weighs the sum over MS-COCO's captions at 77 tokens each. Keeping the mean moment a caption
 # and scaling it to COCO's count makes the published numbers mean the same for any file of captions.
 COCO_CAPTIONS = 616_767
 
-FORMAT = "mace-prior-1"
 
 # Texts whose embeddings tell text encoders apart. A bit-exact hash would refuse the same encoder in another
 # precision or on another device; embeddings within PROBE_TOLERANCE give the same moments for all purposes.
@@ -106,54 +102,5 @@ def make_prior(
         preserved,
         fingerprint,
         source,
-        left_out,
-    )
-
-
-def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a prior's safetensors file."""
-    tensors = {"fingerprint": prior.fingerprint}
-    if prior.mean is not None:
-        tensors["general.mean"] = prior.mean
-    if prior.preserve is not None:
-        tensors["preserve.sum"] = prior.preserve
-    metadata = {
-        "format": FORMAT,
-        "captions": str(prior.captions),
-        "preserved": json.dumps(prior.preserved, ensure_ascii=False),
-        "left_out": json.dumps(prior.left_out, ensure_ascii=False),
-        "source": prior.source,
-    }
-    return tensors, metadata
-
-
-def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior:
-    """A prior from its file's tensors and metadata. Raises PriorError when they are not those of a prior."""
-    if metadata.get("format") != FORMAT:
-        raise PriorError("this file is not a prior saved by Save Prior (or a later version's)")
-    try:
-        fingerprint, captions = tensors["fingerprint"], int(metadata["captions"])
-        preserved, left_out = (tuple(json.loads(metadata[name])) for name in ("preserved", "left_out"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise PriorError(f"the prior file is damaged: {error}") from None
-    if fingerprint.dim() != 3 or not torch.isfinite(fingerprint).all():
-        raise PriorError("the prior file is damaged: its fingerprint is not one of a text encoder")
-    for name in ("general.mean", "preserve.sum"):
-        moment = tensors.get(name)
-        if moment is None:
-            continue
-        try:
-            width = packed_width(moment)
-        except ValueError as error:
-            raise PriorError(f"the prior file is damaged: {name}: {error}") from None
-        if width != fingerprint.shape[-1] or moment.dtype != torch.float64 or not torch.isfinite(moment).all():
-            raise PriorError(f"the prior file is damaged: {name} does not fit its fingerprint")
-    return Prior(
-        tensors.get("general.mean"),
-        captions,
-        tensors.get("preserve.sum"),
-        preserved,
-        fingerprint,
-        metadata.get("source", ""),
         left_out,
     )

@@ -14,10 +14,10 @@ from ...mace.concepts.concept import Concept
 from ...mace.method.schedule import Uniform
 from ...mace.method.tokens import fill
 from ...mace.method.train import stream
-from ..host.model.sizes import side_inputs, sized
+from ..host.model.family import sized
 from ..host.progress import LossProgress, send_text
 from ..host.text import TextEncoder
-from ..schema import BASELINES, ConceptsType
+from ..schema import BASELINES, ConceptsType, side_inputs
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 

@@ -9,10 +9,10 @@ from ...mace.baselines.parts import cross_attention, unconditional
 from ...mace.concepts.concept import Concept
 from ...mace.method.schedule import Uniform
 from ...mace.method.tokens import fill
-from ..erase.images import template_of
-from ..host.model.sizes import side_inputs, sized
+from ..host.model.family import sized
 from ..host.text import TextEncoder
-from ..schema import BASELINES, ConceptsType
+from ..schema import BASELINES, ConceptsType, side_inputs
+from ..stages.images import template_of
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 

@@ -2,8 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..erase.refine import AUTO
-from ..erase.train import MOST_RATE, read_number
+from ..schema import AUTO, MOST_RATE, read_number
 
 MOST_STEPS = 100_000
 

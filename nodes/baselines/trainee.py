@@ -12,7 +12,7 @@ from torch.func import functional_call
 from ...mace.baselines.fitting import Fit, fit
 from ...mace.baselines.parts import Part
 from ...mace.concepts.concept import Concept
-from ..erase.refine import concept_record
+from ...mace.formats.provenance import concept_record
 from ..host.model.forward import trainable_copy
 from ..host.model.fp8 import FP8, fp8_note
 from ..host.model.predict import predict, sigmas_at

@@ -9,15 +9,15 @@ from comfy_api.latest import io, ui
 from ...mace.baselines.uce import UceWeights, edited_tokens, uce
 from ...mace.concepts.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
 from ...mace.concepts.lists import RETENTION
+from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import concept_moments
 from ...mace.method.refine import weight_delta
-from ..erase.prior import keepers
-from ..erase.refine import concept_record
 from ..host import files
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
 from ..schema import BASELINES, ConceptsType
+from ..stages.prior import keepers
 
 BY_TYPE, MAPPINGS, NOTHING = "by type", "mappings", "nothing"
 MOST_SCALE = 1e6

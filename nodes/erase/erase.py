@@ -9,19 +9,17 @@ from ...mace.concepts.strengths import parse_strengths, strengths_of
 from ...mace.method.refine import ALIKE
 from ...mace.presets.presets import PRESETS
 from ...mace.presets.table10 import auto_weights
-from ..host import files
-from ..host.model.sizes import side_inputs
 from ..host.progress import send_text
-from ..schema import CATEGORY, ConceptsType, LorasType, PriorType
+from ..schema import AUTO, CATEGORY, ConceptsType, LorasType, PriorType, side_inputs
 from ..stages.alias_search import AliasSettings
 from ..stages.alias_search import find_aliases as search_aliases
 from ..stages.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
+from ..stages.images import make_images
 from ..stages.mask_making import ATTENTION, make_masks
+from ..stages.prior import BUILT_IN, build_prior
+from ..stages.refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
+from ..stages.train import train_loras
 from ..stages.train_options import TrainOptions
-from .images import make_images
-from .prior import BUILT_IN, BuildPrior
-from .refine import AUTO, MEASURE_NAMES, PAPER, CFRRefine
-from .train import train_loras
 
 # The host's usual sampling, as its own txt2img template has it.
 SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
@@ -128,15 +126,15 @@ class EraseConcepts(io.ComfyNode):
         own = None if chosen.refine is None else chosen.refine(len(concepts))
         if prior is None and (own or auto_weights(concepts)).lambda1:
             send_text("reading captions for the prior")
-            built = BuildPrior.execute(clip, BUILT_IN, CAPTIONS, 0, "", "object", files.NONE, concepts)
-            prior = built.result[0]
+            prior, _ = build_prior(clip, BUILT_IN, CAPTIONS, 0, concepts=concepts)
         send_text("refining")
         # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
         refine_as = (AUTO,) * 3 if own is None else tuple(map(repr, astuple(own)[:3]))
-        metric = own.metric if own else ALIKE
+        measures = MEASURE_NAMES[own.metric if own else ALIKE]
         fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
-        node = CFRRefine.execute(model, clip, concepts, 1.0, *refine_as, "both", PAPER, prior, MEASURE_NAMES[metric])
-        refined, refinement = node.result
+        weights, about_weights = choose_weights(concepts, *refine_as, PAPER, measures)
+        settings = written_settings(*refine_as, PAPER, measures)
+        refined, refinement, about_refinement = refine_model(model, clip, concepts, weights, prior, settings=settings)
         send_text("finding the concepts in the images")
         masks, about_masks, _ = make_masks(model, clip, images, ATTENTION)
         options = TrainOptions(
@@ -150,7 +148,7 @@ class EraseConcepts(io.ComfyNode):
         fused, about_fusion, listed = fused_model(
             model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
         )
-        about["Refinement"] = node.ui.as_dict()["text"]
+        about["Refinement"] = [*about_weights, *about_refinement]
         about |= {"Masks": about_masks, "Training": about_training, "Fusion": about_fusion}
         lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
         # The concepts are for the page's sliders, which cannot know what a preset holds.

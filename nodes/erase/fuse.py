@@ -3,9 +3,8 @@
 from comfy_api.latest import io
 
 from ...mace.concepts.strengths import parse_strengths
-from ..schema import CATEGORY, LorasType, PriorType, RefinementType
+from ..schema import AUTO, CATEGORY, LorasType, PriorType, RefinementType, read_weight
 from ..stages.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
-from .refine import AUTO, read_weight
 
 
 class FuseLoras(io.ComfyNode):

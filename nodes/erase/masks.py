@@ -15,9 +15,8 @@ from ..host.detectors.found import Found
 from ..host.detectors.model_files import AUTO
 from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_names, segmenter_names
 from ..host.kept.on_disk import written
-from ..schema import CATEGORY, ImagesType
+from ..schema import CATEGORY, SHOWN, ImagesType
 from ..stages.mask_making import ATTENTION, BOXES, EXTERNAL, NOTHING_FOUND, WHOLE, MaskSettings, make_masks
-from .images import SHOWN
 
 BACKENDS = (ATTENTION, GROUNDED, TRANSFORMERS, BOXES, EXTERNAL, WHOLE)
 TINT = (1.0, 0.25, 0.1)

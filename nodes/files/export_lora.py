@@ -12,10 +12,10 @@ from comfy_api.latest import io, ui
 
 from ...mace.method.lora import Lora, approximate
 from ..host import files
+from ..host.lora_files import FORMATS, search_note, write_lora
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, effective_weight, with_patches
 from ..schema import CATEGORY
-from .save_loras import FORMATS, search_note, write_lora
 
 # Above what rounding to fp16 or bf16 does to a weight, below what fine-tuning does.
 SAME = 0.005

@@ -13,10 +13,10 @@ from ...mace.formats.lora_layouts import LAYOUTS, PEFT, layout_of, read
 from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, join
 from ...mace.formats.lora_set_file import FORMAT, REFINED_ON_KEY, concept_of
 from ..host import files
+from ..host.lora_files import CONFIG
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import cross_attention_keys
 from ..schema import CATEGORY, ConceptsType, LorasType
-from .save_loras import CONFIG
 
 _NAMES = dict(zip(LAYOUTS, ("ComfyUI", "kohya", "PEFT"), strict=True))
 

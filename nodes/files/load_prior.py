@@ -3,7 +3,7 @@
 import folder_paths
 from comfy_api.latest import io
 
-from ...mace.method.prior import prior_from_file
+from ...mace.formats.prior_file import prior_from_file
 from ..host import files
 from ..schema import CATEGORY, PriorType
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from ...mace.method.prior import prior_to_file
+from ...mace.formats.prior_file import prior_to_file
 from ..host import files
 from ..schema import CATEGORY, PriorType
 

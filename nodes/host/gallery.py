@@ -11,10 +11,10 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
-from ..erase.images import SHARE_OF_MEMORY, eight_bit, sampled
 from .kept.content import content_sha256, model_sha256, module_sha256
 from .kept.store import ContentStore
 from .progress import send_text
+from .sampler import SHARE_OF_MEMORY, eight_bit, sampled
 from .text import TextEncoder
 
 # Pictures drawn before the judge looks: on a small GPU, sampler and judge take turns in its memory.

@@ -10,8 +10,8 @@ from ...mace.concepts.subjects import parse_synonyms, parse_templates, subjects
 from ..host import files
 from ..host.judges.judge_files import CLASSIFIER, CLIP, KINDS, NUDENET, file_error, file_stamps, judge_files
 from ..host.judges.judges import judge_of
-from ..host.model.sizes import side_inputs, sized
-from ..schema import CATEGORY, ConceptsType
+from ..host.model.family import sized
+from ..schema import CATEGORY, ConceptsType, side_inputs
 from ..stages.evaluation import ERASED_MODEL, Plan, evaluate
 from .evaluation_report import contact_sheet, table_text
 

@@ -8,6 +8,7 @@ from comfy.utils import ProgressBar
 from ...mace.concepts.concept import Concept, normalised
 from ...mace.concepts.strengths import strengths_of
 from ...mace.formats.lora_set import LoraSet, LoraSetError, Recipe, recipe_of
+from ...mace.formats.provenance import concept_record, prior_record
 from ...mace.method.fuse import BASE as PULL_BASE
 from ...mace.method.fuse import REFINED as PULL_REFINED
 from ...mace.method.fuse import FuseWeights, fuse, naive
@@ -16,11 +17,12 @@ from ...mace.method.moments import ConceptMoments
 from ...mace.method.prior import PROBE_TOLERANCE, Prior, probe_distance
 from ...mace.method.refine import Refinement
 from ...mace.method.refine import refinement as solve_refinement
-from ..erase.refine import check_preserved, concept_record, prior_record, read_weights
 from ..host.kept.content import refinement_digest
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, reading
 from ..host.text import TextEncoder
+from ..schema import read_weights
+from .refine import check_preserved
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}

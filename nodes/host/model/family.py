@@ -6,6 +6,8 @@ import comfy.model_base
 
 from ....mace.formats.lora_layouts import SD1, SD2, SD2_V, SDXL, Base
 
+LEAST_SIDE = 64
+
 _EPSILON, _V = comfy.model_base.ModelType.EPS, comfy.model_base.ModelType.V_PREDICTION
 _BY_WIDTH = {(768, False): SD1, (1024, False): SD2, (1024, True): SD2_V}
 
@@ -33,6 +35,16 @@ def native_side(model) -> int:
         return 1024
     wide = model.model.model_config.unet_config.get("context_dim") == 1024
     return 768 if wide and model.model.model_type == _V else 512
+
+
+def sized(model, width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels, 0 being what the model was made for. Raises ValueError for what is too small."""
+    found = tuple(side or native_side(model) for side in (width, height))
+    if min(found) < LEAST_SIDE:
+        raise ValueError(
+            f"pictures of {found[0]}x{found[1]} are too small: width and height are 0 or from {LEAST_SIDE}"
+        )
+    return found
 
 
 def family(model) -> Base | None:

@@ -78,11 +78,19 @@ def predict(
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         transformer["optimized_attention_override"] = in_pytorch
     more = {} if pooled is None else {"pooled_output": pooled}
-    conds = {"positive": sampler_helpers.convert_cond([[contexts, more]])}
+    return call(model, x, sigmas, [[contexts, more]], options)
+
+
+def call(model, x: Tensor, sigmas: Tensor, conditioning: list, options: dict, **more) -> Tensor:
+    """What a loaded MODEL predicts for the host's CONDITIONING, called as the sampler calls it.
+
+    options: model options of this call's own, which the host changes.  more: for the host's process_conds.
+    """
+    conds = {"positive": sampler_helpers.convert_cond(conditioning)}
     with _running(model):
         sampler_helpers.prepare_model_patcher(model, conds, options)
         samplers.filter_registered_hooks_on_conds(conds, options)
         samplers.cast_to_load_options(options, device=x.device, dtype=model.model_dtype())
-        conds = samplers.process_conds(model.model, x, conds, x.device, latent_image=torch.zeros_like(x))
+        conds = samplers.process_conds(model.model, x, conds, x.device, latent_image=torch.zeros_like(x), **more)
         (found,) = samplers.calc_cond_batch(model.model, [conds["positive"]], x, sigmas, options)
     return found

@@ -1,0 +1,40 @@
+"""What a saved checkpoint says of the stages it went through."""
+
+from ..concepts.concept import Concept
+from ..method.prior import Prior
+from ..method.refine import Refinement
+
+
+def concept_record(concept: Concept) -> dict:
+    """A concept as it stands in a saved checkpoint's provenance."""
+    return {
+        "target": concept.target,
+        "mapping": concept.mapping,
+        "type": concept.type,
+        "aliases": list(concept.aliases),
+        "own_prompts": list(concept.templates),
+    }
+
+
+def prior_record(prior: Prior | None) -> dict | None:
+    """A prior as it stands in a saved checkpoint's provenance."""
+    if prior is None:
+        return None
+    return {"source": prior.source, "captions": prior.captions, "preserved": list(prior.preserved)}
+
+
+def refinement_record(done: Refinement) -> dict:
+    """One refinement as it stands in a saved checkpoint's provenance."""
+    return {
+        "stage": "refinement",
+        "concepts": [concept_record(concept) for concept in done.concepts],
+        "settings": dict(done.settings),
+        "clip_layer": done.clip_layer,
+        "lambda1": done.weights.lambda1,
+        "lambda3": done.weights.lambda3,
+        "mu": done.weights.mu,
+        "metric": done.weights.metric,
+        "strength": done.strength,
+        "projections": done.projections,
+        "prior": prior_record(done.prior),
+    }

@@ -1,0 +1,104 @@
+"""Training images as a stage: drawn by the model itself, or the artist's own."""
+
+from collections.abc import Sequence
+
+import comfy.sample
+import torch
+from comfy import model_management
+from comfy.utils import ProgressBar
+from torch import Tensor
+
+from ...mace.concepts.concept import Concept
+from ...mace.concepts.images import IMAGE_PROMPTS, ConceptImages
+from ...mace.method.tokens import fill
+from ..host.kept.content import content_sha256, model_sha256, module_sha256
+from ..host.kept.on_disk import written
+from ..host.kept.store import ContentStore
+from ..host.model.family import sized
+from ..host.sampler import SHARE_OF_MEMORY, eight_bit, sampled
+from ..host.text import TextEncoder
+from ..schema import AUTO
+
+_store = ContentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
+
+
+def template_of(concept: Concept, prompt: str) -> str:
+    """The prompt a concept's images are made with, with {} for its phrase. Raises ValueError without a {}."""
+    if prompt.strip().lower() in (AUTO, ""):
+        return IMAGE_PROMPTS[concept.type]
+    template = " ".join(prompt.split())
+    rest = template.replace("{}", "")
+    if rest == template or "{" in rest or "}" in rest:
+        raise ValueError(f"prompt: {prompt!r} needs {{}} where the concept's phrase goes, and no other braces")
+    return template
+
+
+class Sampling:
+    """The host's sampler for training images, with what it depends on as a key.
+
+    settings: steps, cfg, sampler_name, scheduler, seed, count, width, height.
+    """
+
+    def __init__(self, model, encoder: TextEncoder, vae, negative: str, progress: ProgressBar, **settings):
+        self.model, self.encoder, self.vae, self.negative, self.progress = model, encoder, vae, negative, progress
+        self.settings = settings
+        self._key = (model_sha256(model), module_sha256(vae.first_stage_model), negative, settings)
+
+    def images(self, concept: Concept, template: str) -> ConceptImages:
+        """The images of one concept; the last ones made are kept, so that a longer list makes only what is new.
+
+        Every concept is sampled with the same seed in a batch of its own: which others are in the list changes
+        nothing. Advances progress by `steps`.
+        """
+        key = content_sha256(self._key, self.encoder.content(concept.target, self.negative), concept.target, template)
+        found = _store.get(key)
+        if found is None:
+            latents = self._sample(fill(template, concept.target))
+            pictures = eight_bit(_finite(self.vae.decode(latents), concept))
+            found = (written([latents]), written([pictures]))
+            _store.put(key, found, sum(t.numel() * t.element_size() for t in found))
+        else:
+            self.progress.update(self.settings["steps"])
+        latents, pictures = found
+        return ConceptImages(concept, latents, pictures, template)
+
+    def _sample(self, prompt: str) -> Tensor:
+        s = self.settings
+        clip = self.encoder.clip
+        # The host gives an empty latent the model's own channels and scale.
+        empty = torch.zeros(s["count"], 4, s["height"] // 8, s["width"] // 8)
+        empty = comfy.sample.fix_empty_latent_channels(self.model, empty, 8)
+        noise = comfy.sample.prepare_noise(empty, s["seed"])
+        positive, negative = (
+            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, self.negative)
+        )
+        return sampled(self.model, noise, positive, negative, empty, s, s["seed"], self.progress)
+
+
+def _finite(values: Tensor, concept: Concept) -> Tensor:
+    """The values. Raises ValueError when some are not finite."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"the images of {concept.target!r} hold values that are not finite (NaN or infinity): check the model, and "
+            "use the VAE in fp32 or bf16"
+        )
+    return values
+
+
+def own_images(vae, concept: Concept, template: str, pictures: Tensor) -> ConceptImages:
+    """The artist's own pictures [n, H, W, 3] of one concept, encoded."""
+    pictures = eight_bit(vae.vae_encode_crop_pixels(pictures))
+    latents = _finite(vae.encode(pictures.float() / 255), concept).to("cpu", torch.float32)
+    return ConceptImages(concept, written([latents]), written([pictures]), template)
+
+
+def make_images(
+    model, clip, vae, concepts: Sequence[Concept], prompt: str, negative: str, settings: dict
+) -> tuple[ConceptImages, ...]:
+    """Training images of every concept, by the host's sampler. settings: see `Sampling`."""
+    templates = [template_of(concept, prompt) for concept in concepts]
+    width, height = sized(model, settings["width"], settings["height"])
+    settings = {**settings, "width": width, "height": height}
+    progress = ProgressBar(len(concepts) * settings["steps"])
+    sampling = Sampling(model, TextEncoder(clip), vae, negative, progress, **settings)
+    return tuple(sampling.images(*pair) for pair in zip(concepts, templates, strict=True))

@@ -1,0 +1,112 @@
+"""The prior as a stage: captions drawn and summed, concepts to preserve."""
+
+import random
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from comfy.utils import ProgressBar
+
+from ...mace.concepts import captions as caption_sources
+from ...mace.concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
+from ...mace.concepts.lists import RETENTION
+from ...mace.method.prior import Prior, make_prior
+from ...mace.method.tokens import fill
+from ..host import files
+from ..host.text import TextEncoder, chunks
+
+BUILT_IN = "built-in"
+
+# The last captions' moment by text encoder: another list of concepts leaves out other captions, and taking their
+# part off the whole spares encoding thousands of captions again.
+_last_general: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The captions of a prior: those summed, those left out since they name a target, and how many were too long."""
+
+    kept: Sequence[str]
+    left_out: Sequence[str]
+    too_long: int
+
+
+def draw_captions(source: str, count: int, seed: int) -> list[str]:
+    """`count` captions of the built-in grammar, or as many of a file, drawn by seed where it holds more."""
+    if count == 0:
+        return []
+    if source == BUILT_IN:
+        return caption_sources.builtin_captions(count, seed)
+    found = caption_sources.read_captions(files.input_path(source))
+    return random.Random(seed).sample(found, count) if len(found) > count else found
+
+
+def keepers(preserve: str, preserve_type: str, retention: str) -> list[Concept]:
+    """The concepts to preserve, each phrase once: the paper's list, then the lines and their aliases.
+
+    Raises ConceptError for a bad line.
+    """
+    kind, names = RETENTION.get(retention, (preserve_type, ()))
+    phrases = {normalised(name): Concept(name, "", kind) for name in names}
+    for line in parse_concepts(preserve, preserve_type, mapped=False):
+        for phrase in line.phrases:
+            phrases.setdefault(normalised(phrase), Concept(phrase, "", line.type))
+    return list(phrases.values())
+
+
+def literal(caption: str) -> str:
+    """A caption as a prompt: its brackets are brackets and not weights."""
+    return caption.replace("(", r"\(").replace(")", r"\)")
+
+
+def general_moment(
+    encoder: TextEncoder, drawn: Sequence[str], left_out: Sequence[str], origin: tuple, progress: ProgressBar
+) -> torch.Tensor:
+    """sum e e^T over the tokens of the captions drawn and not left out, [d, d] float64.
+
+    origin: what the captions drawn depend on. They are summed once for it, and the left out taken off.
+    """
+    model, key = encoder.clip.cond_stage_model, (encoder.identity, origin)
+    known_key, total = _last_general.get(model, (None, None))
+    if known_key == key:
+        progress.update(len(drawn))
+    else:
+        total = encoder.gram([literal(caption) for caption in drawn], progress.update)
+        # On the CPU: the host does not manage what stays on the device between runs.
+        total = total.cpu()
+        _last_general[model] = (key, total)
+    return total - encoder.gram([literal(caption) for caption in left_out], progress.update).cpu()
+
+
+def build_prior(
+    clip, captions: str, count: int, seed: int, keep: Sequence[Concept] = (), concepts: Sequence[Concept] = ()
+) -> tuple[Prior, Drawn]:
+    """The moments of captions and of what is to be kept, without the captions that name what is to be erased.
+
+    captions: BUILT_IN or a file of the input folder.  keep: the concepts to preserve.  concepts: those to erase. Raises
+    ValueError where one is both, and where nothing is left.
+    """
+    erased = phrases_by_key(concepts)
+    for concept in keep:
+        if normalised(concept.target) in erased:
+            raise ValueError(f"{concept.target!r} is both to be erased and to be preserved; take it out of one list")
+    encoder = TextEncoder(clip)
+    found = draw_captions(captions, count, seed)
+    drawn = [caption for part in chunks(found) for caption in encoder.fitting(part, literal)]
+    kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))
+    if not kept and not keep:
+        raise ValueError("there is nothing to keep: no caption is left and no concept to preserve is named")
+    prompts = [fill(template, concept.target) for concept in keep for template in concept.prompts]
+    progress = ProgressBar(len(drawn) + len(left_out) + len(prompts))
+    origin = (captions, files.file_stamp("" if captions == BUILT_IN else captions), count, seed)
+    prior = make_prior(
+        general_moment(encoder, drawn, left_out, origin, progress) if kept else None,
+        len(kept),
+        encoder.gram(prompts, progress.update) if prompts else None,
+        tuple(concept.target for concept in keep),
+        encoder.fingerprint,
+        f"built-in, seed {seed}" if captions == BUILT_IN else captions,
+        tuple(erased.values()),
+    )
+    return prior, Drawn(kept, left_out, len(found) - len(drawn))

@@ -1,0 +1,143 @@
+"""The refinement as a stage: its weights, what must go together, the patches and the record of it (Section 3.1)."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from comfy.utils import ProgressBar
+
+from ...mace.concepts.concept import Concept, normalised, phrases_by_key
+from ...mace.formats.provenance import refinement_record
+from ...mace.method.prior import Prior
+from ...mace.method.refine import ALIKE, READING, Refinement, RefineWeights, refinement, weight_delta
+from ...mace.presets.table10 import auto_weights
+from ..host.kept.content import base_of
+from ..host.model.fp8 import fp8_note
+from ..host.model.unet import ATTACHMENT, BASE, REFINED, REFINEMENT, cross_attention_keys, patched, reading
+from ..host.text import TextEncoder
+from ..schema import read_weights
+
+PAPER, RELEASED = "paper", "as released (squared)"
+EMBEDDINGS = "embeddings (paper)"
+MEASURES = {EMBEDDINGS: ALIKE, "as the model reads": READING}
+MEASURE_NAMES = {metric: name for name, metric in MEASURES.items()}
+
+
+def choose_weights(
+    concepts: tuple[Concept, ...], lambda1: str, lambda3: str, mu: str, lambda1_form: str, mu_measures: str
+) -> tuple[RefineWeights, list[str]]:
+    """The weights to solve with, and a line on each for the artist."""
+    auto = auto_weights(concepts)
+    values, lines = read_weights(
+        ("lambda1", lambda1, auto.lambda1), ("lambda3", lambda3, auto.lambda3), ("mu", mu, auto.mu)
+    )
+    if lambda1_form == RELEASED:
+        values[0] **= 2
+        lines[0] += f", squared as released: {values[0]:g}"
+    if MEASURES[mu_measures] == READING:
+        lines[2] += ", measured as the model reads"
+    return RefineWeights(*values, MEASURES[mu_measures]), lines
+
+
+def written_settings(lambda1: str, lambda3: str, mu: str, lambda1_form: str, mu_measures: str) -> dict[str, str]:
+    """The weights as the artist wrote them, for the provenance."""
+    written = {"lambda1": lambda1, "lambda3": lambda3, "mu": mu, "lambda1_form": lambda1_form}
+    return {**written, "mu_measures": mu_measures}
+
+
+def check_preserved(concepts: tuple[Concept, ...], prior: Prior) -> None:
+    """Raise ValueError when the prior preserves a phrase that is to be erased."""
+    targets = phrases_by_key(concepts)
+    for phrase in prior.preserved:
+        if normalised(phrase) in targets:
+            raise ValueError(f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list")
+
+
+def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Prior | None, lines: list[str]) -> None:
+    """Say where prior, weights and concepts do not go together; raise ValueError where they contradict."""
+    general = prior is not None and prior.mean is not None
+    domain = prior is not None and prior.preserve is not None
+    if weights.lambda1 and not general:
+        lines.append("lambda1 has no effect: no prior with captions is connected")
+    if weights.lambda3 and not domain:
+        lines.append("lambda3 has no effect: no prior with concepts to preserve is connected")
+    if general and not weights.lambda1:
+        lines.append("the prior's captions have no effect: lambda1 is 0; auto has none for objects")
+    if domain and not weights.lambda3:
+        lines.append("the concepts to preserve have no effect: lambda3 is 0; auto has it for people and styles")
+    if prior is not None:
+        check_preserved(concepts, prior)
+        targets = phrases_by_key(concepts)
+        unseen = set(targets) - set(map(normalised, prior.left_out))
+        if general and weights.lambda1 and unseen:
+            names = ", ".join(sorted(targets[key] for key in unseen)[:5])
+            lines.append(f"the prior was made without leaving out captions that name: {names}")
+    if not (weights.lambda1 and general or weights.lambda3 and domain or weights.mu):
+        raise ValueError(
+            "nothing holds the model's other knowledge: connect a prior (Prior or Load Prior), or set mu above 0"
+        )
+
+
+def refine_model(
+    model,
+    clip,
+    concepts: tuple[Concept, ...],
+    weights: RefineWeights,
+    prior: Prior | None = None,
+    strength: float = 1.0,
+    projections: str = "both",
+    settings: Mapping[str, str] = MappingProxyType({}),
+):
+    """(the refined MODEL, its Refinement, lines for the artist): patches on the projections, and attachments.
+
+    settings: see `written_settings`. Raises ValueError where prior, weights and
+    concepts contradict, and for another text encoder than the prior's.
+    """
+    lines: list[str] = []
+    check_prior(concepts, weights, prior, lines)
+    keys = cross_attention_keys(model, projections)
+    encoder = TextEncoder(clip)
+    encoder.check_width(model)
+    if prior is not None:
+        prior.check(encoder.fingerprint)
+    prompts = sum(len(concept.readings) for concept in concepts)
+    progress = ProgressBar(prompts + len(keys))
+    moments = tuple(encoder.moments(concept, progress.update) for concept in concepts)
+    delta = refinement(
+        moments,
+        weights,
+        prior.general_moment() if prior else None,
+        prior.preserve_moment() if prior else None,
+        device=model.load_device,
+        metric=reading(model, weights.metric),
+    )
+    if strength == 0:
+        refined = model.clone()
+        progress.update(len(keys))
+    else:
+        refined = patched(model, keys, lambda key, w: weight_delta(w, delta), strength, progress.update)
+    result = Refinement(
+        concepts,
+        moments,
+        prior,
+        weights,
+        strength,
+        projections,
+        dict(settings),
+        delta.cpu(),
+        encoder.fingerprint,
+        clip.layer_idx,
+    )
+    if strength > 0:
+        record = refinement_record(result)
+        refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
+        changes = tuple(refined.patches[key][-1][1][1][0] for key in keys)
+        refined.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
+        note = fp8_note(refined, keys)
+        lines += [note] if note else []
+    refined.set_attachments(BASE, base_of(model))
+    refined.set_attachments(REFINEMENT, result)
+    lines += [
+        f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",
+        f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",
+    ]
+    return refined, result, lines

@@ -1,0 +1,67 @@
+"""Training as a stage: what is kept, what is trained, and the set that comes of it (Section 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ...mace.concepts.concept import normalised
+from ...mace.concepts.images import ConceptImages
+from ...mace.formats.lora_set import LoraSet, recipe_of
+from ..host.model.family import family, res_blocks
+from ..host.model.unet import REFINEMENT
+from ..host.progress import LossProgress
+from .train_options import TrainOptions
+from .training import Trainer, Work
+
+
+def train_loras(
+    model, clip, images: Sequence[ConceptImages], masks: Sequence[Tensor], options: TrainOptions
+) -> tuple[LoraSet, list[str]]:
+    """Erasure LoRAs of every concept, trained or from the store; and lines for the artist.
+
+    model: the refined MODEL.  masks: [n, H, W] for each concept's images.
+    """
+    refinement = model.get_attachment(REFINEMENT)
+    steps = [options.settings(entry.concept.type).steps for entry in images]
+    progress = LossProgress(sum(steps))
+    by_name = {entry.concept.target: count for entry, count in zip(images, steps, strict=True)}
+
+    def report(names, step, losses):
+        progress.report(names, step, losses, by_name[names[0]])
+
+    trainer = Trainer(model, clip, options, refinement, report, progress.skip)
+    keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
+    kept = {key: trainer.known(key) for key in keys}
+    found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
+    work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
+    progress.skip(sum(count for key, count in zip(keys, steps, strict=True) if key in found))
+    trained = trainer.run(work)
+    lines = [f"{len(trained)} LoRAs trained, {len(found)} of {len(images)} kept from before"]
+    read = sum(from_disk for _, from_disk in kept.values())
+    if read:
+        lines.append(f"{read} of them read from disk")
+    lines += trainer.lines
+    if refinement is None:
+        lines.append("the model is not refined: connect CFR Refine's model, since MACE trains on it")
+    else:
+        shown = {normalised(entry.concept.target) for entry in images}
+        bare = [c.target for c in refinement.concepts if normalised(c.target) not in shown]
+        if bare:
+            lines.append(f"refined, but without images and so without a LoRA: {', '.join(bare)}")
+    if options.focus and not trainer.can_focus:
+        lines.append("focus has no effect: the refinement has no prior with captions")
+    elsewhere = [lora.concept.target for lora in found.values() if lora.refined_on != trainer.refined_on]
+    if elsewhere:
+        lines.append(f"trained when the list was another one, and kept: {', '.join(elsewhere)}")
+    moments = {}
+    if refinement is not None:
+        moments = {normalised(c.target): m for c, m in zip(refinement.concepts, refinement.moments, strict=True)}
+    loras = []
+    for key in keys:
+        lora = {**found, **trained}[key]
+        loras.append(replace(lora, moments=moments.get(normalised(lora.concept.target))))
+        first, last = (float(part.mean()) for part in (lora.losses[:5], lora.losses[-5:]))
+        lines.append(f"{lora.concept.target}: loss {first:.4g} to {last:.4g} in {len(lora.losses)} steps")
+    recipe = None if refinement is None else recipe_of(refinement, trainer.refined_on)
+    return LoraSet(tuple(loras), recipe, res_blocks(model), family(model)), lines

@@ -1,0 +1,89 @@
+"""Every family of diffusion models that the host knows, as small as its class allows, with random weights.
+
+families.json has for each: the host's class (comfy.supported_models), the network's configuration, the prompt's
+CONDITIONING and the latents. In it {"tuple": [...]} is a tuple, {"dtype": name} a dtype; of a prompt's parts
+{"random": shape} are numbers, {"ids": shape, "below": n} tokens, {"ones": shape} a mask.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+FAMILIES = json.loads((Path(__file__).parent / "families.json").read_text(encoding="utf-8"))
+CPU = torch.device("cpu")
+NORM = re.compile(r"(^|[._])(norm|ln)", re.IGNORECASE)
+
+
+def _read(value):
+    if isinstance(value, list):
+        return [_read(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"tuple"}:
+        return tuple(_read(value["tuple"]))
+    if set(value) == {"dtype"}:
+        return getattr(torch, value["dtype"])
+    return {name: _read(item) for name, item in value.items()}
+
+
+def prompt(name: str, seed: int = 0) -> list:
+    """The host's CONDITIONING of a prompt of this family, at random."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+
+    def part(value):
+        if not isinstance(value, dict):
+            return value
+        if "random" in value:
+            return torch.randn(value["random"], generator=generator)
+        if "ids" in value:
+            kind = getattr(torch, value.get("type", "int64"))
+            return torch.randint(1, value["below"], value["ids"], generator=generator, dtype=kind)
+        return torch.ones(value["ones"], dtype=getattr(torch, value["type"]))
+
+    described = FAMILIES[name]["prompt"]
+    tokens = described["tokens"]
+    embeddings = None if tokens is None else torch.randn(1, *tokens, generator=generator)
+    return [[embeddings, {"pooled_output": None, **{key: part(value) for key, value in described["extra"].items()}}]]
+
+
+def latents(name: str) -> list[list[int]]:
+    """The shapes of its latents."""
+    return FAMILIES[name]["latents"]
+
+
+def build(name: str, monkeypatch):
+    """A MODEL of a family: the host's own class and patcher, weights filled with random numbers."""
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    described = FAMILIES[name]
+    if name == "anima":
+        # Its adapter's size is fixed in the host's code, at 140 M weights.
+        import comfy.ldm.anima.model as anima
+
+        whole, small = anima.LLMAdapter, dict(source_dim=20, target_dim=24, model_dim=24, num_layers=2, num_heads=2)
+        monkeypatch.setattr(anima, "LLMAdapter", lambda **options: whole(**small, **options))
+    config = getattr(comfy.supported_models, described["class"])(_read(described["config"]))
+    config.unet_config.update(_read(described.get("more", {})))
+    config.set_inference_dtype(torch.float32, None)
+    network = config.get_model({}, "").eval()
+    fill(network.diffusion_model)
+    return ModelPatcher(network, load_device=CPU, offload_device=CPU)
+
+
+def fill(network) -> None:
+    """Random weights that keep the size of what passes through: the host leaves them as memory was."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in network.state_dict().items():
+            if not weight.is_floating_point() or not weight.numel():
+                continue
+            values = torch.randn(weight.shape, generator=generator)
+            if weight.dim() < 2:
+                scale = NORM.search(name) and name.endswith(("weight", "scale", "gamma"))
+                values = values * 0.1 + bool(scale)
+            elif "embed" not in name or name.endswith("weight") and weight.dim() == 2 and weight.shape[1] < 4096:
+                values = values / weight[0].numel() ** 0.5
+            weight.copy_(values)

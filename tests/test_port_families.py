@@ -1,0 +1,78 @@
+"""The text ports of every family that the host knows: the table, the finding, and that an edit there is exact."""
+
+import pytest
+import torch
+
+from tests.families import FAMILIES, build, latents, prompt
+
+pytestmark = pytest.mark.host
+
+# No port: prompt and picture share every map from the first on.
+WITHOUT = {"hidream_o1"}
+# One row for one dimension is the most that T can be exact for: LTX-2's registers are 1024 rows of these 20.
+NOT_EXACT = {"ltxav"}
+# Their ports depend on the checkpoint (which Llama layer a block reads) or stand in every block: found each time.
+UNKNOWN = {"hidream", "hydit", "hydit12", "ace"}
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def ports_module(comfy_host):
+    return comfy_host.module("nodes.host.model.ports")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, comfy_host, ports_module):
+    """(name, MODEL, the ports found, PromptRuns)."""
+    with pytest.MonkeyPatch.context() as patched, torch.inference_mode():
+        model = build(request.param, patched)
+        shapes = latents(request.param)
+        given = prompt(request.param)
+        found = ports_module.ports_by_running(model, given, shapes)
+        yield request.param, model, found, ports_module.PromptRuns(model, given, 0, shapes)
+
+
+def transform(ours, theirs):
+    """T with T f = g for the rows f, g of two prompts, nearest to the identity; float64."""
+    f, g = (torch.cat([call.reshape(-1, call.shape[-1]) for call in calls]).double() for calls in (ours, theirs))
+    return torch.eye(f.shape[1], dtype=torch.float64) + (torch.linalg.pinv(f, rcond=1e-10) @ (g - f)).mT
+
+
+def test_what_is_known_is_what_is_found(family, ports_module):
+    name, model, found, _ = family
+    if name in WITHOUT:
+        assert found is None and ports_module.known_ports(model) is None
+        return
+    known = ports_module.known_ports(model)
+    assert (known is None) == (name in UNKNOWN)
+    if known is None:
+        return
+    assert {name for group in known for name in group} >= set(found.names)
+    # What is known and not found is of a part that this prompt does not use.
+    assert set(map(frozenset, found.groups)) <= set(map(frozenset, known))
+
+
+def test_an_edit_at_the_ports_is_another_prompt(comfy_host, family):
+    """Prompt f through W T gives what prompt g gives through W: at the ports to rounding, and so in the output."""
+    name, model, found, runs = family
+    if name in WITHOUT:
+        return
+    read = comfy_host.module("mace.method.ports").read_features
+    network = model.model.diffusion_model
+    ours, theirs = (read(lambda text=text: runs(text, 0), network, found) for text in (0, 1))
+    plain, wanted = runs(0, 0), runs(1, 0)
+    saved = {}
+    for group, one, two in zip(found.groups, ours, theirs, strict=True):
+        change = transform(one, two)
+        for port in group:
+            weight = network.get_submodule(port).weight
+            saved[port] = weight.data.clone()
+            weight.data.copy_((weight.data.double() @ change).to(weight.dtype))
+    edited = runs(0, 0)
+    for port, weight in saved.items():
+        network.get_submodule(port).weight.data.copy_(weight)
+    between = (plain - wanted).abs().max()
+    assert between > 0
+    if name not in NOT_EXACT:
+        assert (edited - wanted).abs().max() < TOLERANCE * between
+    assert torch.equal(runs(0, 0), plain)
