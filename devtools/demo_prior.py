@@ -78,13 +78,15 @@ def main() -> None:
         priors, lines = host.module("mace.method.prior"), captions()
         with torch.inference_mode():
             encoder = host.module("nodes.host.text").TextEncoder(clip)
-            moment = encoder.gram(lines, lambda done: None)
+            moment, _ = encoder.gram(lines, lambda done: None)
             source = "captions over the demo model's vocabulary"
             left_out = tuple(words["synonyms"])
             concept = host.module("mace.concepts.concept").Concept(PRESERVED, "", "object")
-            kept = encoder.gram([template.replace("{}", PRESERVED) for template in concept.prompts], lambda done: None)
+            kept, _ = encoder.gram(
+                [template.replace("{}", PRESERVED) for template in concept.prompts], lambda done: None
+            )
             prior = priors.make_prior(moment, len(lines), kept, (PRESERVED,), encoder.fingerprint, source, left_out)
-        tensors, metadata = priors.prior_to_file(prior)
+        tensors, metadata = host.module("mace.formats.prior_file").prior_to_file(prior)
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, PRIOR, metadata=metadata)
         print(PRIOR)
 

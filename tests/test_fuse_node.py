@@ -119,7 +119,7 @@ def test_keys_alone(comfy_host, demo, listed):
 
 def test_a_new_strength_trains_and_reads_nothing(comfy_host, demo, parts, monkeypatch):
     model = demo[0]
-    for module, name in (("model.forward", "trainable_copy"), ("text", "TextEncoder.encode")):
+    for module, name in (("model.forward", "trainable_copy"), ("text", "TextEncoder.encode_pooled")):
         path = name.split(".")
         owner = comfy_host.module(f"nodes.host.{module}")
         for part in path[:-1]:

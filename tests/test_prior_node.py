@@ -61,8 +61,8 @@ def test_another_list_reads_only_what_it_leaves_out(comfy_host, demo, captions, 
     clip = demo[1]
     prior_of(comfy_host, clip, captions=captions, count=100)
     encoder = comfy_host.module("nodes.host.text").TextEncoder
-    encoded, real = [], encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda self, prompts: encoded.extend(prompts) or real(self, prompts))
+    encoded, real = [], encoder.encode_pooled
+    monkeypatch.setattr(encoder, "encode_pooled", lambda self, prompts: encoded.extend(prompts) or real(self, prompts))
     found = prior_of(comfy_host, clip, captions=captions, count=100, concepts=concepts(comfy_host, "cat\nrose"))[0]
     assert [prompt for prompt in encoded if prompt in LINES] == [LINES[0], LINES[3]]
     kept = [LINES[1], r"the sky over a house \(in winter\)", LINES[4]]

@@ -141,8 +141,8 @@ def test_another_lambda_is_a_new_solve_only(comfy_host, demo, airplane, monkeypa
     refine(comfy_host, model, clip, airplane, mu="10")
     encoder = comfy_host.module("nodes.host.text").TextEncoder
     encoded = []
-    real = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda self, prompts: encoded.extend(prompts) or real(self, prompts))
+    real = encoder.encode_pooled
+    monkeypatch.setattr(encoder, "encode_pooled", lambda self, prompts: encoded.extend(prompts) or real(self, prompts))
     refine(comfy_host, model, clip, airplane, mu="20")
     assert len(encoded) <= len(comfy_host.module("mace.method.prior").PROBE_PROMPTS)
     skipped = clip.clone()

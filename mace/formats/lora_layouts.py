@@ -64,11 +64,18 @@ def diffusers_blocks(num_res_blocks: Sequence[int]) -> dict[str, str]:
     return names
 
 
+# What reads the pooled text of SDXL, in diffusers. kohya's files have the host's own name for it, which A1111 and Forge
+# know too.
+_POOLED = {"diffusion_model.label_emb.0.0.weight": "add_embedding.linear_1"}
+
+
 def diffusers_module(key: str, num_res_blocks: Sequence[int]) -> str:
     """diffusers' name of the module of a host's key: down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.
 
     Raises ValueError for a key that is no cross-attention projection of such a UNet.
     """
+    if key in _POOLED:
+        return _POOLED[key]
     match = _KEY.fullmatch(key)
     block = diffusers_blocks(num_res_blocks).get(match[1]) if match else None
     if block is None:
@@ -89,7 +96,12 @@ def to_kohya(
     base: the family of the model; None when unknown, its fields are then left out.
     Raises ValueError for a key or a pair that is not a LoRA's.
     """
-    tensors = _up_down_alpha(lora, lambda key: "lora_unet_" + diffusers_module(key, num_res_blocks).replace(".", "_"))
+
+    def name(key: str) -> str:
+        own = key.removeprefix("diffusion_model.").removesuffix(".weight") if key in _POOLED else None
+        return "lora_unet_" + (own or diffusers_module(key, num_res_blocks)).replace(".", "_")
+
+    tensors = _up_down_alpha(lora, name)
     ranks = {str(down.shape[0]) for _, down in lora.values()}
     rank = ranks.pop() if len(ranks) == 1 else "Dynamic"
     metadata = {
@@ -262,7 +274,7 @@ def _checked(lora: Lora) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
     if not lora:
         raise ValueError("there is no LoRA to write: it has no projection")
     for key, (up, down) in lora.items():
-        if not _KEY.fullmatch(key):
+        if not _KEY.fullmatch(key) and key not in _POOLED:
             raise ValueError(f"{key} is no cross-attention key or value projection")
         _check_pair(key, up, down)
     return lora.items()

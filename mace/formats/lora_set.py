@@ -39,7 +39,8 @@ class Recipe:
     """The refinement that LoRAs were trained on, without its concepts and moments; fields as in `Refinement`.
 
     digest: SHA-256 (hex) of its transform, so that LoRAs trained on another one are told apart.  prior_source: what
-    the prior was made from, None without a prior.  prior: the prior itself, None where it is not at hand.
+    the prior was made from, None without a prior.  prior: the prior itself, None where it is not at hand.  pooled:
+    whether the pooled text is refined too.
     """
 
     weights: RefineWeights
@@ -51,6 +52,7 @@ class Recipe:
     digest: str
     prior_source: str | None = None
     prior: Prior | None = None
+    pooled: bool = False
 
 
 def recipe_of(refinement: Refinement, digest: str) -> Recipe:
@@ -65,6 +67,7 @@ def recipe_of(refinement: Refinement, digest: str) -> Recipe:
         digest,
         refinement.prior.source if refinement.prior else None,
         refinement.prior,
+        refinement.pooled_delta is not None,
     )
 
 

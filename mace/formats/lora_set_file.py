@@ -22,7 +22,7 @@ _FAMILY = FORMAT.rpartition("-")[0] + "-"
 # The same names in the files of other programs, so that an import knows what a LoRA erases.
 CONCEPT_KEY, REFINED_ON_KEY = "mace.concept", "mace.refined_on"
 
-_PRIOR = "prior."
+_PRIOR, _POOLED = "prior.", "pooled."
 _MOMENTS = ("cross", "paired", "total")
 _PROJECTIONS = ("both", "keys", "values")
 _SCALARS = (str, int, float, bool)
@@ -41,8 +41,10 @@ def set_to_file(lora_set: LoraSet, with_moments: bool) -> tuple[dict[str, Tensor
             tensors[f"{i}.up.{key}"], tensors[f"{i}.down.{key}"] = up, down
         tensors[f"{i}.losses"] = erasure.losses
         moments = erasure.moments if with_moments else None
-        for name in _MOMENTS if moments else ():
-            tensors[f"{i}.{name}"] = getattr(moments, name)
+        pooled = moments.pooled if moments else None
+        for prefix, part in (("", moments), (_POOLED, pooled)):
+            for name in _MOMENTS if part else ():
+                tensors[f"{i}.{prefix}{name}"] = getattr(part, name)
         listed.append(
             {
                 "concept": asdict(erasure.concept),
@@ -184,24 +186,29 @@ def _erasure(i: int, entry: Mapping, tensors: Mapping[str, Tensor]) -> ErasureLo
     if wrong is not None:
         raise LoraSetError(f"the setting {wrong!r} of {concept.target!r} is {settings[wrong]!r}")
     refined_on = _is(str, entry["refined_on"], "refined_on")
-    moments = _moments(i, concept, entry["moments"], tensors)
+    moments = _moments(f"{i}.", concept, entry["moments"], tensors)
     return ErasureLora(concept, lora, _tensor(tensors, f"{i}.losses", 1), settings, moments, refined_on)
 
 
-def _moments(i: int, concept: Concept, entry: Mapping | None, tensors: Mapping[str, Tensor]) -> ConceptMoments | None:
+def _moments(
+    prefix: str, concept: Concept, entry: Mapping | None, tensors: Mapping[str, Tensor]
+) -> ConceptMoments | None:
     if entry is None:
         return None
     pairs, prompts = entry["pairs"], entry["prompts"]
     if not (_whole(pairs, 0) and _whole(prompts, 1)):
         raise LoraSetError(f"the moments of {concept.target!r} count {pairs!r} pairs in {prompts!r} prompts")
-    cross = _tensor(tensors, f"{i}.cross", 2, torch.float64)
-    paired, total = (_tensor(tensors, f"{i}.{name}", 1, torch.float64) for name in ("paired", "total"))
+    cross = _tensor(tensors, f"{prefix}cross", 2, torch.float64)
+    paired, total = (_tensor(tensors, f"{prefix}{name}", 1, torch.float64) for name in ("paired", "total"))
     if {*cross.shape} != {packed_width(paired)} or packed_width(total) != packed_width(paired):
         raise LoraSetError(
             f"the moments of {concept.target!r} do not fit each other: {list(cross.shape)}, {len(paired)} and "
             f"{len(total)} elements"
         )
-    return ConceptMoments(cross, paired, total, pairs, prompts)
+    # One vector a prompt: there is no more to count.
+    own = {"pairs": prompts, "prompts": prompts}
+    pooled = _moments(prefix + _POOLED, concept, own, tensors) if f"{prefix}{_POOLED}cross" in tensors else None
+    return ConceptMoments(cross, paired, total, pairs, prompts, pooled)
 
 
 def _recipe_to_json(recipe: Recipe | None) -> dict | None:
@@ -215,6 +222,7 @@ def _recipe_to_json(recipe: Recipe | None) -> dict | None:
         "clip_layer": recipe.clip_layer,
         "digest": recipe.digest,
         "prior_source": recipe.prior_source,
+        "pooled": recipe.pooled,
     }
 
 
@@ -243,6 +251,7 @@ def _recipe_from_json(
         _is(str, entry["digest"], "digest"),
         None if source is None else _is(str, source, "prior_source"),
         _prior(tensors, metadata),
+        _is(bool, entry.get("pooled", False), "pooled"),
     )
 
 

@@ -11,6 +11,8 @@ from ..method.prior import Prior, PriorError
 
 FORMAT = "mace-prior-1"
 
+_TOKENS, _POOLED = ("general.mean", "preserve.sum"), ("general.pooled_mean", "preserve.pooled_sum")
+
 
 def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a prior's safetensors file."""
@@ -19,6 +21,9 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors["general.mean"] = prior.mean
     if prior.preserve is not None:
         tensors["preserve.sum"] = prior.preserve
+    for name, moment in zip(_POOLED, (prior.pooled_mean, prior.pooled_preserve), strict=True):
+        if moment is not None:
+            tensors[name] = moment
     metadata = {
         "format": FORMAT,
         "captions": str(prior.captions),
@@ -40,7 +45,7 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         raise PriorError(f"the prior file is damaged: {error}") from None
     if fingerprint.dim() != 3 or not torch.isfinite(fingerprint).all():
         raise PriorError("the prior file is damaged: its fingerprint is not one of a text encoder")
-    for name in ("general.mean", "preserve.sum"):
+    for name in _TOKENS + _POOLED:
         moment = tensors.get(name)
         if moment is None:
             continue
@@ -48,7 +53,8 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
             width = packed_width(moment)
         except ValueError as error:
             raise PriorError(f"the prior file is damaged: {name}: {error}") from None
-        if width != fingerprint.shape[-1] or moment.dtype != torch.float64 or not torch.isfinite(moment).all():
+        fits = width == fingerprint.shape[-1] or name in _POOLED
+        if not fits or moment.dtype != torch.float64 or not torch.isfinite(moment).all():
             raise PriorError(f"the prior file is damaged: {name} does not fit its fingerprint")
     return Prior(
         tensors.get("general.mean"),
@@ -58,4 +64,5 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         fingerprint,
         metadata.get("source", ""),
         left_out,
+        *(tensors.get(name) for name in _POOLED),
     )

@@ -36,5 +36,6 @@ def refinement_record(done: Refinement) -> dict:
         "metric": done.weights.metric,
         "strength": done.strength,
         "projections": done.projections,
+        "pooled_text": done.pooled_delta is not None,
         "prior": prior_record(done.prior),
     }

@@ -89,7 +89,8 @@ class ConceptMoments:
     """The sums of one concept, in float64.
 
     cross: A_i = sum e_g e_f^T, [d, d].  paired: G_i = sum e_f e_f^T, packed.  total: S_i = sum e e^T over
-    all tokens of all its prompts, packed.  pairs: tokens in A_i.  prompts: prompts in S_i.
+    all tokens of all its prompts, packed.  pairs: tokens in A_i.  prompts: prompts in S_i.  pooled: the same sums of
+    the prompts' pooled texts [c], where the model reads them besides the tokens (see `pooled_moments`).
     """
 
     cross: Tensor = field(repr=False)
@@ -97,11 +98,13 @@ class ConceptMoments:
     total: Tensor = field(repr=False)
     pairs: int
     prompts: int
+    pooled: "ConceptMoments | None" = None
 
     @property
     def bytes(self) -> int:
         """Memory it holds."""
-        return sum(t.numel() * t.element_size() for t in (self.cross, self.paired, self.total))
+        own = sum(t.numel() * t.element_size() for t in (self.cross, self.paired, self.total))
+        return own + (self.pooled.bytes if self.pooled else 0)
 
 
 Batch = tuple[Tensor, Tensor, list[Pairing]]
@@ -140,6 +143,23 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
     kept.cross.copy_(cross)
     pack(paired.cpu(), out=kept.paired)
     pack(total.cpu(), out=kept.total)
+    return kept
+
+
+def pooled_moments(targets: Tensor, mappings: Tensor, device: torch.device) -> ConceptMoments:
+    """A concept's moments of its prompts' pooled texts, targets f and mappings g, both [P, c] in the same order.
+
+    A prompt's pooled text is one vector that carries its concept, so that each is one pair, A = sum g f^T,
+    G = S = sum f f^T. Raises ValueError for values that are not finite.
+    """
+    where = working_device(device)
+    f, g = (rows.to(where, torch.float64) for rows in (targets, mappings))
+    if not (torch.isfinite(f).all() and torch.isfinite(g).all()):
+        raise ValueError(NOT_FINITE)
+    kept = ConceptMoments(*_own_pages(f.shape[1]), pairs=len(f), prompts=len(f))
+    kept.cross.copy_(g.T @ f)
+    pack((f.T @ f).cpu(), out=kept.paired)
+    kept.total.copy_(kept.paired)
     return kept
 
 

@@ -50,7 +50,8 @@ class Prior:
     mean: sum over a caption's tokens of e e^T, averaged over the captions; packed [d (d + 1) / 2], or None
     without captions.  captions: how many.  preserve: D, the unscaled sum over all prompts of the concepts to
     preserve, packed, or None.  preserved: their phrases.  left_out: phrases whose captions were left out.
-    fingerprint: see `probe`.  source: where the captions came from.
+    fingerprint: see `probe`.  source: where the captions came from.  pooled_mean, pooled_preserve: the same moments of
+    the texts' pooled vectors [c], packed; None where the encoder's pooled text is not read, and in older files.
     """
 
     mean: Tensor | None = field(repr=False)
@@ -60,6 +61,8 @@ class Prior:
     fingerprint: Tensor = field(repr=False)
     source: str
     left_out: tuple[str, ...] = ()
+    pooled_mean: Tensor | None = field(default=None, repr=False)
+    pooled_preserve: Tensor | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:
@@ -73,6 +76,11 @@ class Prior:
     def preserve_moment(self) -> Tensor | None:
         """D of Eq. 19, [d, d] float64."""
         return None if self.preserve is None else unpack(self.preserve)
+
+    def pooled_moments(self) -> tuple[Tensor | None, Tensor | None]:
+        """P, scaled to COCO's number of captions, and D of the pooled texts, [c, c] float64 each or None."""
+        mean, preserve = (None if part is None else unpack(part) for part in (self.pooled_mean, self.pooled_preserve))
+        return None if mean is None else mean * COCO_CAPTIONS, preserve
 
     def check(self, fingerprint: Tensor) -> None:
         """Raise PriorError unless the prior was made with the text encoder of this fingerprint."""
@@ -93,14 +101,19 @@ def make_prior(
     fingerprint: Tensor,
     source: str,
     left_out: tuple[str, ...] = (),
+    pooled: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Prior:
-    """A Prior from the summed moments [d, d] of all captions and of the concepts to preserve."""
-    return Prior(
-        pack(general / captions).cpu() if general is not None and captions else None,
-        captions,
-        pack(preserve).cpu() if preserve is not None and preserved else None,
-        preserved,
-        fingerprint,
-        source,
-        left_out,
-    )
+    """A Prior from the summed moments [d, d] of all captions and of the concepts to preserve.
+
+    pooled: the same of their pooled texts, [c, c].
+    """
+
+    def kept(moments: tuple[Tensor | None, Tensor | None]) -> list[Tensor | None]:
+        of_captions, of_concepts = moments
+        return [
+            pack(of_captions / captions).cpu() if of_captions is not None and captions else None,
+            pack(of_concepts).cpu() if of_concepts is not None and preserved else None,
+        ]
+
+    (mean, own), (pooled_mean, pooled_own) = kept((general, preserve)), kept(pooled)
+    return Prior(mean, captions, own, preserved, fingerprint, source, left_out, pooled_mean, pooled_own)

@@ -11,7 +11,7 @@ T - I, so that a small refinement does not drown in the rounding of one. Another
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ class Refinement:
     transform_delta: T - I at strength 1, float64 [d, d] on the CPU.  moments: one a concept.  strength: the
     one strength of all concepts (0..1).  fingerprint: of the text encoder (see `prior.probe`).
     projections: "keys", "values" or "both".  settings: the weights as the artist gave them, for the record.
-    clip_layer: the text encoder's output layer (clip skip), None for its own default.
+    clip_layer: the text encoder's output layer (clip skip), None for its own default.  pooled_delta: T - I of the
+    pooled text (see `pooled_refinement`), float64 [c, c] on the CPU; None where it is read as before.
     """
 
     concepts: tuple[Concept, ...]
@@ -65,6 +66,7 @@ class Refinement:
     transform_delta: Tensor = field(repr=False)
     fingerprint: Tensor = field(repr=False)
     clip_layer: int | None = None
+    pooled_delta: Tensor | None = field(default=None, repr=False)
 
 
 def add_scaled_metric(system: Tensor, mu: float, metric: Tensor | None) -> None:
@@ -137,6 +139,44 @@ def refinement(
         if weight and moment is not None:
             system += weight * moment.to(where)
     return solve_right(numerator, system)
+
+
+def pooled_refinement(
+    concepts: Sequence[ConceptMoments],
+    weights: RefineWeights,
+    prior: Tensor | None = None,
+    preserve: Tensor | None = None,
+    strengths: Sequence[float] | None = None,
+    device: torch.device | None = None,
+    metric: Tensor | None = None,
+) -> Tensor:
+    """T - I of Eq. 19 for the pooled text, float64 [c, c]: the concepts' `pooled` moments in place of the tokens'.
+
+    prior, preserve: of pooled texts, [c, c].  metric: R of what reads the pooled text. Priors are sums over captions
+    of one vector each as the concepts' are over prompts, and keep their weights. mu stands alone beside sums that are
+    many times smaller here, and goes with them: mu tr(G_pooled) / tr(G), over the concepts that are refined. This is
+    ours; the paper's models have no pooled text. Raises as `refinement` does.
+    """
+    active = [c for c, s in zip(concepts, strengths or [1.0] * len(concepts), strict=True) if s > 0]
+    sizes = [
+        sum(float(unpack(part.paired).trace()) for part in parts) for parts in ([c.pooled for c in active], active)
+    ]
+    # Sums that are empty or broken are the solver's to report.
+    share = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
+    scaled = replace(weights, mu=weights.mu * share)
+    pooled = [concept.pooled for concept in concepts]
+    return refinement(pooled, scaled, prior, preserve, strengths, device, metric)
+
+
+def pooled_weight_delta(weight: Tensor, pooled_delta: Tensor) -> Tensor:
+    """W' - W of the map W [d_out, c + s] that reads the pooled text [c] with the picture's sizes [s] behind it.
+
+    T is I on the sizes: they are no text.
+    """
+    width = len(pooled_delta)
+    change = torch.zeros_like(weight, dtype=torch.float32)
+    change[:, :width] = weight_delta(weight[:, :width], pooled_delta)
+    return change
 
 
 def weight_delta(weight: Tensor, transform_delta: Tensor) -> Tensor:

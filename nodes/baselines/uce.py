@@ -122,7 +122,7 @@ class UnifiedConceptEditing(io.ComfyNode):
         prompts = kept or [""]
         progress = ProgressBar(len(edits) + len(prompts) + len(keys))
         moments = concept_moments(edit_batches(encoder, edits, progress), encoder.width, encoder.device)
-        delta = uce(moments, weights, encoder.gram(prompts, progress.update), model.load_device)
+        delta = uce(moments, weights, encoder.gram(prompts, progress.update)[0], model.load_device)
         if erase_scale == 0:
             edited = model.clone()
             progress.update(len(keys))

@@ -83,6 +83,15 @@ class CFRRefine(io.ComfyNode):
                     tooltip="What to keep, from Prior or Load Prior. Needed for people and styles with automatic "
                     "settings, and wise for explicit content.",
                 ),
+                io.Boolean.Input(
+                    "pooled_text",
+                    optional=True,
+                    default=True,
+                    advanced=True,
+                    tooltip="SDXL and its kin read the prompt a second time, as one pooled vector that carries the "
+                    "concept too. On: that reading is refined by the same closed form (ours; the paper's models have "
+                    "none). No effect on SD1.x and SD2.x.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The refined model: the input with patches on to_k and to_v."),
@@ -115,8 +124,11 @@ class CFRRefine(io.ComfyNode):
         lambda1_form,
         prior=None,
         mu_measures=EMBEDDINGS,
+        pooled_text=True,
     ) -> io.NodeOutput:
         weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form, mu_measures)
         settings = written_settings(lambda1, lambda3, mu, lambda1_form, mu_measures)
-        refined, result, about = refine_model(model, clip, concepts, weights, prior, strength, projections, settings)
+        refined, result, about = refine_model(
+            model, clip, concepts, weights, prior, strength, projections, settings, pooled_text
+        )
         return io.NodeOutput(refined, result, ui=ui.PreviewText("\n".join([*lines, *about])))

@@ -14,7 +14,7 @@ from ...mace.method.lora import Lora, approximate
 from ..host import files
 from ..host.lora_files import FORMATS, search_note, write_lora
 from ..host.model.family import family, res_blocks
-from ..host.model.unet import ATTACHMENT, cross_attention_keys, effective_weight, with_patches
+from ..host.model.unet import ATTACHMENT, cross_attention_keys, effective_weight, pooled_key, with_patches
 from ..schema import CATEGORY
 
 # Above what rounding to fp16 or bf16 does to a weight, below what fine-tuning does.
@@ -59,11 +59,12 @@ def change(base, edited, keys: list[str], rank: int, step) -> Change:
 
 
 def check_same(base, edited) -> list[str]:
-    """The cross-attention projections of two MODELs that are one model but for those.
+    """The cross-attention projections, and what reads the pooled text, of two MODELs that are one model but for those.
 
     Raises ValueError for models with other layers and for weights elsewhere that differ by more than rounding.
     """
-    keys = cross_attention_keys(base)
+    port = pooled_key(base)
+    keys = cross_attention_keys(base) + ([port] if port else [])
     before, after = (model.get_key_patches("diffusion_model.") for model in (base, edited))
     if before.keys() != after.keys():
         raise ValueError("base and edited are different models: they have other layers")

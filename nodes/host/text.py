@@ -4,13 +4,14 @@ import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from comfy import model_management
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
 from ...mace.concepts.concept import Concept
-from ...mace.method.moments import ConceptMoments, Gram, concept_moments
+from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
 from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
@@ -18,6 +19,8 @@ from .model.unet import cross_attention_keys
 
 BATCH = 16
 MAPPING_CACHE = 256
+# The encoder whose pooled text models read besides the tokens (CLIP-G: SDXL and its kin).
+POOLING = "g"
 
 _memory = model_management.get_total_memory(torch.device("cpu"))
 _store = MomentStore(int(_memory * SHARE_OF_MEMORY))
@@ -84,24 +87,41 @@ class TextEncoder:
 
         Raises PairingError for a prompt that does not fit the encoder's window, and the host's interrupt.
         """
+        return self.encode_pooled(prompts)[0]
+
+    def encode_pooled(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(embeddings as of `encode`, pooled texts [B, c] float32 on the CPU) of prompts.
+
+        None in place of the second for encoders without a pooled text that models read. Raises as `encode` does.
+        """
         model_management.throw_exception_if_processing_interrupted()
         batch: dict[str, list] = {}
         for prompt in prompts:
             self.check_length(prompt)
             for name, sections in self.clip.tokenize(prompt).items():
                 batch.setdefault(name, []).extend(sections)
-        embeddings = self.clip.encode_from_tokens(batch)
-        return embeddings.reshape(len(prompts), -1, embeddings.shape[-1])
+        seen: list[torch.Tensor] = []
+        # Of the pooled texts the host hands on the first one's alone.
+        pooling = getattr(self.clip.cond_stage_model, f"clip_{POOLING}", None)
+        hook = pooling.register_forward_hook(lambda module, given, out: seen.append(out[1])) if pooling else None
+        try:
+            embeddings = self.clip.encode_from_tokens(batch)
+        finally:
+            if hook is not None:
+                hook.remove()
+        pooled = seen[0][: len(prompts)].to("cpu", torch.float32) if seen else None
+        return embeddings.reshape(len(prompts), -1, embeddings.shape[-1]), pooled
 
     def encoded(self, prompts: Sequence[str]) -> torch.Tensor:
         """As `encode`, where the prompts are likely to be asked for again: the last ones are kept, on the CPU."""
         keys = [(self.identity, prompt) for prompt in prompts]
         kept = [_embeddings.get(key) for key in keys]
         if any(embedding is None for embedding in kept):
-            found = self.encode(prompts)
+            found, pooled = self.encode_pooled(prompts)
             for key, embedding in zip(keys, found, strict=True):
-                own = embedding.to("cpu", copy=True)
-                _embeddings.put(key, own, own.numel() * own.element_size())
+                _keep(key, embedding)
+            if pooled is not None:
+                self._keep_pooled(prompts, pooled)
             return found
         return torch.stack(kept)
 
@@ -176,28 +196,32 @@ class TextEncoder:
         return bool(getattr(model.model, "adm_channels", 0))
 
     def pooled(self, prompts: Sequence[str]) -> torch.Tensor:
-        """The pooled text of each prompt, [B, c] float32: the host gives that of a batch's first prompt only.
+        """The pooled text of each prompt, [B, c] float32; the last ones are kept, on the CPU, as those of `encoded`."""
+        known = {prompt: _embeddings.get((self.identity, prompt, "pooled")) for prompt in prompts}
+        for part in chunks([prompt for prompt, own in known.items() if own is None]):
+            found = self.encode_pooled(part)[1]
+            self._keep_pooled(part, found)
+            known |= dict(zip(part, found, strict=True))
+        return torch.stack([known[prompt] for prompt in prompts])
 
-        The last ones are kept, on the CPU, as those of `encoded` are.
+    def _keep_pooled(self, prompts: Sequence[str], pooled: torch.Tensor) -> None:
+        for prompt, own in zip(prompts, pooled, strict=True):
+            _keep((self.identity, prompt, "pooled"), own)
+
+    def moments(self, concept: Concept, step: Callable[[int], None], pooled: bool = False) -> ConceptMoments:
+        """The concept's moments, from the store of the last ones where it is there. step(prompts): progress.
+
+        pooled: those of the prompts' pooled texts too.
         """
-        found = []
-        for prompt in prompts:
-            key = (self.identity, prompt, "pooled")
-            own = _embeddings.get(key)
-            if own is None:
-                model_management.throw_exception_if_processing_interrupted()
-                own = self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)[1]
-                own = own.to("cpu", torch.float32, copy=True)
-                _embeddings.put(key, own, own.numel() * own.element_size())
-            found.append(own)
-        return torch.cat(found)
-
-    def moments(self, concept: Concept, step: Callable[[int], None]) -> ConceptMoments:
-        """The concept's moments, from the store of the last ones where it is there. step(prompts): progress."""
-        model, key = self.clip.cond_stage_model, (self.identity, concept)
+        model, key = self.clip.cond_stage_model, (self.identity, concept, pooled)
         found = _store.get(model, key)
         if found is None:
             found = concept_moments(self._batches(concept, step), self.width, self.device)
+            if pooled:
+                targets = [fill(template, phrase) for template, phrase in concept.readings]
+                mappings = [fill(template, concept.mapping) for template, _ in concept.readings]
+                own = pooled_moments(self.pooled(targets), self.pooled(mappings), self.device)
+                found = replace(found, pooled=own)
             _store.put(model, key, found)
         else:
             step(len(concept.readings))
@@ -221,13 +245,25 @@ class TextEncoder:
             self._mappings.popitem(last=False)
         return embeddings
 
-    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> torch.Tensor:
-        """sum e e^T over all tokens of the prompts, [d, d] float64."""
-        total = Gram(self.width, self.device)
+    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(sum e e^T over all tokens of the prompts [d, d], the same over their pooled texts [c, c]), float64.
+
+        None in place of the second for encoders without a pooled text that models read.
+        """
+        total, pooled = Gram(self.width, self.device), None
         for part in chunks(prompts):
-            total.add(self.encode(part))
+            embeddings, own = self.encode_pooled(part)
+            total.add(embeddings)
+            if own is not None:
+                pooled = pooled or Gram(own.shape[-1], self.device)
+                pooled.add(own)
             step(len(part))
-        return total.matrix
+        return total.matrix, pooled.matrix if pooled else None
+
+
+def _keep(key: tuple, value: torch.Tensor) -> None:
+    own = value.to("cpu", copy=True)
+    _embeddings.put(key, own, own.numel() * own.element_size())
 
 
 def chunks(items: Sequence) -> Iterator[list]:

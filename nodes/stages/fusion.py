@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from comfy.utils import ProgressBar
+from torch import Tensor
 
 from ...mace.concepts.concept import Concept, normalised
 from ...mace.concepts.strengths import strengths_of
-from ...mace.formats.lora_set import LoraSet, LoraSetError, Recipe, recipe_of
+from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of
 from ...mace.formats.provenance import concept_record, prior_record
 from ...mace.method.fuse import BASE as PULL_BASE
 from ...mace.method.fuse import REFINED as PULL_REFINED
@@ -15,14 +16,14 @@ from ...mace.method.fuse import FuseWeights, fuse, naive
 from ...mace.method.lora import Lora
 from ...mace.method.moments import ConceptMoments
 from ...mace.method.prior import PROBE_TOLERANCE, Prior, probe_distance
-from ...mace.method.refine import Refinement
+from ...mace.method.refine import Refinement, pooled_weight_delta
 from ...mace.method.refine import refinement as solve_refinement
 from ..host.kept.content import refinement_digest
 from ..host.model.fp8 import fp8_note
-from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, reading
+from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key, reading
 from ..host.text import TextEncoder
 from ..schema import read_weights
-from .refine import check_preserved
+from .refine import check_preserved, solve_pooled
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
@@ -63,6 +64,8 @@ def gather(loras: LoraSet, refinement: Refinement | None, clip, lines: list[str]
     else:
         recipe, concepts = loras.recipe, loras.concepts
         moments = _moments(loras, recipe, clip, lines)
+    if recipe.pooled and any(entry.pooled is None for entry in moments):
+        raise LoraSetError("the refinement covers the pooled text, and not all moments have it: connect the CLIP")
     entries = [by_name.get(normalised(concept.target)) for concept in concepts]
     present = [(c, entry) for c, entry in zip(concepts, entries, strict=True) if entry is not None]
     changed = [c.target for c, entry in present if c != entry.concept]
@@ -81,7 +84,7 @@ def gather(loras: LoraSet, refinement: Refinement | None, clip, lines: list[str]
 
 
 def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[ConceptMoments, ...]:
-    missing = [entry.concept for entry in loras.loras if entry.moments is None]
+    missing = [entry.concept for entry in loras.loras if not _has_moments(entry, recipe)]
     if not missing:
         return tuple(entry.moments for entry in loras.loras)
     names = ", ".join(concept.target for concept in missing[:5])
@@ -98,9 +101,13 @@ def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[Co
     lines.append(f"the moments of {len(missing)} concepts were read from {prompts} prompts")
     progress = ProgressBar(prompts)
     return tuple(
-        encoder.moments(entry.concept, progress.update) if entry.moments is None else entry.moments
+        entry.moments if _has_moments(entry, recipe) else encoder.moments(entry.concept, progress.update, recipe.pooled)
         for entry in loras.loras
     )
+
+
+def _has_moments(entry: ErasureLora, recipe: Recipe) -> bool:
+    return entry.moments is not None and (entry.moments.pooled is not None or not recipe.pooled)
 
 
 def check_prior(parts: Parts, prior: Prior | None, lines: list[str]) -> Prior | None:
@@ -189,8 +196,17 @@ def fused_model(
         fusion = fuse(parts.moments, parts.loras, how, chosen, *given)
     refined = set(cross_attention_keys(model, parts.recipe.projections))
     touched = [key for key in keys if key in refined or key in fusion.stacks]
+    port = pooled_key(model) if parts.recipe.pooled else None
+    if port:
+        # No LoRA reads the pooled text, so that its fusion is its refinement.
+        pooled = solve_pooled(model, parts.moments, how, prior, scaled)
+        touched.append(port)
     progress = ProgressBar(len(touched))
-    fused = patched(model, touched, lambda key, w: fusion.delta(key, w, key in refined), 1.0, progress.update)
+
+    def change(key: str, weight: Tensor) -> Tensor:
+        return pooled_weight_delta(weight, pooled) if key == port else fusion.delta(key, weight, key in refined)
+
+    fused = patched(model, touched, change, 1.0, progress.update)
     record = stage_record(parts, prior, method, own, chosen)
     fused.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
     note = fp8_note(fused, touched)
@@ -222,6 +238,7 @@ def stage_record(
             "metric": recipe.weights.metric,
             "strength": recipe.strength,
             "projections": recipe.projections,
+            "pooled_text": recipe.pooled,
         },
         "prior": prior_record(prior),
     }

@@ -62,8 +62,8 @@ def literal(caption: str) -> str:
 
 def general_moment(
     encoder: TextEncoder, drawn: Sequence[str], left_out: Sequence[str], origin: tuple, progress: ProgressBar
-) -> torch.Tensor:
-    """sum e e^T over the tokens of the captions drawn and not left out, [d, d] float64.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`TextEncoder.gram` of the captions drawn and not left out.
 
     origin: what the captions drawn depend on. They are summed once for it, and the left out taken off.
     """
@@ -72,11 +72,14 @@ def general_moment(
     if known_key == key:
         progress.update(len(drawn))
     else:
-        total = encoder.gram([literal(caption) for caption in drawn], progress.update)
+        found = encoder.gram([literal(caption) for caption in drawn], progress.update)
         # On the CPU: the host does not manage what stays on the device between runs.
-        total = total.cpu()
+        total = tuple(None if part is None else part.cpu() for part in found)
         _last_general[model] = (key, total)
-    return total - encoder.gram([literal(caption) for caption in left_out], progress.update).cpu()
+    if not left_out:
+        return total
+    less = encoder.gram([literal(caption) for caption in left_out], progress.update)
+    return tuple(None if part is None else part - own.cpu() for part, own in zip(total, less, strict=True))
 
 
 def build_prior(
@@ -100,13 +103,16 @@ def build_prior(
     prompts = [fill(template, concept.target) for concept in keep for template in concept.prompts]
     progress = ProgressBar(len(drawn) + len(left_out) + len(prompts))
     origin = (captions, files.file_stamp("" if captions == BUILT_IN else captions), count, seed)
+    general, pooled = general_moment(encoder, drawn, left_out, origin, progress) if kept else (None, None)
+    preserve, pooled_preserve = encoder.gram(prompts, progress.update) if prompts else (None, None)
     prior = make_prior(
-        general_moment(encoder, drawn, left_out, origin, progress) if kept else None,
+        general,
         len(kept),
-        encoder.gram(prompts, progress.update) if prompts else None,
+        preserve,
         tuple(concept.target for concept in keep),
         encoder.fingerprint,
         f"built-in, seed {seed}" if captions == BUILT_IN else captions,
         tuple(erased.values()),
+        (pooled, pooled_preserve),
     )
     return prior, Drawn(kept, left_out, len(found) - len(drawn))

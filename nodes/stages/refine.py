@@ -1,18 +1,40 @@
 """The refinement as a stage: its weights, what must go together, the patches and the record of it (Section 3.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from comfy.utils import ProgressBar
+from torch import Tensor
 
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.formats.provenance import refinement_record
+from ...mace.method.moments import ConceptMoments
 from ...mace.method.prior import Prior
-from ...mace.method.refine import ALIKE, READING, Refinement, RefineWeights, refinement, weight_delta
+from ...mace.method.refine import (
+    ALIKE,
+    READING,
+    Refinement,
+    RefineWeights,
+    SingularSystem,
+    pooled_refinement,
+    pooled_weight_delta,
+    refinement,
+    weight_delta,
+)
 from ...mace.presets.table10 import auto_weights
 from ..host.kept.content import base_of
 from ..host.model.fp8 import fp8_note
-from ..host.model.unet import ATTACHMENT, BASE, REFINED, REFINEMENT, cross_attention_keys, patched, reading
+from ..host.model.unet import (
+    ATTACHMENT,
+    BASE,
+    REFINED,
+    REFINEMENT,
+    cross_attention_keys,
+    patched,
+    pooled_key,
+    pooled_reading,
+    reading,
+)
 from ..host.text import TextEncoder
 from ..schema import read_weights
 
@@ -77,6 +99,28 @@ def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Pr
         )
 
 
+def holds_pooled(weights: RefineWeights, prior: Prior | None, key: str | None, lines: list[str]) -> bool:
+    """Whether something holds what a refinement of the pooled text leaves, for a model that reads it; else say so."""
+    if key is None:
+        return False
+    general, preserve = prior.pooled_moments() if prior else (None, None)
+    if prior is not None and prior.mean is not None and general is None:
+        lines.append("the prior holds no pooled texts, since it was saved by an earlier version: make it again")
+    if weights.mu or weights.lambda1 and general is not None or weights.lambda3 and preserve is not None:
+        return True
+    lines.append("the pooled text is left as it is, and may still carry the concept: nothing holds the rest of it")
+    return False
+
+
+def solve_pooled(
+    model, moments: Sequence[ConceptMoments], weights: RefineWeights, prior: Prior | None, strengths=None
+) -> Tensor:
+    """T - I of the pooled text of a MODEL that reads one, for moments that have it; see `pooled_refinement`."""
+    given = prior.pooled_moments() if prior else (None, None)
+    metric = pooled_reading(model, weights.metric, moments[0].pooled.cross.shape[0])
+    return pooled_refinement(moments, weights, *given, strengths, model.load_device, metric)
+
+
 def refine_model(
     model,
     clip,
@@ -86,11 +130,12 @@ def refine_model(
     strength: float = 1.0,
     projections: str = "both",
     settings: Mapping[str, str] = MappingProxyType({}),
+    pooled: bool = True,
 ):
     """(the refined MODEL, its Refinement, lines for the artist): patches on the projections, and attachments.
 
-    settings: see `written_settings`. Raises ValueError where prior, weights and
-    concepts contradict, and for another text encoder than the prior's.
+    settings: see `written_settings`.  pooled: also how the pooled text is read, where the model reads one. Raises
+    ValueError where prior, weights and concepts contradict, and for another text encoder than the prior's.
     """
     lines: list[str] = []
     check_prior(concepts, weights, prior, lines)
@@ -101,7 +146,8 @@ def refine_model(
         prior.check(encoder.fingerprint)
     prompts = sum(len(concept.readings) for concept in concepts)
     progress = ProgressBar(prompts + len(keys))
-    moments = tuple(encoder.moments(concept, progress.update) for concept in concepts)
+    port = pooled_key(model) if pooled and holds_pooled(weights, prior, pooled_key(model), lines) else None
+    moments = tuple(encoder.moments(concept, progress.update, port is not None) for concept in concepts)
     delta = refinement(
         moments,
         weights,
@@ -110,11 +156,26 @@ def refine_model(
         device=model.load_device,
         metric=reading(model, weights.metric),
     )
+    pooled_delta = None
+    if port:
+        try:
+            pooled_delta = solve_pooled(model, moments, weights, prior)
+        except SingularSystem:
+            lines.append(
+                "the pooled text is left as it is, and may still carry the concept: the prior's captions are too few "
+                "to hold the rest of it; take more, or raise mu"
+            )
+            port = None
+    edited = [*keys, port] if port else keys
+
+    def change(key: str, weight: Tensor) -> Tensor:
+        return pooled_weight_delta(weight, pooled_delta) if key == port else weight_delta(weight, delta)
+
     if strength == 0:
         refined = model.clone()
         progress.update(len(keys))
     else:
-        refined = patched(model, keys, lambda key, w: weight_delta(w, delta), strength, progress.update)
+        refined = patched(model, edited, change, strength, progress.update)
     result = Refinement(
         concepts,
         moments,
@@ -126,13 +187,14 @@ def refine_model(
         delta.cpu(),
         encoder.fingerprint,
         clip.layer_idx,
+        None if pooled_delta is None else pooled_delta.cpu(),
     )
     if strength > 0:
         record = refinement_record(result)
         refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
-        changes = tuple(refined.patches[key][-1][1][1][0] for key in keys)
+        changes = tuple(refined.patches[key][-1][1][1][0] for key in edited)
         refined.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
-        note = fp8_note(refined, keys)
+        note = fp8_note(refined, edited)
         lines += [note] if note else []
     refined.set_attachments(BASE, base_of(model))
     refined.set_attachments(REFINEMENT, result)
@@ -140,4 +202,6 @@ def refine_model(
         f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",
         f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",
     ]
+    if pooled_delta is not None:
+        lines.append(f"the pooled text too: {prompts} prompts, |T - I| = {float(pooled_delta.norm()):.4g}")
     return refined, result, lines

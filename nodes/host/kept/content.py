@@ -225,4 +225,5 @@ def refinement_digest(refinement) -> str:
     """SHA-256 (hex) of what a Refinement does to the weights, by which LoRAs know theirs; "" for None."""
     if refinement is None:
         return ""
-    return content_sha256(refinement.transform_delta, refinement.strength, refinement.projections)
+    pooled = () if refinement.pooled_delta is None else (refinement.pooled_delta,)
+    return content_sha256(refinement.transform_delta, refinement.strength, refinement.projections, *pooled)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import comfy.lora
+import comfy.model_base
 import torch
 from comfy import model_management
 
@@ -39,6 +40,14 @@ def cross_attention_keys(model, projections: str = "both") -> list[str]:
     return keys
 
 
+def pooled_key(model) -> str | None:
+    """The name of the weight that reads the pooled text of a MODEL (SDXL and its kin), None where none does."""
+    key = "diffusion_model.label_emb.0.0.weight"
+    # Others have a label_emb for pictures (unCLIP).
+    reads = isinstance(model.model, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner)
+    return key if reads and key in model.model.state_dict() else None
+
+
 def reading(model, metric: str) -> torch.Tensor | None:
     """The metric R of `mace.method.metric` for a MODEL with all its patches, where `metric` asks for it, else None."""
     if metric != READING:
@@ -47,6 +56,15 @@ def reading(model, metric: str) -> torch.Tensor | None:
     device = model.load_device
     values = (effective_weight(patches[key], key, device) for key in cross_attention_keys(model, "values"))
     return reading_metric(values, device)
+
+
+def pooled_reading(model, metric: str, width: int) -> torch.Tensor | None:
+    """The metric R of what a MODEL's `pooled_key` reads of pooled texts [width]; as `reading`."""
+    if metric != READING:
+        return None
+    key, device = pooled_key(model), model.load_device
+    weight = effective_weight(model.get_key_patches("diffusion_model.")[key], key, device)
+    return reading_metric([weight[:, :width]], device)
 
 
 def is_quantised(weight: torch.Tensor) -> bool:
