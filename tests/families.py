@@ -53,8 +53,8 @@ def latents(name: str) -> list[list[int]]:
     return FAMILIES[name]["latents"]
 
 
-def build(name: str, monkeypatch):
-    """A MODEL of a family: the host's own class and patcher, weights filled with random numbers."""
+def build(name: str, monkeypatch, dtype: torch.dtype = torch.float32):
+    """A MODEL of a family: the host's own class and patcher, weights of a dtype filled with random numbers."""
     import comfy.supported_models
     from comfy.model_patcher import ModelPatcher
 
@@ -67,7 +67,7 @@ def build(name: str, monkeypatch):
         monkeypatch.setattr(anima, "LLMAdapter", lambda **options: whole(**small, **options))
     config = getattr(comfy.supported_models, described["class"])(_read(described["config"]))
     config.unet_config.update(_read(described.get("more", {})))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     network = config.get_model({}, "").eval()
     fill(network.diffusion_model)
     return ModelPatcher(network, load_device=CPU, offload_device=CPU)

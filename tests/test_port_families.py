@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from devtools.cache import REPO
 from tests.families import FAMILIES, build, latents, prompt
 
 pytestmark = pytest.mark.host
@@ -76,3 +77,25 @@ def test_an_edit_at_the_ports_is_another_prompt(comfy_host, family):
     if name not in NOT_EXACT:
         assert (edited - wanted).abs().max() < TOLERANCE * between
     assert torch.equal(runs(0, 0), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3_ctxproc", "zimage"])
+def test_half_precision_finds_the_same(ports_module, monkeypatch, name, dtype):
+    with torch.inference_mode():
+        full, half = (
+            ports_module.ports_by_running(build(name, monkeypatch, kind), prompt(name), latents(name))
+            for kind in (torch.float32, dtype)
+        )
+    assert half == full
+
+
+def test_the_page_of_models_names_every_family(comfy_host):
+    page = (REPO / "docs/models.md").read_text(encoding="utf-8")
+    known = set(comfy_host.module("nodes.host.model.port_table").KNOWN) | {each["class"] for each in FAMILIES.values()}
+    import comfy.supported_models
+
+    assert all(hasattr(comfy.supported_models, name) for name in known)
+    # SD's own are named as artists name them.
+    known -= {"SD15", "SD20", "SDXL", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B", "SDXLRefiner", "FluxInpaint"}
+    assert [name for name in sorted(known) if name not in page] == []

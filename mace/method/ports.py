@@ -234,7 +234,7 @@ def _apart(one: list[Tensor], two: list[Tensor]) -> float:
     """The largest difference of inputs, infinite where they are of other shapes or numbers."""
     if [call.shape for call in one] != [call.shape for call in two]:
         return float("inf")
-    gaps = [(a.double() - b.double()).abs().max() for a, b in zip(one, two, strict=True) if a.numel()]
+    gaps = [(a.float() - b.float()).abs().max() for a, b in zip(one, two, strict=True) if a.numel()]
     return float(torch.stack(gaps).max()) if gaps else 0.0
 
 
