@@ -55,6 +55,10 @@ SDXL_FULL = levels([2] * 3, [1, 2, 4], [0, 0, 2, 2, 10, 10], [0, 0, 0, 2, 2, 2, 
 SD_SMALL = levels([1, 1], [1, 1], [1, 1], [1, 1, 1, 1], 1)
 # The host tells v-prediction by a transformer in output block 11, so there must be twelve of them.
 SD2_SMALL = levels([2] * 4, [1] * 4, [1, 0, 0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1] + [0] * 7, 1)
+# The refiner reads CLIP-G alone, at a width of its own.
+REFINER_DEPTHS = [0, 0, 4, 4, 4, 4, 0, 0], [0] * 3 + [4] * 6 + [0] * 3, 4
+REFINER_FULL = levels([2] * 4, [1, 2, 4, 4], *REFINER_DEPTHS)
+REFINER_SMALL = levels([2] * 4, [1] * 4, *REFINER_DEPTHS)
 # KOALA's depths: the least that counts as SDXL.
 SDXL_SMALL = levels([1] * 3, [1] * 3, [0, 2, 5], [0, 0, 1, 1, 1, 1], 1)
 
@@ -83,6 +87,7 @@ KINDS = {
     "sd15_inpaint": Kind("SD15", SD_FULL, SD_SMALL, in_channels=9),
     "sd21": Kind("SD20", SD_FULL, SD2_SMALL, "V_PREDICTION", v_bias=0.2),
     "sdxl": Kind(*_SDXL),
+    "sdxl_refiner": Kind("SDXLRefiner", REFINER_FULL, REFINER_SMALL),
     "sdxl_v": Kind(*_SDXL, "V_PREDICTION", extra=(("v_pred", ()),)),
     "sdxl_edm": Kind(*_SDXL, "EDM", extra=_PLAYGROUND),
     "sdxl_edm_v": Kind(

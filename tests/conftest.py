@@ -79,14 +79,25 @@ def demo(comfy_host):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory, demo_checkpoint):
+def server_base(tmp_path_factory):
+    """Makes base directories for servers that skip the demo model's identity layers."""
+
+    def make(name: str) -> Path:
+        base = tmp_path_factory.mktemp(name)
+        (base / "custom_nodes").mkdir()
+        (base / "custom_nodes/skip_identity_layers").symlink_to(REPO / "tests/skip_identity_layers")
+        return base
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def server(server_base, demo_checkpoint):
     """The real server with the pack, one process for all tests: a devtools.host.Host with a client."""
     from devtools import host
     from devtools.client import Client
 
-    base = tmp_path_factory.mktemp("server")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes/skip_identity_layers").symlink_to(REPO / "tests/skip_identity_layers")
+    base = server_base("server")
     # The classic cache drops nothing between prompts, so that what runs again can be counted.
     with host.start(
         _from_environment("MACE_COMFYUI"),

@@ -4,7 +4,7 @@ import pytest
 
 from devtools.graph import to_prompt
 from tests import graphs
-from tests.pages import fewer_steps, load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
+from tests.pages import load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
 
 pytestmark = pytest.mark.browser
 
@@ -44,15 +44,6 @@ def test_queue_from_the_page(page, server):
     prompt = queued(page)
     assert without_titles(to_prompt(saved(page), server.client.object_info())) == without_titles(prompt)
     assert not any("report" in node["inputs"] for node in prompt.values())
-
-
-def test_queue_the_one_node_version_from_the_page(page, server):
-    load(page, fewer_steps(graphs.workflow("quick")))
-    press_queue(page, server)
-    wait_for_pictures(page)
-    said = reports(page)
-    assert "1 LoRAs trained" in said["MACE_EraseConcepts"] or "kept from before" in said["MACE_EraseConcepts"]
-    assert "mace_demo_quick" in said["MACE_SaveErasedModel"]
 
 
 def test_an_error_in_the_lines_stands_on_the_node(page, server):

@@ -6,7 +6,7 @@ from devtools.graph import to_prompt
 from mace.concepts.concept import ConceptError
 from mace.concepts.strengths import parse_strengths
 from tests import graphs
-from tests.pages import fewer_steps, load, press_queue, queued, saved, wait_for_pictures, without_titles
+from tests.pages import fewer_steps, load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
 
 pytestmark = pytest.mark.browser
 
@@ -29,6 +29,12 @@ LINES = [
     "dog =",
     "dog = 1\n DOG = 0",
 ]
+
+
+@pytest.fixture
+def page(kept_page):
+    """One page for all: every test opens a workflow of its own."""
+    return kept_page
 
 
 def slider(page, name):
@@ -115,7 +121,7 @@ def test_sliders_before_and_after_a_run(page, server):
     )
 
 
-def test_the_one_node_version_has_them_too(page, server):
+def test_the_one_node_version_runs_and_has_them_too(page, server):
     load(page, fewer_steps(graphs.workflow("quick")))
     slider(page, "dog").wait_for()
     assert sliders(page) == {"dog": 1} and text(page) == ""
@@ -125,6 +131,9 @@ def test_the_one_node_version_has_them_too(page, server):
     wait_for_pictures(page)
     fused = page.evaluate(f"() => {{ {NODE} return window.app.nodeOutputs[node.id].concepts; }}")
     assert fused == [["dog", 0.95]]
+    said = reports(page)
+    assert "1 LoRAs trained" in said["MACE_EraseConcepts"] or "kept from before" in said["MACE_EraseConcepts"]
+    assert "mace_demo_quick" in said["MACE_SaveErasedModel"]
 
 
 def test_the_names_of_the_list_in_the_graph(page):

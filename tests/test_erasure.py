@@ -101,6 +101,7 @@ def bench(comfy_host):
 
 
 @pytest.mark.host
+@pytest.mark.long
 def test_a_dog_is_gone_and_its_neighbours_are_not(bench, tmp_path):
     """A guard with wide margins; the recorded results are in docs/results.md."""
     questions = {

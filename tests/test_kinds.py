@@ -89,6 +89,21 @@ def test_the_whole_way(comfy_host, parts):
         torch.testing.assert_close(loaded, edited, rtol=1e-5, atol=1e-6)
         assert not torch.equal(edited, left), key
     path.unlink()
+    if kind == "sdxl_edm":
+        alone = host.run("MACE_SaveErasedModel", model=fused, filename_prefix=f"diffusion_models/{kind}", dtype="fp32")
+        path = host.base / "output" / "diffusion_models" / alone.ui["checkpoints"][0]["filename"]
+        assert_alone(host, path, model, fused, clip)
+
+
+def assert_alone(host, path, model, fused, clip):
+    """The diffusion model by itself, as Load Diffusion Model reads it: the same kind, the same pictures."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        again = comfy.sd.load_diffusion_model(str(path))
+    assert again.model.model_type == model.model.model_type
+    assert torch.equal(drawn(host, again, clip), drawn(host, fused, clip))
+    path.unlink()
 
 
 def test_aliases_are_asked_of_it(comfy_host, parts):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from devtools import random_models
 from mace.formats.prior_file import prior_from_file, prior_to_file
@@ -197,8 +198,6 @@ def test_sd1_reads_none(comfy_host, demo):
 @pytest.mark.host
 def test_fusion_saved_sets_and_exported_loras_have_it(comfy_host, sdxl):
     """With and without the moments in the set's file; strengths scale it; the LoRA loads back as the change."""
-    from safetensors.torch import load_file
-
     host, (model, clip, vae) = comfy_host, sdxl
     chosen = concepts(host, LIST)
     refined, done = refine(host, model, clip, chosen, mu="10").result
@@ -220,19 +219,40 @@ def test_fusion_saved_sets_and_exported_loras_have_it(comfy_host, sdxl):
         assert again.recipe.pooled
         found = fused(again, **({} if with_moments else {"clip": clip}))
         torch.testing.assert_close(weight_of(host, found), wanted, rtol=1e-4, atol=1e-5)
-    for layout, key in (
-        ("ComfyUI", "diffusion_model.label_emb.0.0.lora_up.weight"),
-        ("kohya (A1111, Forge)", "lora_unet_label_emb_0_0.lora_up.weight"),
-    ):
-        node = host.run(
-            "MACE_ExportLora", base=model, edited=refined, rank=8, format=layout, filename_prefix="loras/pooled"
-        )
-        tensors = load_file(report(node).splitlines()[0])
-        assert key in tensors
-        loaded = host.nodes.LoraLoaderModelOnly().load_lora_model_only
-        name = report(node).splitlines()[0].rsplit("/", 1)[1]
-        host.folder_paths.add_model_folder_path("loras", str(host.base / "output/loras"))
-        (drawn,) = loaded(model, name, 1.0)
-        change, before = wanted - weight_of(host, model), weight_of(host, model)
-        assert float((weight_of(host, drawn) - before - change).norm() / change.norm()) < 1e-2
+    layouts = host.module("mace.formats.lora_layouts")
+    alone = {PORT: (torch.zeros(1280, 1), torch.zeros(1, 2816))}
+    assert "diffusion_model.label_emb.0.0.lora_up.weight" in layouts.to_comfyui(alone)
+    assert "base_model.model.add_embedding.linear_1.lora_B.weight" in layouts.to_peft(alone, (1, 1, 1))[0]
+    node = host.run(
+        "MACE_ExportLora",
+        base=model,
+        edited=refined,
+        rank=8,
+        format="kohya (A1111, Forge)",
+        filename_prefix="loras/pooled",
+    )
+    path = report(node).splitlines()[0]
+    assert "lora_unet_label_emb_0_0.lora_up.weight" in load_file(path)
+    host.folder_paths.add_model_folder_path("loras", str(host.base / "output/loras"))
+    (drawn,) = host.nodes.LoraLoaderModelOnly().load_lora_model_only(model, path.rsplit("/", 1)[1], 1.0)
+    before = weight_of(host, model)
+    assert float((weight_of(host, drawn) - wanted).norm() / (wanted - before).norm()) < 1e-2
     assert json.dumps(refined.get_attachment("mace_stages")[-1])
+
+
+@pytest.mark.host
+def test_a_diffusion_model_of_its_own_file_is_refined_alike(comfy_host, sdxl, tmp_path):
+    """Load Diffusion Model: the same refinement as of the whole checkpoint."""
+    import comfy.sd
+
+    whole = random_models.make_checkpoint(tmp_path / "whole.safetensors", "sdxl", small=True)
+    prefix = "model.diffusion_model."
+    state = {key.removeprefix(prefix): value for key, value in load_file(whole).items() if key.startswith(prefix)}
+    save_file(state, tmp_path / "unet.safetensors")
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model(str(tmp_path / "unet.safetensors"))
+    chosen = concepts(comfy_host, "dog -> sky")
+    ours, theirs = (refine(comfy_host, m, sdxl[1], chosen, mu="10")[0] for m in (model, sdxl[0]))
+    assert set(ours.patches) == set(theirs.patches) and PORT in ours.patches
+    for key in ours.patches:
+        torch.testing.assert_close(weight_of(comfy_host, ours, key), weight_of(comfy_host, theirs, key))

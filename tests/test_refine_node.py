@@ -157,15 +157,16 @@ def test_the_words_around_stop_carrying_the_concept(comfy_host, demo):
     model, clip, vae = demo
     judge = Judge(Path(__file__).parent.parent / "assets/demo/judge.safetensors")
 
-    def accuracy(patched, prompt, name):
-        return judge.accuracy(comfy_host.decode(vae, comfy_host.sample(patched, clip, prompt, seed=7, batch=4)), name)
+    def accuracy(patched, prompt, name, batch=4):
+        pictures = comfy_host.decode(vae, comfy_host.sample(patched, clip, prompt, seed=7, batch=batch))
+        return judge.accuracy(pictures, name)
 
     refined = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"))
     residual = comfy_host.run("MACE_ResidualPrompt", clip=clip, prompt="a photo of the dog", phrase="dog")[0]
     assert accuracy(model, residual, "dog") >= 0.75
     assert accuracy(refined[0], residual, "dog") <= 0.25
     for name in ("wolf", "cat", "ship", "rose"):
-        assert accuracy(refined[0], f"a photo of the {name}", name) >= 0.75
+        assert accuracy(refined[0], f"a photo of the {name}", name, batch=2) == 1
 
 
 def test_aliases_add_their_prompts(comfy_host, demo):

@@ -37,12 +37,12 @@ def test_freeing_memory_empties_the_caches(server):
     assert "1 of them read from disk" in again.outputs["6"]["text"][0]
 
 
-def test_a_killed_server_resumes_at_the_step(tmp_path, demo_checkpoint):
+def test_a_killed_server_resumes_at_the_step(server_base, demo_checkpoint):
     """SIGKILL in the middle of a training: the next process goes on from the last state on disk."""
     graph = erasure(concepts="dog -> sky", train={"steps": "2000", "side_by_side": "1"}.items())
-    start = dict(cpu=True, checkpoint=demo_checkpoint)
-    folder = tmp_path / "user" / "mace" / "loras"
-    with hosts.start(os.environ["MACE_COMFYUI"], sys.executable, tmp_path, **start) as first:
+    start, base = dict(cpu=True, checkpoint=demo_checkpoint), server_base("killed")
+    folder = base / "user" / "mace" / "loras"
+    with hosts.start(os.environ["MACE_COMFYUI"], sys.executable, base, **start) as first:
         client = Client(first.url)
 
         def run():
@@ -58,7 +58,7 @@ def test_a_killed_server_resumes_at_the_step(tmp_path, demo_checkpoint):
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
     assert list(folder.glob("*.state.safetensors")), "no state was kept"
-    with hosts.start(os.environ["MACE_COMFYUI"], sys.executable, tmp_path, **start) as second:
+    with hosts.start(os.environ["MACE_COMFYUI"], sys.executable, base, **start) as second:
         client = Client(second.url)
 
         def stop(title, value, most):

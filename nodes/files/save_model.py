@@ -1,4 +1,4 @@
-"""Save Erased Model: an ordinary checkpoint with a record of what was erased."""
+"""Save Erased Model: an ordinary checkpoint, or a diffusion model alone, with a record of what was erased."""
 
 import datetime
 import json
@@ -20,6 +20,7 @@ from ..host.model.unet import ATTACHMENT, effective_weight, is_quantised, weight
 from ..schema import CATEGORY
 
 AS_LOADED = "as loaded"
+UNET_PREFIX = "model.diffusion_model."
 DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 # modelspec.architecture and the native resolution of a family that has no LoRAs of ours.
@@ -80,7 +81,7 @@ def provenance(model, clip) -> dict:
         "version": __version__,
         "base_model_sha256": weights_sha256(model),
         "patched_weights": len(model.patches),
-        "clip_layer": clip.layer_idx,
+        "clip_layer": None if clip is None else clip.layer_idx,
         "stages": list(model.get_attachment(ATTACHMENT) or ()),
     }
 
@@ -107,13 +108,14 @@ def checkpoint_tensors(
 ) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors under standard keys, on the CPU, patches baked in, in `dtype` (None: as loaded).
 
-    Raises ValueError for a weight that is not finite in that dtype.
+    Without clip and vae those of the diffusion model alone, under the names that its own files have. Raises ValueError
+    for a weight that is not finite in that dtype.
     """
-    model_management.load_models_gpu([model, clip.load_model()])
+    model_management.load_models_gpu([model] if clip is None else [model, clip.load_model()])
     # The move to the CPU is what bakes an offloaded weight's patches (the host hands out parameters that do so in
     # their own `to`): it comes before anything else that reads the tensor, conversions of the text encoder too.
-    text = {name: tensor.to("cpu") for name, tensor in clip.state_dict_for_saving().items()}
-    state = model.state_dict_for_saving(text, vae.get_sd())
+    text = {} if clip is None else {name: tensor.to("cpu") for name, tensor in clip.state_dict_for_saving().items()}
+    state = model.state_dict_for_saving(*([] if clip is None else [text, vae.get_sd()]))
     state.update(extra)
     if dtype is not None:
         state.update(upcast_fp8(model))
@@ -122,6 +124,8 @@ def checkpoint_tensors(
     for name in list(state):
         model_management.throw_exception_if_processing_interrupted()
         tensor = state.pop(name).to("cpu").detach()
+        if clip is None:
+            name = name.removeprefix(UNET_PREFIX)
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
@@ -139,7 +143,7 @@ def checkpoint_tensors(
 
 
 class SaveErasedModel(io.ComfyNode):
-    """Saves MODEL, CLIP and VAE as one checkpoint."""
+    """Saves MODEL, CLIP and VAE as one checkpoint, or the MODEL alone."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -148,12 +152,16 @@ class SaveErasedModel(io.ComfyNode):
             display_name="Save Erased Model (MACE)",
             category=CATEGORY,
             description="Saves the erased model as an ordinary checkpoint that every workflow loads, with a record of "
-            "what was erased in its metadata.",
+            "what was erased in its metadata. Without CLIP and VAE: the diffusion model alone.",
             search_aliases=["mace", "save checkpoint", "export", "safetensors"],
             inputs=[
                 io.Model.Input("model", tooltip="The erased model; its patches are baked into the file."),
-                io.Clip.Input("clip", tooltip="The text encoder to save with it."),
-                io.Vae.Input("vae", tooltip="The VAE to save with it."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder to save with it. Neither CLIP nor VAE: a file for Load Diffusion Model.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE to save with it."),
                 io.String.Input(
                     "filename_prefix",
                     default="checkpoints/erased",
@@ -176,10 +184,13 @@ class SaveErasedModel(io.ComfyNode):
         return filename_prefix is None or files.prefix_error(filename_prefix) or True
 
     @classmethod
-    def execute(cls, model, clip, vae, filename_prefix, dtype) -> io.NodeOutput:
-        for name, value in (("clip", clip), ("vae", vae)):
-            if value is None:
-                raise ValueError(f"the {name} input is empty: this checkpoint has none; connect a loader of its own")
+    def execute(cls, model, filename_prefix, dtype, clip=None, vae=None) -> io.NodeOutput:
+        if (clip is None) != (vae is None):
+            missing, other = ("clip", "vae") if clip is None else ("vae", "clip")
+            raise ValueError(
+                f"the {missing} input is empty: connect a loader of its own, or leave {other} empty too and save the "
+                "diffusion model alone"
+            )
         predict_key, extra = sampling_keys(model)
         metadata = modelspec(model, os.path.basename(files.expanded(filename_prefix)), predict_key)
         metadata["mace.provenance"] = json.dumps(provenance(model, clip), ensure_ascii=False)
@@ -196,7 +207,12 @@ class SaveErasedModel(io.ComfyNode):
             )
             text += "memory when it loads them: fp16 or bf16 keep the changes whole everywhere."
         stages = model.get_attachment(ATTACHMENT) or ()
-        layers = {layer for layer in (clip.layer_idx, *(stage["clip_layer"] for stage in stages)) if layer is not None}
+        if clip is None and "diffusion_models" not in path.parts:
+            text += (
+                "\nLoad Diffusion Model lists output/diffusion_models: name it diffusion_models/... to find it there."
+            )
+        own = None if clip is None else clip.layer_idx
+        layers = {layer for layer in (own, *(stage["clip_layer"] for stage in stages)) if layer is not None}
         if layers:
             names = ", ".join(map(str, sorted(layers)))
             text += f"\nA checkpoint does not carry clip skip: set CLIP layer {names} again where the file is used."
