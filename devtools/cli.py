@@ -16,6 +16,8 @@ COMPACT_MODEL = REPO / "assets" / "demo" / "demo_sd.safetensors"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge", "microsoft-edge")
 
 DESCRIPTION = "Makes an environment with a real ComfyUI (once, in a cache folder), then runs this pack in it."
+# Processes of the whole test suite; each takes up to 3 GB, and as much again for a server it starts.
+SIDE_BY_SIDE = 3
 EPILOG = """environment variables:
   COMFYUI_PATH     an existing ComfyUI to use, with its own Python, instead of the pinned one
   XDG_CACHE_HOME   where the cache folder goes (default: the platform's usual place)
@@ -53,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="lint, then all tests",
         usage="dev.py test [pytest arguments]",
         description="Runs ruff over the repository, then pytest with the arguments given. Without any: all tests, in "
-        "two processes side by side.",
+        "three processes side by side.",
     )
     commands.add_parser(
         "run",
@@ -170,9 +172,10 @@ def test(options) -> int:
     beside = []
     cores = os.cpu_count() or 1
     if not options.arguments and cores > 1 and not missing_modules(environment, ("xdist",)):
-        # Half of the cores each: tests are small, and a second core within one of them is of little use.
-        variables.setdefault("OMP_NUM_THREADS", str(cores // 2))
-        beside = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+        # Tests are small, and a second core within one of them is of little use. One process more than two cores: they
+        # wait for servers and pages.
+        variables.setdefault("OMP_NUM_THREADS", str(max(cores // SIDE_BY_SIDE, 1)))
+        beside = ["-n", str(SIDE_BY_SIDE), "--dist", "loadfile", "--no-loadscope-reorder"]
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)
     # Only what lies in tests/ is a path to pytest: `-k nodes` must not be taken for the folder of that name.
     paths = [part for part in options.arguments if part.startswith("tests/") and (REPO / part.split("::")[0]).exists()]

@@ -117,13 +117,18 @@ class TextEncoder:
         keys = [(self.identity, prompt) for prompt in prompts]
         kept = [_embeddings.get(key) for key in keys]
         if any(embedding is None for embedding in kept):
-            found, pooled = self.encode_pooled(prompts)
+            found = self._encoded_with_pooled(prompts)
             for key, embedding in zip(keys, found, strict=True):
                 _keep(key, embedding)
-            if pooled is not None:
-                self._keep_pooled(prompts, pooled)
             return found
         return torch.stack(kept)
+
+    def _encoded_with_pooled(self, prompts: Sequence[str]) -> torch.Tensor:
+        """As `encode`; the pooled texts, which one pass gives too, are kept for `pooled`."""
+        found, pooled = self.encode_pooled(prompts)
+        if pooled is not None:
+            self._keep_pooled(prompts, pooled)
+        return found
 
     def length(self, prompt: str) -> int:
         """The number of the prompt's tokens, start and end not counted; window - 2 fit."""
@@ -239,7 +244,7 @@ class TextEncoder:
         """Embeddings of mapping prompts, which many concepts share, each encoded once."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._mappings]
         if missing:
-            self._mappings.update(zip(missing, self.encode(missing), strict=True))
+            self._mappings.update(zip(missing, self._encoded_with_pooled(missing), strict=True))
         embeddings = torch.stack([self._mappings[prompt] for prompt in prompts])
         while len(self._mappings) > MAPPING_CACHE:
             self._mappings.popitem(last=False)
