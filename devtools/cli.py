@@ -17,7 +17,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 DESCRIPTION = "Makes an environment with a real ComfyUI (once, in a cache folder), then runs this pack in it."
 # Processes of the whole test suite; each takes up to 3 GB, and as much again for a server it starts.
-SIDE_BY_SIDE = 3
+SIDE_BY_SIDE = 2
 EPILOG = """environment variables:
   COMFYUI_PATH     an existing ComfyUI to use, with its own Python, instead of the pinned one
   XDG_CACHE_HOME   where the cache folder goes (default: the platform's usual place)
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="lint, then all tests",
         usage="dev.py test [pytest arguments]",
         description="Runs ruff over the repository, then pytest with the arguments given. Without any: all tests, in "
-        "three processes side by side.",
+        "two processes side by side.",
     )
     commands.add_parser(
         "run",
@@ -172,8 +172,7 @@ def test(options) -> int:
     beside = []
     cores = os.cpu_count() or 1
     if not options.arguments and cores > 1 and not missing_modules(environment, ("xdist",)):
-        # Tests are small, and a second core within one of them is of little use. One process more than two cores: they
-        # wait for servers and pages.
+        # Tests are small: a second core within one of them is of little use, and on two cores a third process is slower.
         variables.setdefault("OMP_NUM_THREADS", str(max(cores // SIDE_BY_SIDE, 1)))
         beside = ["-n", str(SIDE_BY_SIDE), "--dist", "loadfile", "--no-loadscope-reorder"]
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)

@@ -90,7 +90,7 @@ def test_what_moves(comfy_host, demo, run, name, settings, what):
 
 def test_the_loss_falls(run):
     """Against the same draws without learning. (ESD's samples change as it learns: see the tests of the losses.)"""
-    for name, settings in {"AC": dict(steps=16, batch=4), "FMN": dict(steps=8)}.items():
+    for name, settings in {"AC": dict(steps=12, batch=3), "FMN": dict(steps=8)}.items():
         learnt, idle = (
             torch.tensor(run(name, learning_rate=rate, **settings)[1]["loss"]) for rate in ("3e-4", "1e-12")
         )

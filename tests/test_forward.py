@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from tests.kept import kept_bytes
 from tests.test_refine_node import concepts, refine
 
 pytestmark = pytest.mark.host
@@ -129,7 +130,7 @@ def test_one_concepts_loss_does_not_see_the_others(comfy_host, demo, forward, ke
 
 
 def test_saving_memory_changes_nothing(comfy_host, demo, forward, keys):
-    recompute, memory = comfy_host.module("nodes.host.model.recompute"), comfy_host.module("nodes.host.model.memory")
+    recompute = comfy_host.module("nodes.host.model.recompute")
     model, clip, _ = demo
     found, kept = [], []
     with forward.trainable_copy(model) as copy:
@@ -143,7 +144,7 @@ def test_saving_memory_changes_nothing(comfy_host, demo, forward, keys):
                 out["loss"].sum().backward()
 
             with mode:
-                kept.append(memory.kept_bytes(step))
+                kept.append(kept_bytes(step)[0])
             found.append((out["loss"].detach(), [gradient(p) for pair in stacked.values() for p in pair]))
         assert not any("forward" in vars(module) for module in copy.model.modules())
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-8)

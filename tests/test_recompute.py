@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from devtools import random_models
+from tests.kept import kept_bytes
 from tests.kinds import conditioning, latents, unet
 
 pytestmark = pytest.mark.host
@@ -17,8 +18,8 @@ META = torch.device("meta")
 
 @pytest.fixture(scope="module")
 def modules(comfy_host):
-    """forward, recompute and memory of nodes/, by name."""
-    return {name: comfy_host.module(f"nodes.host.model.{name}") for name in ("forward", "recompute", "memory", "unet")}
+    """forward, recompute and unet of the host's model, by name."""
+    return {name: comfy_host.module(f"nodes.host.model.{name}") for name in ("forward", "recompute", "unet")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,33 +71,10 @@ def batch_of(forward, model, count, side):
     return forward.Batch(latents(count, side).to(device), sigmas, contexts.to(device), tokens, masks, pooled)
 
 
-def fused_bytes(run):
-    """Bytes that autograd keeps beside weights, with self-attention in a fused kernel, as devices have it.
-
-    Views of weights are no more than the weights; a fused kernel keeps no pixels-by-pixels probabilities.
-    """
-    total, seen = 0, set()
-
-    def pack(tensor):
-        nonlocal total
-        base = tensor if tensor._base is None else tensor._base
-        storage = tensor.untyped_storage()
-        square = tensor.dim() >= 3 and tensor.shape[-1] == tensor.shape[-2] and tensor.shape[-1] >= 256
-        known = isinstance(base, torch.nn.Parameter) or square and tensor.shape[-1] not in (320, 640, 1280)
-        if not known and storage._cdata not in seen:
-            seen.add(storage._cdata)
-            total += storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return total
-
-
 @pytest.mark.parametrize(("kind", "side"), [("sd15", 64), ("sdxl", 128)])
 def test_a_full_sized_step_keeps_a_quarter_at_most(comfy_host, modules, kind, side):
     """SD1.5 at 512 and SDXL at 1024 pixels, one concept, a LoRA on every projection."""
-    forward, recompute, memory = (modules[name] for name in ("forward", "recompute", "memory"))
+    forward, recompute = modules["forward"], modules["recompute"]
     model = on_meta(kind)
     stacked = stack_of(model, modules["unet"].cross_attention_keys(model))
     batch, found = batch_of(forward, model, 1, side), []
@@ -107,9 +85,8 @@ def test_a_full_sized_step_keeps_a_quarter_at_most(comfy_host, modules, kind, si
         losses.sum().backward()
 
     for mode in (nullcontext, lambda: recompute.recomputed_blocks(model.model)):
-        for count in (memory.kept_bytes, fused_bytes):
-            with mode():
-                found.append(count(step))
+        with mode():
+            found += kept_bytes(step)
     plain, plain_fused, saved, saved_fused = found
     sizes = ", ".join(f"{size / 1e9:.2f}" for size in found)
     print(f"{kind}, GB kept plainly, with fused attention, recomputed, both: {sizes}")

@@ -23,32 +23,6 @@ class Measured:
     seconds: float
 
 
-class _Kept:
-    """Counts what autograd keeps for the backward pass, each storage once; parameters are there anyway."""
-
-    def __init__(self):
-        self.bytes = 0
-        self._seen: set[int] = set()
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        # Linear layers keep their weight turned round, as a view of it.
-        owner = tensor if tensor._base is None else tensor._base
-        if not isinstance(owner, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._seen:
-                self._seen.add(storage._cdata)
-                self.bytes += storage.nbytes()
-        return tensor
-
-
-def kept_bytes(run: Callable[[], object]) -> int:
-    """Bytes that autograd keeps of a forward and backward pass, counted as it saves them; on any device, meta too."""
-    kept = _Kept()
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-        run()
-    return kept.bytes
-
-
 class _Live(TorchDispatchMode):
     """Counts the bytes of tensors made within, as they come and go; `peak` is the most at once.
 
