@@ -172,7 +172,7 @@ def test(options) -> int:
     beside = []
     cores = os.cpu_count() or 1
     if not options.arguments and cores > 1 and not missing_modules(environment, ("xdist",)):
-        # Tests are small: a second core within one of them is of little use, and on two cores a third process is slower.
+        # Tests are small: a second core within one is of little use, and a third process on two cores is slower.
         variables.setdefault("OMP_NUM_THREADS", str(max(cores // SIDE_BY_SIDE, 1)))
         beside = ["-n", str(SIDE_BY_SIDE), "--dist", "loadfile", "--no-loadscope-reorder"]
     lint = process.call([environment.python, "-m", "ruff", "check", REPO], env=variables, cwd=REPO)
