@@ -99,3 +99,13 @@ def test_the_page_of_models_names_every_family(comfy_host):
     # SD's own are named as artists name them.
     known -= {"SD15", "SD20", "SDXL", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B", "SDXLRefiner", "FluxInpaint"}
     assert [name for name in sorted(known) if name not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("flux", "through txt_in and vector_in.in_layer,"), ("hidream_o1", r"fine-tunes\)$")]
+)
+def test_other_families_are_refused_with_what_is_known(comfy_host, monkeypatch, name, said):
+    with torch.inference_mode():
+        model = build(name, monkeypatch)
+    with pytest.raises(ValueError, match=f"no cross-attention layers to refine.*{said}"):
+        comfy_host.module("nodes.host.model.unet").cross_attention_keys(model)

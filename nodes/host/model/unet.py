@@ -12,6 +12,7 @@ from comfy import model_management
 from ....mace.method.metric import reading_metric
 from ....mace.method.refine import READING
 from .fp8 import FP8, as_stored, widen
+from .ports import known_ports
 
 PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
 
@@ -33,9 +34,11 @@ def cross_attention_keys(model, projections: str = "both") -> list[str]:
     pattern = re.compile(rf"^diffusion_model\..*\.attn2\.to_[{PROJECTIONS[projections]}]\.weight$")
     keys = [key for key in model.model.state_dict() if pattern.match(key)]
     if not keys:
+        known = [name for group in known_ports(model) or () for name in group]
+        reads = f". It reads its prompt through {' and '.join(known[:2])}, which no node edits yet" if known else ""
         raise ValueError(
             f"{type(model.model).__name__} has no cross-attention layers to refine: MACE works on Stable "
-            "Diffusion UNets (SD1.x, SD2.x, SDXL and their fine-tunes)"
+            f"Diffusion UNets (SD1.x, SD2.x, SDXL and their fine-tunes){reads}"
         )
     return keys
 
