@@ -76,7 +76,8 @@ def altered(conditioning: list) -> list:
 
 def known_ports(model) -> tuple[tuple[str, ...], ...] | None:
     """The ports of a MODEL of a known family, by what they read; None for another."""
-    patterns = KNOWN.get(type(model.model.model_config).__name__)
+    # What is no diffusion model has no configuration.
+    patterns = KNOWN.get(type(getattr(model.model, "model_config", None)).__name__)
     if patterns is None:
         return None
     names = [key.removesuffix(".weight") for key in model.model.diffusion_model.state_dict() if key.endswith(".weight")]
