@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from mace.method.moments import ConceptMoments, Gram, concept_moments, pack, packed_width, unpack, working_device
+from mace.method.moments import (
+    ConceptMoments,
+    Gram,
+    concept_moments,
+    pack,
+    packed_trace,
+    packed_width,
+    unpack,
+    working_device,
+)
 from mace.method.tokens import Pairing
 from tests.oracle import outer_sum, paired_tokens
 
@@ -228,3 +237,9 @@ def test_inputs_stay_as_they_are():
     before = targets.clone(), mappings.clone()
     concept_moments([(targets, mappings, PAIRINGS)], WIDTH, CPU)
     assert torch.equal(targets, before[0]) and torch.equal(mappings, before[1])
+
+
+def test_the_trace_of_a_packed_matrix():
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = matrix + matrix.mT
+    assert packed_trace(pack(matrix)) == pytest.approx(float(matrix.trace()), rel=1e-12)

@@ -13,6 +13,7 @@ from mace.method.moments import pack, pooled_moments, unpack
 from mace.method.prior import COCO_CAPTIONS, make_prior
 from mace.method.refine import RefineWeights, pooled_refinement, pooled_weight_delta
 from tests import oracle
+from tests.families import FAMILIES
 from tests.stages import FUSE, IMAGES, TRAIN, report
 from tests.test_refine import CONCEPTS, moments
 from tests.test_refine_node import concepts, refine
@@ -112,13 +113,6 @@ def weight_of(host, model, key=PORT):
     return host.module("nodes.host.model.unet").effective_weight(
         model.get_key_patches("diffusion_model.")[key], key, CPU
     )
-
-
-def read_anew(refined, model):
-    """The MODEL with the pooled text's change of a refined one alone: exporting the rest takes longer."""
-    alone = model.clone()
-    alone.patches = {PORT: refined.patches[PORT]}
-    return alone
 
 
 @pytest.mark.host
@@ -230,10 +224,13 @@ def test_fusion_saved_sets_and_exported_loras_have_it(comfy_host, sdxl):
     alone = {PORT: (torch.zeros(1280, 1), torch.zeros(1, 2816))}
     assert "diffusion_model.label_emb.0.0.lora_up.weight" in layouts.to_comfyui(alone)
     assert "base_model.model.add_embedding.linear_1.lora_B.weight" in layouts.to_peft(alone, (1, 1, 1))[0]
+    # Exporting the other changes too takes longer.
+    pooled_alone = model.clone()
+    pooled_alone.patches = {PORT: refined.patches[PORT]}
     node = host.run(
         "MACE_ExportLora",
         base=model,
-        edited=read_anew(refined, model),
+        edited=pooled_alone,
         rank=8,
         format="kohya (A1111, Forge)",
         filename_prefix="loras/pooled",
@@ -263,3 +260,16 @@ def test_a_diffusion_model_of_its_own_file_is_refined_alike(comfy_host, sdxl, tm
     assert set(ours.patches) == set(theirs.patches) and PORT in ours.patches
     for key in ours.patches:
         torch.testing.assert_close(weight_of(comfy_host, ours, key), weight_of(comfy_host, theirs, key))
+
+
+@pytest.mark.host
+def test_a_label_of_pictures_is_no_pooled_text(comfy_host, sdxl):
+    """unCLIP reads a picture where SDXL reads the pooled text: nothing of the prompt is asked for there."""
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    shape = {**FAMILIES["sd2"]["config"], "adm_in_channels": 1536, "num_classes": "sequential"}
+    network = comfy.supported_models.SD21UnclipL(shape).get_model({}, "")
+    assert network.adm_channels and PORT.removeprefix("diffusion_model.") in network.diffusion_model.state_dict()
+    reads = comfy_host.module("nodes.host.text").TextEncoder.has_pooled
+    assert not reads(ModelPatcher(network, CPU, CPU)) and reads(sdxl[0])

@@ -43,6 +43,12 @@ def unpack(packed: Tensor) -> Tensor:
     return matrix + matrix.tril(-1).mT
 
 
+def packed_trace(packed: Tensor) -> float:
+    """The trace of a matrix packed by `pack`, whose diagonal ends its rows."""
+    rows = torch.arange(packed_width(packed), device=packed.device)
+    return float(packed[rows * (rows + 3) // 2].sum())
+
+
 def packed_width(packed: Tensor) -> int:
     """d of a vector made by `pack`. Raises ValueError for a length that no d gives."""
     width = int((2 * packed.numel()) ** 0.5)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept
-from .moments import ConceptMoments, unpack, working_device
+from .moments import ConceptMoments, packed_trace, unpack, working_device
 from .prior import Prior
 
 # What mu measures a change in: the embedding's directions all alike (the paper), or as the model reads them.
@@ -158,9 +158,7 @@ def pooled_refinement(
     ours; the paper's models have no pooled text. Raises as `refinement` does.
     """
     active = [c for c, s in zip(concepts, strengths or [1.0] * len(concepts), strict=True) if s > 0]
-    sizes = [
-        sum(float(unpack(part.paired).trace()) for part in parts) for parts in ([c.pooled for c in active], active)
-    ]
+    sizes = [sum(packed_trace(part.paired) for part in parts) for parts in ([c.pooled for c in active], active)]
     # Sums that are empty or broken are the solver's to report.
     share = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
     scaled = replace(weights, mu=weights.mu * share)

@@ -114,8 +114,10 @@ def checkpoint_tensors(
     model_management.load_models_gpu([model] if clip is None else [model, clip.load_model()])
     # The move to the CPU is what bakes an offloaded weight's patches (the host hands out parameters that do so in
     # their own `to`): it comes before anything else that reads the tensor, conversions of the text encoder too.
-    text = {} if clip is None else {name: tensor.to("cpu") for name, tensor in clip.state_dict_for_saving().items()}
-    state = model.state_dict_for_saving(*([] if clip is None else [text, vae.get_sd()]))
+    others = ()
+    if clip is not None:
+        others = {name: tensor.to("cpu") for name, tensor in clip.state_dict_for_saving().items()}, vae.get_sd()
+    state = model.state_dict_for_saving(*others)
     state.update(extra)
     if dtype is not None:
         state.update(upcast_fp8(model))

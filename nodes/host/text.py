@@ -15,7 +15,7 @@ from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled
 from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
-from .model.unet import cross_attention_keys
+from .model.unet import cross_attention_keys, pooled_key
 
 BATCH = 16
 MAPPING_CACHE = 256
@@ -198,7 +198,7 @@ class TextEncoder:
     @staticmethod
     def has_pooled(model) -> bool:
         """Whether the MODEL reads the pooled text besides the embeddings (SDXL)."""
-        return bool(getattr(model.model, "adm_channels", 0))
+        return pooled_key(model) is not None
 
     def pooled(self, prompts: Sequence[str]) -> torch.Tensor:
         """The pooled text of each prompt, [B, c] float32; the last ones are kept, on the CPU, as those of `encoded`."""

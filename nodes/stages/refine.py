@@ -103,7 +103,7 @@ def holds_pooled(weights: RefineWeights, prior: Prior | None, key: str | None, l
     """Whether something holds what a refinement of the pooled text leaves, for a model that reads it; else say so."""
     if key is None:
         return False
-    general, preserve = prior.pooled_moments() if prior else (None, None)
+    general, preserve = (prior.pooled_mean, prior.pooled_preserve) if prior else (None, None)
     if prior is not None and prior.mean is not None and general is None:
         lines.append("the prior holds no pooled texts, since it was saved by an earlier version: make it again")
     if weights.mu or weights.lambda1 and general is not None or weights.lambda3 and preserve is not None:
@@ -146,7 +146,9 @@ def refine_model(
         prior.check(encoder.fingerprint)
     prompts = sum(len(concept.readings) for concept in concepts)
     progress = ProgressBar(prompts + len(keys))
-    port = pooled_key(model) if pooled and holds_pooled(weights, prior, pooled_key(model), lines) else None
+    port = pooled_key(model) if pooled else None
+    if not holds_pooled(weights, prior, port, lines):
+        port = None
     moments = tuple(encoder.moments(concept, progress.update, port is not None) for concept in concepts)
     delta = refinement(
         moments,
