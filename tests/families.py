@@ -53,8 +53,11 @@ def latents(name: str) -> list[list[int]]:
     return FAMILIES[name]["latents"]
 
 
-def build(name: str, monkeypatch, dtype: torch.dtype = torch.float32):
-    """A MODEL of a family: the host's own class and patcher, weights of a dtype filled with random numbers."""
+def build(name: str, monkeypatch, dtype: torch.dtype = torch.float32, **sizes):
+    """A MODEL of a family: the host's own class and patcher, weights of a dtype filled with random numbers.
+
+    sizes: of the configuration, in place of the file's.
+    """
     import comfy.supported_models
     from comfy.model_patcher import ModelPatcher
 
@@ -65,7 +68,7 @@ def build(name: str, monkeypatch, dtype: torch.dtype = torch.float32):
 
         whole, small = anima.LLMAdapter, dict(source_dim=20, target_dim=24, model_dim=24, num_layers=2, num_heads=2)
         monkeypatch.setattr(anima, "LLMAdapter", lambda **options: whole(**small, **options))
-    config = getattr(comfy.supported_models, described["class"])(_read(described["config"]))
+    config = getattr(comfy.supported_models, described["class"])({**_read(described["config"]), **sizes})
     config.unet_config.update(_read(described.get("more", {})))
     config.set_inference_dtype(dtype, None)
     network = config.get_model({}, "").eval()

@@ -18,7 +18,7 @@ def test_models_that_cannot_be_refined(comfy_host, demo, airplane):
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     _, clip, _ = demo
-    with pytest.raises(ValueError, match="no cross-attention layers"):
+    with pytest.raises(ValueError, match="no diffusion model"):
         refine(comfy_host, clip.patcher, clip, airplane, mu="10")
     unet = UNetModel(
         image_size=32,

@@ -200,12 +200,14 @@ class Texts:
         """Contexts of prompts as the host gives them, [B, 77, d]."""
         return torch.cat([part[rows].float() for part in (self.l, self.g) if part is not None], -1)
 
-    def mixed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def mixed(self, rows: Tensor, shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(contexts, pooled text) of prompts as training shows them, so that each place is read by itself too.
 
+        shown: the token positions given [n], all 77 where None.
+
         The words with their own end (42 %), with the empty prompt's (30 %), with another prompt's (18 %), or the end
-        without the words (10 %); pooled text their own (55 %), zeros (25 %), another prompt's (10 %), or their own with
-        nothing in the context (10 %). CLIP-L is left out half of the time where there is a CLIP-G beside it.
+        without the words (10 %); pooled text their own (52 %), zeros (24 %), another prompt's (9 %), or their own with
+        nothing in the context (15 %). CLIP-L is left out half of the time where there is a CLIP-G beside it.
         """
         count, device = len(rows), rows.device
         rand = lambda: torch.rand(count, device=device)  # noqa: E731
@@ -214,10 +216,10 @@ class Texts:
         behind = torch.where(kind < 0.72, torch.zeros_like(rows), other)
         behind = torch.where((kind < 0.42) | (kind >= 0.9), rows, behind)
         before = torch.where(kind >= 0.9, torch.zeros_like(rows), rows)
-        alone = pool >= 0.9
+        alone = pool >= 0.85
         behind, before = (torch.where(alone, torch.zeros_like(rows), part) for part in (behind, before))
         ends = self.ends[rows][:, None]
-        places = torch.arange(LENGTH, device=device)[None]
+        places = torch.arange(LENGTH, device=device)[None] if shown is None else shown[None]
         shifted = (places - ends + self.ends[behind][:, None]).clamp(1, LENGTH - 1)
         parts = []
         for part in (self.l, self.g):
@@ -228,6 +230,6 @@ class Texts:
                 parts.append(mixed.float())
         if self.g is not None:
             parts[0] = parts[0] * (rand() < 0.5)[:, None, None]
-        pooled = self.pooled[torch.where((pool >= 0.8) & ~alone, other, rows)]
-        pooled = pooled * ~((pool >= 0.55) & (pool < 0.8))[:, None]
+        pooled = self.pooled[torch.where((pool >= 0.76) & ~alone, other, rows)]
+        pooled = pooled * ~((pool >= 0.52) & (pool < 0.76))[:, None]
         return torch.cat(parts, -1), pooled

@@ -22,7 +22,7 @@ from devtools.cache import REPO
 from mace.measure.judge import Judge
 
 from .compact import packed, unpacked
-from .denoisers import Diffusion, Flow, sd3_transformer, sdxl_unet
+from .denoisers import Diffusion, Flow, TailBias, sd3_transformer, sdxl_unet
 from .pictures import Caption, Draws, Icons, captions
 from .text import Texts, Tokenizer, clip_l, train_clip_g
 
@@ -123,6 +123,7 @@ def train(way, network, texts: Texts, draws: Draws, arguments, device, autocast)
     ]
     parameters, means = ([pair[place] for pair in pairs] for place in (0, 1))
     optimizer = torch.optim.AdamW(parameters, arguments.rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
+    few = TailBias(arguments.head, 4, device) if arguments.head and arguments.kind == "sd3" else None
     start, begun, total, history, saved = time.time(), done, arguments.minutes * 60, [], time.time()
     while (elapsed := spent + time.time() - start) < total:
         share = elapsed / total
@@ -133,8 +134,11 @@ def train(way, network, texts: Texts, draws: Draws, arguments, device, autocast)
         empty = torch.rand(arguments.batch, device=device) < 0.1
         latents = torch.where(empty[:, None, None, None], draws.any(arguments.batch), draws.of(rows - 1))
         rows = torch.where(empty, 0, rows)
+        shown, options = None, {}
+        if few is not None and share < 0.9:
+            shown, options = few.draw(), {"transformer_options": {"optimized_attention_override": few}}
         with autocast():
-            loss = way.loss(latents, way.context(*texts.mixed(rows)), network)
+            loss = way.loss(latents, way.context(*texts.mixed(rows, shown)) | options, network)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -146,7 +150,7 @@ def train(way, network, texts: Texts, draws: Draws, arguments, device, autocast)
         if done % 200 == 0:
             per_second = (done - begun) * arguments.batch / (time.time() - start)
             say(f"{done}: loss {float(torch.stack(history[-200:]).mean()):.4f}, {per_second:.0f} samples a second")
-        if time.time() - saved > 240:
+        if time.time() - saved > 600:
             saved = time.time()
             _save(state, network, average, done, spent + saved - start)
     _save(state, network, average, done, max(spent, total))
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--head", type=int, default=0, help="sd3: show these positions of a text and four behind them")
     parser.add_argument("--captions", type=int, default=8000)
     parser.add_argument("--text-steps", type=int, default=4000, help="training steps of CLIP-G")
     parser.add_argument("--text-captions", type=int, default=24_000, help="captions that CLIP-G learns from")
@@ -180,7 +185,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
 
     def autocast():
-        return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+        return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or arguments.head > 0)
 
     begun = time.time()
     state = load_file(checkpoint)

@@ -40,7 +40,7 @@ class Recipe:
 
     digest: SHA-256 (hex) of its transform, so that LoRAs trained on another one are told apart.  prior_source: what
     the prior was made from, None without a prior.  prior: the prior itself, None where it is not at hand.  pooled:
-    whether the pooled text is refined too.
+    whether the pooled text is refined too.  own_words: whether the concepts' own tokens are paired too.
     """
 
     weights: RefineWeights
@@ -53,6 +53,7 @@ class Recipe:
     prior_source: str | None = None
     prior: Prior | None = None
     pooled: bool = False
+    own_words: bool = False
 
 
 def recipe_of(refinement: Refinement, digest: str) -> Recipe:
@@ -68,6 +69,7 @@ def recipe_of(refinement: Refinement, digest: str) -> Recipe:
         refinement.prior.source if refinement.prior else None,
         refinement.prior,
         refinement.pooled_delta is not None,
+        refinement.own_words,
     )
 
 

@@ -223,6 +223,7 @@ def _recipe_to_json(recipe: Recipe | None) -> dict | None:
         "digest": recipe.digest,
         "prior_source": recipe.prior_source,
         "pooled": recipe.pooled,
+        "own_words": recipe.own_words,
     }
 
 
@@ -252,6 +253,7 @@ def _recipe_from_json(
         None if source is None else _is(str, source, "prior_source"),
         _prior(tensors, metadata),
         _is(bool, entry.get("pooled", False), "pooled"),
+        _is(bool, entry.get("own_words", False), "own_words"),
     )
 
 

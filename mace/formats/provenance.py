@@ -1,5 +1,7 @@
 """What a saved checkpoint says of the stages it went through."""
 
+from collections.abc import Sequence
+
 from ..concepts.concept import Concept
 from ..method.prior import Prior
 from ..method.refine import Refinement
@@ -23,11 +25,14 @@ def prior_record(prior: Prior | None) -> dict | None:
     return {"source": prior.source, "captions": prior.captions, "preserved": list(prior.preserved)}
 
 
-def refinement_record(done: Refinement) -> dict:
-    """One refinement as it stands in a saved checkpoint's provenance."""
+def refinement_record(done: Refinement, strengths: Sequence[float] | None = None) -> dict:
+    """One refinement as it stands in a saved checkpoint's provenance. strengths: of single concepts, if they differ."""
+    concepts = [concept_record(concept) for concept in done.concepts]
+    if strengths is not None:
+        concepts = [own | {"strength": strength} for own, strength in zip(concepts, strengths, strict=True)]
     return {
         "stage": "refinement",
-        "concepts": [concept_record(concept) for concept in done.concepts],
+        "concepts": concepts,
         "settings": dict(done.settings),
         "clip_layer": done.clip_layer,
         "lambda1": done.weights.lambda1,
@@ -37,5 +42,6 @@ def refinement_record(done: Refinement) -> dict:
         "strength": done.strength,
         "projections": done.projections,
         "pooled_text": done.pooled_delta is not None,
+        "own_words": done.own_words,
         "prior": prior_record(done.prior),
     }

@@ -73,6 +73,16 @@ def read_features(run: Callable[[], object], network: nn.Module, ports: TextPort
     return [seen[name] for name in names]
 
 
+def read_inputs(run: Callable[[], Tensor], network: nn.Module, names: Iterable[str]) -> tuple[Inputs, Tensor]:
+    """(what layers are given in a run, by name, without those it does not reach; its output)."""
+    return _watched(linear_layers(network), run, see=names)
+
+
+def output_with(run: Callable[[], Tensor], network: nn.Module, feed: Inputs) -> Tensor:
+    """The output of a run in which layers are given `feed` in place of their own inputs, a tensor a call."""
+    return _watched(linear_layers(network), run, see=(), feed=feed)[1]
+
+
 def find_ports(run: Run, network: nn.Module) -> TextPorts | None:
     """The text ports of a model, or None where it has none that an edit can be made at.
 

@@ -53,7 +53,8 @@ class Refinement:
     one strength of all concepts (0..1).  fingerprint: of the text encoder (see `prior.probe`).
     projections: "keys", "values" or "both".  settings: the weights as the artist gave them, for the record.
     clip_layer: the text encoder's output layer (clip skip), None for its own default.  pooled_delta: T - I of the
-    pooled text (see `pooled_refinement`), float64 [c, c] on the CPU; None where it is read as before.
+    pooled text (see `pooled_refinement`), float64 [c, c] on the CPU; None where it is read as before.  own_words:
+    whether the moments pair the concepts' own tokens too.
     """
 
     concepts: tuple[Concept, ...]
@@ -67,6 +68,7 @@ class Refinement:
     fingerprint: Tensor = field(repr=False)
     clip_layer: int | None = None
     pooled_delta: Tensor | None = field(default=None, repr=False)
+    own_words: bool = False
 
 
 def add_scaled_metric(system: Tensor, mu: float, metric: Tensor | None) -> None:

@@ -7,7 +7,7 @@ keys and values stay as they are until the erasure LoRA (Section 3.1, last lines
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The phrase is framed by two private-use characters before the prompt is split into weighted parts, so its
 # place stays known whatever brackets stand around or inside it.
@@ -27,12 +27,18 @@ class Pairing:
     """Positions in 0..window-1, where 0 is start-of-text.
 
     target[i] of the target prompt pairs with mapping[i] of the mapping prompt. phrase: the positions of the
-    target phrase's own tokens in the target prompt.
+    target phrase's own tokens in the target prompt.  own: for each of them where the mapping phrase ends in the mapping
+    prompt.
     """
 
     target: tuple[int, ...]
     mapping: tuple[int, ...]
     phrase: tuple[int, ...]
+    own: tuple[int, ...] = ()
+
+    def with_own_words(self) -> "Pairing":
+        """The same with the phrase's own tokens paired too, each with the mapping phrase's last one."""
+        return replace(self, target=self.target + self.phrase, mapping=self.mapping + self.own)
 
 
 @dataclass(frozen=True)
@@ -99,28 +105,43 @@ def pair(
                 f"the prompt {fill(template, phrase)!r} has {len(side.tokens)} tokens, the text encoder takes "
                 f"{window - 2}; shorten the prompt or the phrase"
             )
-    f, g = sides
-    # Position = token + 1, for start-of-text. A run whose edge melted into the phrase on one side only is
-    # cut to what both sides have, at that edge, so that equal words still meet.
+    return pair_located(*sides, (1, 1), (window, window))
+
+
+def pair_located(f: Located, g: Located, leads: tuple[int, int], rows: tuple[int, int]) -> Pairing:
+    """Pair the rows of two prompts' features, of the target prompt f and the mapping prompt g.
+
+    leads: the row of each prompt's first token, 1 behind start-of-text; below 0 where the rows begin inside of the
+    text.  rows: how many rows each has. Positions are rows.
+    """
+    # A run whose edge melted into the phrase on one side only is cut to what both sides have, at that edge, so that
+    # equal words still meet.
     before = min(f.spans[0][0], g.spans[0][0])
-    pairs = [(i, i) for i in range(before + 1)]
+    pairs = [(k, k) for k in range(-min(leads), before)]
     for k in range(len(f.spans) - 1):
         pairs += _between(f.tokens, (f.spans[k][1], f.spans[k + 1][0]), g.tokens, (g.spans[k][1], g.spans[k + 1][0]))
     after = min(len(f.tokens) - f.spans[-1][1], len(g.tokens) - g.spans[-1][1])
-    starts = (len(f.tokens) - after + 1, len(g.tokens) - after + 1)
-    pairs += list(zip(range(starts[0], window), range(starts[1], window), strict=False))
-    own = tuple(i + 1 for begin, end in f.spans for i in range(begin, end))
-    return Pairing(tuple(i for i, _ in pairs), tuple(j for _, j in pairs), own)
+    starts = (len(f.tokens) - after, len(g.tokens) - after)
+    ends = (rows[0] - leads[0], rows[1] - leads[1])
+    pairs += zip(range(starts[0], ends[0]), range(starts[1], ends[1]), strict=False)
+    own = [(i, g_end - 1) for (begin, end), (_, g_end) in zip(f.spans, g.spans, strict=True) for i in range(begin, end)]
+
+    def placed(found: list[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        at = [(i + leads[0], j + leads[1]) for i, j in found]
+        inside = [(i, j) for i, j in at if 0 <= i < rows[0] and 0 <= j < rows[1]]
+        return tuple(i for i, _ in inside), tuple(j for _, j in inside)
+
+    return Pairing(*placed(pairs), *placed(own))
 
 
 def _between(f: Tokens, f_run: tuple[int, int], g: Tokens, g_run: tuple[int, int]) -> list[tuple[int, int]]:
-    """Pairs of a run between two phrases: the shorter run is looked up in the longer one."""
+    """Pairs of tokens of a run between two phrases: the shorter run is looked up in the longer one."""
     a, b = f[f_run[0] : f_run[1]], g[g_run[0] : g_run[1]]
     short, long = (a, b) if len(a) <= len(b) else (b, a)
     for shift in range(len(long) - len(short) + 1):
         if long[shift : shift + len(short)] == short:
             moves = (0, shift) if len(a) <= len(b) else (shift, 0)
-            return [(f_run[0] + moves[0] + k + 1, g_run[0] + moves[1] + k + 1) for k in range(len(short))]
+            return [(f_run[0] + moves[0] + k, g_run[0] + moves[1] + k) for k in range(len(short))]
     return []
 
 

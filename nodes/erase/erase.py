@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
+from ...mace.concepts.concept import Concept
 from ...mace.concepts.strengths import parse_strengths, strengths_of
+from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE
 from ...mace.presets.presets import PRESETS
 from ...mace.presets.table10 import auto_weights
+from ..host.model.unet import is_unet
 from ..host.progress import send_text
 from ..schema import AUTO, CATEGORY, ConceptsType, LorasType, PriorType, side_inputs
 from ..stages.alias_search import AliasSettings
@@ -26,6 +30,55 @@ SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "norm
 IMAGES, CAPTIONS = 8, 4000
 
 
+def refine_as_preset(
+    model,
+    clip,
+    concepts: tuple[Concept, ...],
+    preset: str,
+    prior: Prior | None,
+    strengths: Sequence[float] | None = None,
+):
+    """(refined MODEL, Refinement, lines for the artist, the prior) with a preset's weights.
+
+    prior: where None, built-in captions are read if the weights need them.  strengths: see `refine_model`.
+    """
+    chosen = PRESETS[preset]
+    own = None if chosen.refine is None else chosen.refine(len(concepts))
+    if prior is None and (own or auto_weights(concepts)).lambda1:
+        send_text("reading captions for the prior")
+        prior, _ = build_prior(clip, BUILT_IN, CAPTIONS, 0, concepts=concepts, model=model)
+    send_text("refining")
+    # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
+    written = (AUTO,) * 3 if own is None else tuple(map(repr, astuple(own)[:3]))
+    measures = MEASURE_NAMES[own.metric if own else ALIKE]
+    weights, lines = choose_weights(concepts, *written, PAPER, measures)
+    settings = written_settings(*written, PAPER, measures)
+    refined, refinement, about = refine_model(
+        model, clip, concepts, weights, prior, settings=settings, strengths=strengths
+    )
+    return refined, refinement, [*lines, *about], prior
+
+
+def by_closed_form(
+    model, clip, concepts: tuple[Concept, ...], preset: str, strengths: list[float], prior: Prior | None, aliases: bool
+) -> io.NodeOutput:
+    """Erasing from a model for which no LoRA is trained: the refinement is all, and moves the concepts' own words."""
+    lines = ["No LoRA is trained for this model: the refinement is all, and moves the concepts' own words too."]
+    if aliases:
+        lines.append("Aliases are not searched for: Find Aliases works on SD1.x, SD2.x and SDXL.")
+    listed = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
+    erased = model.clone()
+    if any(strengths):
+        own = strengths if min(strengths) < 1 else None
+        erased, _, about, _ = refine_as_preset(model, clip, concepts, preset, prior, own)
+        lines += ["Refinement:", *about]
+    else:
+        lines.append("All strengths are 0: the model is as it was.")
+    # What stands behind the loras output has nothing to do.
+    nothing = ExecutionBlocker(None)
+    return io.NodeOutput(erased, nothing, ui={"text": ("\n".join(lines),), "concepts": listed})
+
+
 class EraseConcepts(io.ComfyNode):
     """Images, masks, refinement, training and fusion, one after the other, with a preset's settings."""
 
@@ -36,7 +89,8 @@ class EraseConcepts(io.ComfyNode):
             display_name="Erase Concepts (MACE)",
             category=CATEGORY,
             description="The whole of MACE in one node: draws training images, finds the concepts in them, refines, "
-            "trains an erasure LoRA for each and fuses them. The single nodes offer every setting.",
+            "trains an erasure LoRA for each and fuses them. Models for which no LoRA is trained (FLUX, SD3, "
+            "Qwen-Image and others) are erased from in closed form alone. The single nodes offer every setting.",
             search_aliases=["mace", "erase", "unlearn", "remove concept", "forget", "censor", "nsfw"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to erase from."),
@@ -82,7 +136,9 @@ class EraseConcepts(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v."),
+                io.Model.Output(
+                    "model", tooltip="The erased model: the original with patches where it reads its text."
+                ),
                 LorasType.Output("loras", tooltip="The erasure LoRAs, to save or to fuse with other strengths."),
             ],
             has_intermediate_output=True,
@@ -111,10 +167,12 @@ class EraseConcepts(io.ComfyNode):
         prior=None,
         find_aliases=False,
     ) -> io.NodeOutput:
+        check_base(model)
+        own_strengths = strengths_of(strengths, concepts)
+        if not is_unet(model):
+            return by_closed_form(model, clip, concepts, preset, own_strengths, prior, find_aliases)
         if vae is None:
             raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
-        check_base(model)
-        strengths_of(strengths, concepts)
         send_text("drawing training images")
         settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
@@ -123,18 +181,8 @@ class EraseConcepts(io.ComfyNode):
             images, about["Aliases"] = search_aliases(model, clip, images, AliasSettings())
             concepts = tuple(entry.concept for entry in images)
         chosen = PRESETS[preset]
-        own = None if chosen.refine is None else chosen.refine(len(concepts))
-        if prior is None and (own or auto_weights(concepts)).lambda1:
-            send_text("reading captions for the prior")
-            prior, _ = build_prior(clip, BUILT_IN, CAPTIONS, 0, concepts=concepts)
-        send_text("refining")
-        # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
-        refine_as = (AUTO,) * 3 if own is None else tuple(map(repr, astuple(own)[:3]))
-        measures = MEASURE_NAMES[own.metric if own else ALIKE]
         fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
-        weights, about_weights = choose_weights(concepts, *refine_as, PAPER, measures)
-        settings = written_settings(*refine_as, PAPER, measures)
-        refined, refinement, about_refinement = refine_model(model, clip, concepts, weights, prior, settings=settings)
+        refined, refinement, about["Refinement"], prior = refine_as_preset(model, clip, concepts, preset, prior)
         send_text("finding the concepts in the images")
         masks, about_masks, _ = make_masks(model, clip, images, ATTENTION)
         options = TrainOptions(
@@ -148,7 +196,6 @@ class EraseConcepts(io.ComfyNode):
         fused, about_fusion, listed = fused_model(
             model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
         )
-        about["Refinement"] = [*about_weights, *about_refinement]
         about |= {"Masks": about_masks, "Training": about_training, "Fusion": about_fusion}
         lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
         # The concepts are for the page's sliders, which cannot know what a preset holds.

@@ -91,6 +91,12 @@ class BuildPrior(io.ComfyNode):
                     optional=True,
                     tooltip="The concepts to erase: captions that name a target or an alias are left out.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model to erase from. Needed where it is no SD1.x, SD2.x or SDXL: what is kept is read "
+                    "where the model reads it.",
+                ),
             ],
             outputs=[PriorType.Output("prior", tooltip="The moments, for CFR Refine and Save Prior.")],
             has_intermediate_output=True,
@@ -111,7 +117,9 @@ class BuildPrior(io.ComfyNode):
         return None if captions in (BUILT_IN, None) else files.file_stamp(captions)
 
     @classmethod
-    def execute(cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=()) -> io.NodeOutput:
+    def execute(
+        cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=(), model=None
+    ) -> io.NodeOutput:
         keep = keepers(preserve, preserve_type, retention)
-        prior, drawn = build_prior(clip, captions, count, seed, keep, concepts)
+        prior, drawn = build_prior(clip, captions, count, seed, keep, concepts, model)
         return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, drawn)))

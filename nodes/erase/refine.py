@@ -6,6 +6,8 @@ from ..host.model.unet import PROJECTIONS
 from ..schema import AUTO, CATEGORY, ConceptsType, PriorType, RefinementType, read_weight
 from ..stages.refine import EMBEDDINGS, MEASURES, PAPER, RELEASED, choose_weights, refine_model, written_settings
 
+OWN_WORDS = {AUTO: None, "on": True, "off": False}
+
 
 class CFRRefine(io.ComfyNode):
     """Refines keys and values so that the words around a concept stop carrying it."""
@@ -17,8 +19,9 @@ class CFRRefine(io.ComfyNode):
             node_id="MACE_CFRRefine",
             display_name="CFR Refine (MACE)",
             category=CATEGORY,
-            description="Closed-form cross-attention refinement: the words around a concept (and the end of the "
-            "prompt) stop carrying it; its own words are left to the erasure LoRA. Adds patches, touches no weight.",
+            description="Closed-form refinement: the words around a concept (and the end of the prompt) stop carrying "
+            "it. On Stable Diffusion its own words are left to the erasure LoRA; on models for which none is trained "
+            "(FLUX, SD3, Qwen-Image and others) they are moved too. Adds patches, touches no weight.",
             search_aliases=["mace", "erase", "unlearn", "closed form", "refinement", "uce", "concept erasure"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to erase from. LoRAs and merges before this node count."),
@@ -58,7 +61,8 @@ class CFRRefine(io.ComfyNode):
                     "projections",
                     options=list(PROJECTIONS),
                     default="both",
-                    tooltip="Refine keys (to_k), values (to_v) or both, the paper's choice.",
+                    tooltip="Refine keys (to_k), values (to_v) or both, the paper's choice. Models other than SD1.x, "
+                    "SD2.x and SDXL know both only.",
                 ),
                 io.Combo.Input(
                     "lambda1_form",
@@ -88,13 +92,22 @@ class CFRRefine(io.ComfyNode):
                     optional=True,
                     default=True,
                     advanced=True,
-                    tooltip="SDXL and its kin read the prompt a second time, as one pooled vector that carries the "
-                    "concept too. On: that reading is refined by the same closed form (ours; the paper's models have "
-                    "none). No effect on SD1.x and SD2.x.",
+                    tooltip="SDXL, FLUX.1, SD3 and their kin read the prompt a second time, as one pooled vector that "
+                    "carries the concept too. On: that reading is refined by the same closed form (ours; the paper's "
+                    "models have none). No effect on models without one.",
+                ),
+                io.Combo.Input(
+                    "own_words",
+                    options=list(OWN_WORDS),
+                    optional=True,
+                    advanced=True,
+                    tooltip="The concept's own words too, each to the last word of its mapping (ours); the paper leaves"
+                    " them to the erasure LoRA. auto: off for SD1.x, SD2.x and SDXL, where one is trained, and on for "
+                    "all other models.",
                 ),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The refined model: the input with patches on to_k and to_v."),
+                io.Model.Output("model", tooltip="The refined model: the input with patches where it reads its text."),
                 RefinementType.Output("refinement", tooltip="Transform and moments, for the later stages."),
             ],
             has_intermediate_output=True,
@@ -125,10 +138,11 @@ class CFRRefine(io.ComfyNode):
         prior=None,
         mu_measures=EMBEDDINGS,
         pooled_text=True,
+        own_words=AUTO,
     ) -> io.NodeOutput:
         weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form, mu_measures)
         settings = written_settings(lambda1, lambda3, mu, lambda1_form, mu_measures)
         refined, result, about = refine_model(
-            model, clip, concepts, weights, prior, strength, projections, settings, pooled_text
+            model, clip, concepts, weights, prior, strength, projections, settings, pooled_text, OWN_WORDS[own_words]
         )
         return io.NodeOutput(refined, result, ui=ui.PreviewText("\n".join([*lines, *about])))

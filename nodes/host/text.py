@@ -42,7 +42,10 @@ class TextEncoder:
         unknown = set(empty) - {"l", "g", "h"}
         if unknown or not empty:
             names = ", ".join(sorted(unknown)) or "none"
-            raise ValueError(f"MACE reads CLIP text encoders (SD1.x, SD2.x, SDXL); this CLIP input holds: {names}")
+            raise ValueError(
+                f"this reads the CLIP text encoders of SD1.x, SD2.x and SDXL; this CLIP input holds: {names}. For "
+                "other models connect the model too, where a node takes it"
+            )
         if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
             raise ValueError(
                 "this CLIP changes during sampling (scheduled hooks), and moments belong to one text encoder: connect "
@@ -65,11 +68,9 @@ class TextEncoder:
             tokens: list[Hashable] = []
             for section in sections:
                 for token, _ in section[1:]:
-                    if isinstance(token, torch.Tensor):
-                        token = hashlib.sha256(token.float().cpu().numpy().tobytes()).hexdigest()
-                    elif token == self._end:
+                    if not isinstance(token, torch.Tensor) and token == self._end:
                         break
-                    tokens.append(token)
+                    tokens.append(token_name(token))
             self._known[text] = tuple(tokens)
         return self._known[text]
 
@@ -213,15 +214,17 @@ class TextEncoder:
         for prompt, own in zip(prompts, pooled, strict=True):
             _keep((self.identity, prompt, "pooled"), own)
 
-    def moments(self, concept: Concept, step: Callable[[int], None], pooled: bool = False) -> ConceptMoments:
+    def moments(
+        self, concept: Concept, step: Callable[[int], None], pooled: bool = False, own_words: bool = False
+    ) -> ConceptMoments:
         """The concept's moments, from the store of the last ones where it is there. step(prompts): progress.
 
-        pooled: those of the prompts' pooled texts too.
+        pooled: those of the prompts' pooled texts too.  own_words: the phrase's own tokens are paired as well.
         """
-        model, key = self.clip.cond_stage_model, (self.identity, concept, pooled)
+        model, key = self.clip.cond_stage_model, (self.identity, concept, pooled, own_words)
         found = _store.get(model, key)
         if found is None:
-            found = concept_moments(self._batches(concept, step), self.width, self.device)
+            found = concept_moments(self._batches(concept, step, own_words), self.width, self.device)
             if pooled:
                 targets = [fill(template, phrase) for template, phrase in concept.readings]
                 mappings = [fill(template, concept.mapping) for template, _ in concept.readings]
@@ -232,9 +235,11 @@ class TextEncoder:
             step(len(concept.readings))
         return found
 
-    def _batches(self, concept: Concept, step: Callable[[int], None]) -> Iterator[tuple]:
+    def _batches(self, concept: Concept, step: Callable[[int], None], own_words: bool) -> Iterator[tuple]:
         for part in chunks(concept.readings):
             pairings = [self.pair(template, phrase, concept.mapping) for template, phrase in part]
+            if own_words:
+                pairings = [pairing.with_own_words() for pairing in pairings]
             targets = self.encoded([fill(template, phrase) for template, phrase in part])
             mappings = self._mapping_embeddings([fill(template, concept.mapping) for template, _ in part])
             yield targets, mappings, pairings
@@ -264,6 +269,11 @@ class TextEncoder:
                 pooled.add(own)
             step(len(part))
         return total.matrix, pooled.matrix if pooled else None
+
+
+def token_name(token) -> Hashable:
+    """A token as it is compared: its number, of a textual inversion's vector its hash."""
+    return hashlib.sha256(token.float().cpu().numpy().tobytes()).hexdigest() if torch.is_tensor(token) else token
 
 
 def _keep(key: tuple, value: torch.Tensor) -> None:

@@ -101,7 +101,9 @@ def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[Co
     lines.append(f"the moments of {len(missing)} concepts were read from {prompts} prompts")
     progress = ProgressBar(prompts)
     return tuple(
-        entry.moments if _has_moments(entry, recipe) else encoder.moments(entry.concept, progress.update, recipe.pooled)
+        entry.moments
+        if _has_moments(entry, recipe)
+        else encoder.moments(entry.concept, progress.update, recipe.pooled, recipe.own_words)
         for entry in loras.loras
     )
 
@@ -199,7 +201,7 @@ def fused_model(
     port = pooled_key(model) if parts.recipe.pooled else None
     if port:
         # No LoRA reads the pooled text, so that its fusion is its refinement.
-        pooled = solve_pooled(model, parts.moments, how, prior, scaled)
+        pooled = solve_pooled(model, port, parts.moments, how, prior, scaled)
         touched.append(port)
     progress = ProgressBar(len(touched))
 
@@ -239,6 +241,7 @@ def stage_record(
             "strength": recipe.strength,
             "projections": recipe.projections,
             "pooled_text": recipe.pooled,
+            "own_words": recipe.own_words,
         },
         "prior": prior_record(prior),
     }

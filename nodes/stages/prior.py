@@ -14,6 +14,8 @@ from ...mace.concepts.lists import RETENTION
 from ...mace.method.prior import Prior, make_prior
 from ...mace.method.tokens import fill
 from ..host import files
+from ..host.model.unet import is_unet
+from ..host.port_text import PortText
 from ..host.text import TextEncoder, chunks
 
 BUILT_IN = "built-in"
@@ -61,7 +63,7 @@ def literal(caption: str) -> str:
 
 
 def general_moment(
-    encoder: TextEncoder, drawn: Sequence[str], left_out: Sequence[str], origin: tuple, progress: ProgressBar
+    encoder: TextEncoder | PortText, drawn: Sequence[str], left_out: Sequence[str], origin: tuple, progress: ProgressBar
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`TextEncoder.gram` of the captions drawn and not left out.
 
@@ -83,18 +85,25 @@ def general_moment(
 
 
 def build_prior(
-    clip, captions: str, count: int, seed: int, keep: Sequence[Concept] = (), concepts: Sequence[Concept] = ()
+    clip,
+    captions: str,
+    count: int,
+    seed: int,
+    keep: Sequence[Concept] = (),
+    concepts: Sequence[Concept] = (),
+    model=None,
 ) -> tuple[Prior, Drawn]:
     """The moments of captions and of what is to be kept, without the captions that name what is to be erased.
 
-    captions: BUILT_IN or a file of the input folder.  keep: the concepts to preserve.  concepts: those to erase. Raises
-    ValueError where one is both, and where nothing is left.
+    captions: BUILT_IN or a file of the input folder.  keep: the concepts to preserve.  concepts: those to erase.
+    model: the MODEL whose text ports the captions are read at; a UNet, and none, read the CLIP's embeddings themselves.
+    Raises ValueError where a concept is both, and where nothing is left.
     """
     erased = phrases_by_key(concepts)
     for concept in keep:
         if normalised(concept.target) in erased:
             raise ValueError(f"{concept.target!r} is both to be erased and to be preserved; take it out of one list")
-    encoder = TextEncoder(clip)
+    encoder = TextEncoder(clip) if model is None or is_unet(model) else PortText(model, clip)
     found = draw_captions(captions, count, seed)
     drawn = [caption for part in chunks(found) for caption in encoder.fitting(part, literal)]
     kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))

@@ -1,6 +1,7 @@
 """The refinement as a stage: its weights, what must go together, the patches and the record of it (Section 3.1)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from comfy.utils import ProgressBar
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.formats.provenance import refinement_record
-from ...mace.method.moments import ConceptMoments
+from ...mace.method.moments import ConceptMoments, packed_trace
 from ...mace.method.prior import Prior
 from ...mace.method.refine import (
     ALIKE,
@@ -30,11 +31,14 @@ from ..host.model.unet import (
     REFINED,
     REFINEMENT,
     cross_attention_keys,
+    is_unet,
     patched,
     pooled_key,
     pooled_reading,
     reading,
+    weight_key,
 )
+from ..host.port_text import PortText
 from ..host.text import TextEncoder
 from ..schema import read_weights
 
@@ -99,9 +103,9 @@ def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Pr
         )
 
 
-def holds_pooled(weights: RefineWeights, prior: Prior | None, key: str | None, lines: list[str]) -> bool:
+def holds_pooled(weights: RefineWeights, prior: Prior | None, reads: bool, lines: list[str]) -> bool:
     """Whether something holds what a refinement of the pooled text leaves, for a model that reads it; else say so."""
-    if key is None:
+    if not reads:
         return False
     general, preserve = (prior.pooled_mean, prior.pooled_preserve) if prior else (None, None)
     if prior is not None and prior.mean is not None and general is None:
@@ -113,12 +117,50 @@ def holds_pooled(weights: RefineWeights, prior: Prior | None, key: str | None, l
 
 
 def solve_pooled(
-    model, moments: Sequence[ConceptMoments], weights: RefineWeights, prior: Prior | None, strengths=None
+    model, key: str, moments: Sequence[ConceptMoments], weights: RefineWeights, prior: Prior | None, strengths=None
 ) -> Tensor:
-    """T - I of the pooled text of a MODEL that reads one, for moments that have it; see `pooled_refinement`."""
+    """T - I of the pooled text that a MODEL reads by its weight `key`, for moments that have it; see
+    `pooled_refinement`."""
     given = prior.pooled_moments() if prior else (None, None)
-    metric = pooled_reading(model, weights.metric, moments[0].pooled.cross.shape[0])
+    metric = pooled_reading(model, weights.metric, key, moments[0].pooled.cross.shape[0])
     return pooled_refinement(moments, weights, *given, strengths, model.load_device, metric)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the text of a MODEL is read: its CLIP, and the weights that read tokens and pooled text."""
+
+    text: TextEncoder | PortText
+    tokens: tuple[str, ...]
+    pooled: tuple[str, ...]
+
+
+def places(model, clip, projections: str = "both") -> Places:
+    """Where a MODEL reads the text of a CLIP: a UNet's cross-attention, other families' text ports.
+
+    Raises ValueError for models that have neither, for another family's CLIP, and for keys or values alone of a model
+    whose ports are neither.
+    """
+    if is_unet(model):
+        encoder = TextEncoder(clip)
+        encoder.check_width(model)
+        port = pooled_key(model)
+        return Places(encoder, tuple(cross_attention_keys(model, projections)), (port,) if port else ())
+    text = PortText(model, clip)
+    if projections != "both":
+        raise ValueError(
+            f"{type(model.model).__name__} reads its text by {text.layout.tokens[0]}, which is neither keys nor "
+            "values: set projections to both"
+        )
+    return Places(text, *(tuple(map(weight_key, names)) for names in (text.layout.tokens, text.layout.pooled)))
+
+
+def mean_square(moments: Sequence[ConceptMoments]) -> float:
+    """Of the numbers in the concepts' paired rows; of CLIP-L's embeddings it is about 1."""
+    pairs = sum(own.pairs for own in moments)
+    size = sum(packed_trace(own.paired) for own in moments)
+    # Sums that are broken are the solver's to report.
+    return size / (pairs * moments[0].cross.shape[0]) if pairs and size > 0 else 1.0
 
 
 def refine_model(
@@ -131,47 +173,59 @@ def refine_model(
     projections: str = "both",
     settings: Mapping[str, str] = MappingProxyType({}),
     pooled: bool = True,
+    own_words: bool | None = None,
+    strengths: Sequence[float] | None = None,
 ):
     """(the refined MODEL, its Refinement, lines for the artist): patches on the projections, and attachments.
 
-    settings: see `written_settings`.  pooled: also how the pooled text is read, where the model reads one. Raises
-    ValueError where prior, weights and concepts contradict, and for another text encoder than the prior's.
+    settings: see `written_settings`.  pooled: also how the pooled text is read, where the model reads one.  own_words:
+    the concepts' own words are moved too; None: where no LoRA can be trained for them.  strengths: one a concept in
+    0..1, all 1 where None; not all 0. Raises ValueError where prior, weights and concepts contradict, and for another
+    text encoder than the prior's.
     """
     lines: list[str] = []
     check_prior(concepts, weights, prior, lines)
-    keys = cross_attention_keys(model, projections)
-    encoder = TextEncoder(clip)
-    encoder.check_width(model)
+    at = places(model, clip, projections)
+    text, keys = at.text, list(at.tokens)
+    own = not is_unet(model) if own_words is None else own_words
     if prior is not None:
-        prior.check(encoder.fingerprint)
+        prior.check(text.fingerprint)
     prompts = sum(len(concept.readings) for concept in concepts)
     progress = ProgressBar(prompts + len(keys))
-    port = pooled_key(model) if pooled else None
-    if not holds_pooled(weights, prior, port, lines):
-        port = None
-    moments = tuple(encoder.moments(concept, progress.update, port is not None) for concept in concepts)
+    ports = at.pooled if pooled and holds_pooled(weights, prior, bool(at.pooled), lines) else ()
+    moments = tuple(text.moments(concept, progress.update, bool(ports), own) for concept in concepts)
+    solved = weights
+    if isinstance(text, PortText):
+        # Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
+        scale = mean_square(moments)
+        solved = replace(weights, mu=weights.mu * scale)
+        if weights.mu:
+            lines.append(f"mu times {scale:.3g}, the mean square of what this model reads (CLIP-L's is 1)")
+        if text.layout.left:
+            lines.append(f"left as they are, though they read the prompt: {', '.join(text.layout.left)}")
     delta = refinement(
         moments,
-        weights,
+        solved,
         prior.general_moment() if prior else None,
         prior.preserve_moment() if prior else None,
-        device=model.load_device,
-        metric=reading(model, weights.metric),
+        strengths,
+        model.load_device,
+        reading(model, weights.metric, () if isinstance(text, TextEncoder) else keys),
     )
     pooled_delta = None
-    if port:
+    if ports:
         try:
-            pooled_delta = solve_pooled(model, moments, weights, prior)
+            pooled_delta = solve_pooled(model, ports[0], moments, solved, prior, strengths)
         except SingularSystem:
             lines.append(
                 "the pooled text is left as it is, and may still carry the concept: the prior's captions are too few "
                 "to hold the rest of it; take more, or raise mu"
             )
-            port = None
-    edited = [*keys, port] if port else keys
+            ports = ()
+    edited = [*keys, *ports]
 
     def change(key: str, weight: Tensor) -> Tensor:
-        return pooled_weight_delta(weight, pooled_delta) if key == port else weight_delta(weight, delta)
+        return pooled_weight_delta(weight, pooled_delta) if key in ports else weight_delta(weight, delta)
 
     if strength == 0:
         refined = model.clone()
@@ -187,12 +241,13 @@ def refine_model(
         projections,
         dict(settings),
         delta.cpu(),
-        encoder.fingerprint,
+        text.fingerprint,
         clip.layer_idx,
         None if pooled_delta is None else pooled_delta.cpu(),
+        own,
     )
     if strength > 0:
-        record = refinement_record(result)
+        record = refinement_record(result, strengths)
         refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
         changes = tuple(refined.patches[key][-1][1][1][0] for key in edited)
         refined.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
@@ -201,7 +256,8 @@ def refine_model(
     refined.set_attachments(BASE, base_of(model))
     refined.set_attachments(REFINEMENT, result)
     lines += [
-        f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs",
+        f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs"
+        + (", their own words too" if own else ""),
         f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",
     ]
     if pooled_delta is not None:

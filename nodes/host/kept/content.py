@@ -217,6 +217,8 @@ def training_key(model) -> str:
     for stage in (model.get_attachment(ATTACHMENT) or ())[before:]:
         prior = stage.get("prior") or {}
         how = [stage.get(name) for name in ("stage", "settings", "clip_layer", "strength", "projections")]
+        # As it was for those without, so that what is kept stays found.
+        how += ["own_words"] if stage.get("own_words") else []
         stages.append([how, prior.get("source"), prior.get("preserved")])
     return content_sha256(_model_sha256(model, model.get_attachment(REFINED) or ()), stages)
 

@@ -18,20 +18,21 @@ SIDES = (16, 48)
 SHARES = (0.3, 0.6)
 
 
-class PromptRuns:
-    """A loaded MODEL's forward for one prompt and another one of the same length, on small latents.
+class SmallRuns:
+    """A loaded MODEL's forward on small latents.
 
-    conditioning: the host's CONDITIONING of one prompt.  shapes: of the latents, several where a model draws several
-    at once (pictures and sound), the model's own with `side` where none is given. See mace.method.ports.Run.
+    shapes: of the latents, several where a model draws several at once (pictures and sound), the model's own with
+    `side` where none is given.
     """
 
-    def __init__(self, model, conditioning: list, side: int, shapes: Sequence[Sequence[int]] | None = None):
-        self.model, self._prompts = model, (conditioning, altered(conditioning))
+    def __init__(self, model, side: int, shapes: Sequence[Sequence[int]] | None = None):
+        self.model = model
         self._shapes = [(1, *shape) for shape in shapes or [latent_shape(model, side)]]
         sampling = model.get_model_object("model_sampling")
         self._sigmas = [float(sampling.percent_to_sigma(share)) for share in SHARES]
 
-    def __call__(self, text: int, latent: int) -> Tensor:
+    def run(self, conditioning: list, latent: int = 0) -> Tensor:
+        """What the model predicts for the host's CONDITIONING of one prompt, on one of two latents."""
         device = self.model.load_device
         generator = torch.Generator().manual_seed(latent)
         parts = [torch.randn(shape, generator=generator).to(device) for shape in self._shapes]
@@ -45,9 +46,20 @@ class PromptRuns:
         options.setdefault("transformer_options", {})["sample_sigmas"] = torch.tensor([*self._sigmas, 0.0])
         sigmas = torch.tensor([self._sigmas[latent]], dtype=torch.float32, device=device)
         # Some models write into what they are given.
-        given = [[_copied(value) for value in entry] for entry in self._prompts[text]]
+        given = [[_copied(value) for value in entry] for entry in conditioning]
         with torch.inference_mode():
             return call(self.model, x, sigmas, given, options, seed=0, **more)
+
+
+class PromptRuns(SmallRuns):
+    """The runs of one prompt's CONDITIONING and of another one of the same length. See mace.method.ports.Run."""
+
+    def __init__(self, model, conditioning: list, side: int, shapes: Sequence[Sequence[int]] | None = None):
+        super().__init__(model, side, shapes)
+        self._prompts = conditioning, altered(conditioning)
+
+    def __call__(self, text: int, latent: int) -> Tensor:
+        return self.run(self._prompts[text], latent)
 
 
 def latent_shape(model, side: int) -> tuple[int, ...]:
@@ -90,18 +102,23 @@ def ports_by_running(model, conditioning: list, shapes: Sequence[Sequence[int]] 
 
     Raises what the model raises where it runs at no size.
     """
+    side = running_side(model, conditioning, shapes)
+    return find_ports(PromptRuns(model, conditioning, side, shapes), model.model.diffusion_model)
+
+
+def running_side(model, conditioning: list, shapes: Sequence[Sequence[int]] | None = None) -> int:
+    """The first of SIDES that a MODEL runs at. Raises what it raises at the first where it runs at none."""
     model_management.load_models_gpu([model])
-    network = model.model.diffusion_model
+    raised = []
     for side in SIDES:
-        runs = PromptRuns(model, conditioning, side, shapes)
         try:
-            runs(0, 0)
-        except Exception:
+            SmallRuns(model, side, shapes).run(conditioning)
+        except Exception as error:
             # PixArt divides by zero below a size, others cannot patch one.
-            if side == SIDES[-1]:
-                raise
-            continue
-        return find_ports(runs, network)
+            raised.append(error)
+        else:
+            return side
+    raise raised[0]
 
 
 def _copied(value):

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import comfy.lora
 import comfy.model_base
@@ -15,6 +15,9 @@ from .fp8 import FP8, as_stored, widen
 from .ports import known_ports
 
 PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
+_ATTN2 = {
+    name: re.compile(rf"^diffusion_model\..*\.attn2\.to_[{letters}]\.weight$") for name, letters in PROJECTIONS.items()
+}
 
 # What was done to a MODEL travels with it: a tuple of records for the provenance, oldest first.
 ATTACHMENT = "mace_stages"
@@ -26,21 +29,34 @@ REFINED = "mace_refined"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def is_unet(model) -> bool:
+    """Whether a MODEL is a Stable Diffusion UNet: one whose cross-attention reads the text encoder's embeddings."""
+    # Others name layers alike (LTX): a UNet has no other known ports than these.
+    known = known_ports(model)
+    elsewhere = known is not None and not any(".attn2.to_" in name for group in known for name in group)
+    return not elsewhere and any(_ATTN2["both"].match(key) for key in model.model.state_dict())
+
+
 def cross_attention_keys(model, projections: str = "both") -> list[str]:
     """The weights' names of to_k and to_v of every cross-attention of a MODEL.
 
     Raises ValueError for a model without such layers (anything but a Stable Diffusion UNet).
     """
-    pattern = re.compile(rf"^diffusion_model\..*\.attn2\.to_[{PROJECTIONS[projections]}]\.weight$")
-    keys = [key for key in model.model.state_dict() if pattern.match(key)]
+    keys = [key for key in model.model.state_dict() if _ATTN2[projections].match(key)] if is_unet(model) else []
     if not keys:
         known = [name for group in known_ports(model) or () for name in group]
-        reads = f". It reads its prompt through {' and '.join(known[:2])}, which no node edits yet" if known else ""
+        names = " and ".join(known[:2])
+        reads = f" It reads its prompt through {names}: CFR Refine and Erase Concepts take it." if known else ""
         raise ValueError(
-            f"{type(model.model).__name__} has no cross-attention layers to refine: MACE works on Stable "
-            f"Diffusion UNets (SD1.x, SD2.x, SDXL and their fine-tunes){reads}"
+            f"{type(model.model).__name__} has no cross-attention layers of Stable Diffusion's UNets (SD1.x, SD2.x, "
+            f"SDXL and their fine-tunes), which this node works on.{reads}"
         )
     return keys
+
+
+def weight_key(layer: str) -> str:
+    """The host's key of the weight of a diffusion model's layer."""
+    return f"diffusion_model.{layer}.weight"
 
 
 def pooled_key(model) -> str | None:
@@ -51,23 +67,25 @@ def pooled_key(model) -> str | None:
     return key if reads and key in model.model.state_dict() else None
 
 
-def reading(model, metric: str) -> torch.Tensor | None:
-    """The metric R of `mace.method.metric` for a MODEL with all its patches, where `metric` asks for it, else None."""
+def reading(model, metric: str, keys: Sequence[str] = ()) -> torch.Tensor | None:
+    """The metric R of `mace.method.metric` for a MODEL with all its patches, where `metric` asks for it, else None.
+
+    keys: the weights that read the text; a UNet's value projections where none are named.
+    """
     if metric != READING:
         return None
     patches = model.get_key_patches("diffusion_model.")
     device = model.load_device
-    values = (effective_weight(patches[key], key, device) for key in cross_attention_keys(model, "values"))
-    return reading_metric(values, device)
+    keys = keys or cross_attention_keys(model, "values")
+    return reading_metric((effective_weight(patches[key], key, device) for key in keys), device)
 
 
-def pooled_reading(model, metric: str, width: int) -> torch.Tensor | None:
-    """The metric R of what a MODEL's `pooled_key` reads of pooled texts [width]; as `reading`."""
+def pooled_reading(model, metric: str, key: str, width: int) -> torch.Tensor | None:
+    """The metric R of what a MODEL's weight `key` reads of pooled texts [width]; as `reading`."""
     if metric != READING:
         return None
-    key, device = pooled_key(model), model.load_device
-    weight = effective_weight(model.get_key_patches("diffusion_model.")[key], key, device)
-    return reading_metric([weight[:, :width]], device)
+    weight = effective_weight(model.get_key_patches("diffusion_model.")[key], key, model.load_device)
+    return reading_metric([weight[:, :width]], model.load_device)
 
 
 def is_quantised(weight: torch.Tensor) -> bool:

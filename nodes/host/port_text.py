@@ -1,0 +1,307 @@
+"""A model's text as its text ports read it: MODEL and CLIP together, of every family that has ports.
+
+The counterpart of `TextEncoder` for models whose ports read something else than the text encoder's embeddings, with
+the same methods for the closed forms. Features are read where the host's own forward hands them to the port, so that
+norms, adapters, padding and concatenation are as the model has them.
+"""
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from comfy import model_management
+from torch import Tensor
+
+from ...mace.concepts.concept import Concept
+from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
+from ...mace.method.ports import TextPorts, output_with, read_features, read_inputs
+from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS
+from ...mace.method.tokens import Pairing, PairingError, fill, pair_located
+from .kept.store import SHARE_OF_MEMORY, MomentStore
+from .model.ports import SmallRuns, known_ports, ports_by_running, running_side
+from .port_rows import MOVED, PROBE, PROBED, Rows, Section, find_blocks
+from .text import chunks
+
+# Of prompts' conditioning that waits for the model at once, and of features that are likely to be asked for again.
+WAITING_BYTES, CACHE_BYTES = 2**28, 2**28
+# A pooled vector that differs from the mean of the tokens by less is that mean.
+MEAN_TOLERANCE = 1e-3
+
+_store = MomentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
+# What was found of a MODEL's network with a CLIP, by what both depend on.
+_layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a MODEL reads its text.
+
+    ports: groups of layers that are read, the tokens' first, the pooled text's second where there is one.  tokens: all
+    layers that the tokens' T serves.  pooled: those of the pooled text.  left: layers that read the prompt and are not
+    edited.  side: of the latents it is run with.  masked: whether rows that the attention mask hides are not read.
+    """
+
+    ports: TextPorts
+    tokens: tuple[str, ...]
+    pooled: tuple[str, ...]
+    left: tuple[str, ...]
+    side: int
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model reads of a prompt: the tokens' rows, and the pooled text [c] where it reads one."""
+
+    rows: Rows
+    pooled: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        """Memory it holds."""
+        return self.rows.values.numel() * self.rows.values.element_size()
+
+
+class PortText:
+    """The text of a MODEL with a CLIP at its ports."""
+
+    def __init__(self, model, clip):
+        if clip is None:
+            raise ValueError("the CLIP input is empty: connect the text encoder that belongs to the model")
+        if not hasattr(model.model, "diffusion_model"):
+            raise ValueError(f"{type(model.model).__name__} is no diffusion model: connect a MODEL")
+        self.clip, self.model = clip, model
+        self._cache: OrderedDict[str, Features] = OrderedDict()
+        prompt = PROBE.replace("{}", PROBED)
+        self._sections = {name: Section(clip, name) for name in clip.tokenize(prompt)}
+        key = (self.identity, weakref.ref(clip.cond_stage_model))
+        known = _layouts.get(model.model)
+        if known is None or known[0] != key:
+            self.layout = find_layout(model, self._conditioning(prompt))
+            blocks = find_blocks(clip, self._sections, lambda text: self._read([text])[0].rows)
+            known = (key, self.layout, blocks, self._fingerprint())
+            _layouts[model.model] = known
+        _, self.layout, self._blocks, self.fingerprint = known
+
+    @property
+    def width(self) -> int:
+        """d of what the tokens' ports read."""
+        return self.fingerprint.shape[-1]
+
+    @property
+    def has_pooled(self) -> bool:
+        """Whether the model reads a pooled text besides the tokens."""
+        return bool(self.layout.pooled)
+
+    def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
+        """The texts whose prompts the text encoder takes at once."""
+        model_management.throw_exception_if_processing_interrupted()
+        return [text for text in texts if all(len(part) == 1 for part in self.clip.tokenize(as_prompt(text)).values())]
+
+    def features(self, prompts: Sequence[str]) -> list[Features]:
+        """What the model reads of each prompt; the last ones are kept."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        found = {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
+        found |= dict(zip(missing, self._read(missing), strict=True))
+        for prompt in prompts:
+            self._cache[prompt] = found[prompt]
+            self._cache.move_to_end(prompt)
+        while len(self._cache) > 1 and sum(each.bytes for each in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return [found[prompt] for prompt in prompts]
+
+    def moments(
+        self, concept: Concept, step: Callable[[int], None], pooled: bool = False, own_words: bool = False
+    ) -> ConceptMoments:
+        """As `TextEncoder.moments`, of what the ports read."""
+        digest = hashlib.sha256(self.fingerprint.numpy().tobytes()).hexdigest()
+        network, key = self.model.model, (digest, concept, pooled, own_words)
+        found = _store.get(network, key)
+        if found is not None:
+            step(len(concept.readings))
+            return found
+        vectors: list[tuple[Tensor, Tensor]] = []
+        batches = self._batches(concept, step, own_words, vectors)
+        found = concept_moments(batches, self.width, self.model.load_device)
+        if pooled:
+            targets, mappings = (torch.stack(side) for side in zip(*vectors, strict=True))
+            found = replace(found, pooled=pooled_moments(targets, mappings, self.model.load_device))
+        _store.put(network, key, found)
+        return found
+
+    def _batches(
+        self, concept: Concept, step: Callable[[int], None], own_words: bool, vectors: list
+    ) -> Iterator[tuple[Tensor, Tensor, list[Pairing]]]:
+        for part in chunks(concept.readings):
+            targets = self.features([fill(template, phrase) for template, phrase in part])
+            mappings = self.features([fill(template, concept.mapping) for template, _ in part])
+            for (template, phrase), f, g in zip(part, targets, mappings, strict=True):
+                pairing = self.pair(template, phrase, concept.mapping, f.rows, g.rows)
+                if own_words:
+                    pairing = pairing.with_own_words()
+                yield f.rows.kept[None], g.rows.kept[None], [_counted(pairing, f.rows, g.rows)]
+                vectors.append((f.pooled, g.pooled))
+            step(len(part))
+
+    def pair(self, template: str, target: str, mapping: str, f: Rows, g: Rows) -> Pairing:
+        """Which rows f of the target prompt pair with which rows g of the mapping prompt."""
+        parts = []
+        for number, block in enumerate(self._blocks):
+            starts, counts = [], []
+            for rows in (f, g):
+                begins = [each.start + rows.empty_in_front for each in self._blocks] + [len(rows.values)]
+                starts.append(begins[number])
+                counts.append(begins[number + 1] - begins[number])
+            located = (self._sections[block.section].locate(template, phrase) for phrase in (target, mapping))
+            found = pair_located(*located, (block.lead, block.lead), tuple(counts))
+            parts.append(_shifted(found, *starts))
+        if not any(part.phrase for part in parts):
+            raise PairingError(f"the model reads no token of {target!r} in the prompt {fill(template, target)!r}")
+        return Pairing(*(sum((getattr(part, side) for part in parts), ()) for side in Pairing.__dataclass_fields__))
+
+    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> tuple[Tensor, Tensor | None]:
+        """As `TextEncoder.gram`, of what the ports read."""
+        device = self.model.load_device
+        total, pooled = Gram(self.width, device), None
+        for part in chunks(prompts):
+            for found in self._read(part):
+                total.add(found.rows.kept)
+                if found.pooled is not None:
+                    pooled = pooled or Gram(len(found.pooled), device)
+                    pooled.add(found.pooled)
+            step(len(part))
+        return total.matrix, pooled.matrix if pooled else None
+
+    @property
+    def identity(self) -> tuple:
+        """What features depend on besides the modules."""
+        options = tuple(sorted((name, repr(value)) for name, value in self.clip.tokenizer_options.items()))
+        return (self.clip.patcher.patches_uuid, self.clip.layer_idx, options, self.model.patches_uuid)
+
+    def _fingerprint(self) -> Tensor:
+        """The first rows of `PROBE_PROMPTS`, [3, PROBE_TOKENS, d] float32 on the CPU; see `mace.method.prior.probe`."""
+        found = []
+        for each in self._read(PROBE_PROMPTS):
+            rows = each.rows.kept[:PROBE_TOKENS].float().cpu()
+            found.append(torch.nn.functional.pad(rows, (0, 0, 0, PROBE_TOKENS - len(rows))))
+        return torch.stack(found)
+
+    def _conditioning(self, prompt: str) -> list:
+        """The host's CONDITIONING of a prompt."""
+        model_management.throw_exception_if_processing_interrupted()
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
+
+    def _read(self, prompts: Sequence[str]) -> list[Features]:
+        """The features of prompts, on the model's device. Many wait for the model at once: it may not fit beside the
+        text encoder."""
+        found: list[Features] = []
+        waiting: list[list] = []
+        for number, prompt in enumerate(prompts):
+            waiting.append(self._conditioning(prompt))
+            tokens = waiting[-1][0][0]
+            size = 0 if tokens is None else tokens.numel() * tokens.element_size()
+            if number + 1 == len(prompts) or (len(waiting) + 1) * size > WAITING_BYTES:
+                model_management.load_models_gpu([self.model])
+                found += map(self._at_ports, waiting)
+                waiting.clear()
+        return found
+
+    def _at_ports(self, conditioning: list) -> Features:
+        model_management.throw_exception_if_processing_interrupted()
+        runs, ports = SmallRuns(self.model, self.layout.side), self.layout.ports
+        tokens, *others = read_features(lambda: runs.run(conditioning), self.model.model.diffusion_model, ports)
+        values = _as_rows(tokens)
+        counted = values.abs().amax(-1) > 0
+        hidden = _hidden(conditioning, len(counted))
+        if hidden is not None and self.layout.masked:
+            counted &= ~hidden.to(counted.device)
+        return Features(Rows(values, counted), _as_rows(others[0])[0].float().cpu() if others else None)
+
+
+def find_layout(model, conditioning: list) -> Layout:
+    """How a MODEL reads a prompt of this CONDITIONING. Raises ValueError for one that has no ports to edit."""
+    network = model.model.diffusion_model
+    groups = known_ports(model)
+    if groups is None:
+        found = ports_by_running(model, conditioning)
+        groups = found.groups if found else ()
+    kind = type(model.model).__name__
+    if not groups:
+        raise ValueError(
+            f"{kind} has no map that reads its prompt alone, and closed forms need one: MACE cannot edit it"
+        )
+    try:
+        side = running_side(model, conditioning)
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{kind} does not run with what this CLIP gives: connect the text encoder that belongs to it ({error})"
+        ) from error
+    runs = SmallRuns(model, side)
+    seen, output = read_inputs(lambda: runs.run(conditioning), network, [group[0] for group in groups])
+    read = {group: _as_rows(seen[group[0]]) for group in groups if group[0] in seen}
+    tokens = next((group for group, rows in read.items() if len(rows) > 1), None)
+    if tokens is None:
+        raise ValueError(f"{kind} reads nothing of this CLIP: connect the text encoder that belongs to it")
+    mean = read[tokens].float().mean(0)
+    served, pooled, left = list(tokens), (), [name for group in groups if group not in read for name in group]
+    for group, rows in read.items():
+        if group == tokens:
+            continue
+        # A mean of the tokens is mapped by their T.
+        if rows.shape[-1] == len(mean) and (rows[0].float() - mean).norm() <= MEAN_TOLERANCE * mean.norm():
+            served += group
+        elif len(rows) == 1 and not pooled:
+            pooled = group
+        else:
+            left += group
+    edited = (tokens, pooled) if pooled else (tokens,)
+    rows = tuple(read[group] for group in edited)
+    ports = TextPorts(edited, tuple(map(len, rows)), tuple(each.shape[-1] for each in rows))
+    hidden, masked = _hidden(conditioning, len(read[tokens])), False
+    if hidden is not None and hidden.any():
+        other = [_with_noise(call, hidden) for call in seen[tokens[0]]]
+        fed = output_with(lambda: runs.run(conditioning), network, dict.fromkeys(tokens, other))
+        masked = bool((fed - output).abs().max() <= MOVED * output.abs().max())
+    return Layout(ports, tuple(served), pooled, tuple(left), side, masked)
+
+
+def _hidden(conditioning: list, count: int) -> Tensor | None:
+    """Which of a port's rows [count] the attention mask hides, bool on the CPU; None without a mask of the rows."""
+    mask = conditioning[0][1].get("attention_mask")
+    if mask is None or mask.shape[-1] > count:
+        return None
+    # What is put in front of the text encoder's rows has no mask.
+    own = mask.reshape(-1, mask.shape[-1])[0].cpu() == 0
+    return torch.nn.functional.pad(own, (count - len(own), 0))
+
+
+def _with_noise(call: Tensor, at: Tensor) -> Tensor:
+    """A layer's input with other numbers in some of its rows."""
+    changed = call.clone()
+    changed.view(-1, call.shape[-1])[at.to(call.device)] += call.float().std().to(call.dtype)
+    return changed
+
+
+def _as_rows(calls: list[Tensor]) -> Tensor:
+    """What a layer reads in all its calls, as rows [n, d]."""
+    return torch.cat([call.reshape(-1, call.shape[-1]) for call in calls])
+
+
+def _counted(pairing: Pairing, f: Rows, g: Rows) -> Pairing:
+    """The pairs of rows that both count, as places among those that count."""
+    left, right = (
+        {place: number for number, place in enumerate(rows.counted.nonzero()[:, 0].tolist())} for rows in (f, g)
+    )
+    pairs = zip(pairing.target, pairing.mapping, strict=True)
+    kept = [(left[i], right[j]) for i, j in pairs if i in left and j in right]
+    return Pairing(tuple(i for i, _ in kept), tuple(j for _, j in kept), ())
+
+
+def _shifted(pairing: Pairing, f: int, g: int) -> Pairing:
+    """The same pairs in rows that begin f and g further on."""
+    target, phrase = (tuple(i + f for i in side) for side in (pairing.target, pairing.phrase))
+    mapping, own = (tuple(i + g for i in side) for side in (pairing.mapping, pairing.own))
+    return Pairing(target, mapping, phrase, own)

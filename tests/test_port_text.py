@@ -1,0 +1,162 @@
+"""Text as a model's ports read it: which row is which token, and the sums over them, for every kind of text encoder."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+
+from mace.method.tokens import fill
+from tests.families import build
+from tests.text_encoders import CLIPS, build_clip
+
+pytestmark = pytest.mark.host
+
+SD3_SIZES = dict(
+    context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+    num_patches=256,
+    pos_embed_max_size=16,
+)
+# A concept in few prompts: of sums of 4096 x 4096.
+Few = namedtuple("Few", "target mapping readings")
+# The family of the model that each CLIP is for, where it has another name or other sizes.
+MODELS = {"sd3": ("sd3", SD3_SIZES), "sd3_clips": ("sd3", SD3_SIZES)}
+# By CLIP: the layers edited, and those of the pooled text.
+EDITED = {
+    "flux": (["txt_in"], ["vector_in.in_layer"]),
+    "chroma": (["txt_in"], []),
+    "sd3": (["context_embedder"], ["y_embedder.mlp.0"]),
+    "sd3_clips": (["context_embedder"], ["y_embedder.mlp.0"]),
+    "qwen": (["txt_in"], []),
+    "zimage": (["cap_embedder.1"], []),
+    "flux2_klein": (["txt_in"], []),
+    # The second reads the mean of what the first reads.
+    "hunyuan_video": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], ["vector_in.in_layer"]),
+    "anima": (["llm_adapter.out_proj"], []),
+}
+TEMPLATES = ("a photo of the {} at night", "{}", "the {} and a {}, (red:1.2)")
+
+
+def row_tokens(name: str, clip, prompt: str) -> list:
+    """The token that each row of the port reads, by what the host's text encoders do with tokens."""
+    sections = {key: [token for token, _ in parts[0]] for key, parts in clip.tokenize(prompt).items()}
+    if name in ("flux", "chroma", "anima"):
+        return sections["t5xxl"]
+    if name.startswith("sd3"):
+        return sections["l"] + (sections["t5xxl"] if name == "sd3" else [])
+    if name in ("zimage", "flux2_klein"):
+        return sections["qwen3_4b"]
+    if name == "qwen":
+        tokens = sections["qwen25_7b"]
+        user = [place for place, token in enumerate(tokens) if token == 151644][1]
+        # Behind "<|im_start|>user\n" of the template.
+        return tokens[user + 3 :]
+    tokens = sections["llama"]
+    user = next(place for place in range(len(tokens)) if tokens[place : place + 3] == [128006, 882, 128007])
+    # Behind the header and, where it is one token, its empty line; up to the end of the turn.
+    begin = user + 2 + 2 * (tokens[user + 3] == 271)
+    return tokens[begin : tokens.index(128009, user) + 1]
+
+
+@pytest.fixture(scope="module", params=CLIPS)
+def text(request, comfy_host):
+    """(name, PortText, MODEL, CLIP)."""
+    family, sizes = MODELS.get(request.param, (request.param, {}))
+    with pytest.MonkeyPatch.context() as patched, torch.inference_mode():
+        model, clip = build(family, patched, **sizes), build_clip(request.param)
+        yield request.param, comfy_host.module("nodes.host.port_text").PortText(model, clip), model, clip
+
+
+def read_by_hook(comfy_host, model, clip, prompt: str, layer: str) -> torch.Tensor:
+    """What a layer is given when the host's own sampler draws with a prompt, [n, d] float64."""
+    import comfy.sample
+
+    seen = []
+    module = model.model.diffusion_model.get_submodule(layer)
+    handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    shape = model.model.latent_format
+    latent = torch.zeros(1, shape.latent_channels, *[1] * (shape.latent_dimensions - 2), 16, 16)
+    try:
+        given = comfy_host.encode(clip, prompt)
+        comfy.sample.sample(model, torch.randn_like(latent), 1, 1.0, "euler", "simple", given, given, latent, seed=0)
+    finally:
+        handle.remove()
+    return seen[0].reshape(-1, seen[0].shape[-1]).double()
+
+
+def words_of(name: str, clip, phrase: str) -> set:
+    """Tokens that a phrase may be made of, alone or behind a space."""
+    found = set()
+    for text in (phrase, " " + phrase):
+        for parts in clip.tokenize(text).values():
+            found |= {token for token, _ in parts[0]}
+    for parts in clip.tokenize("").values():
+        found -= {token for token, _ in parts[0]}
+    return found
+
+
+def test_edits_what_reads_the_prompt(text):
+    name, found, *_ = text
+    assert [list(found.layout.tokens), list(found.layout.pooled)] == list(EDITED[name])
+    assert found.layout.left == () and found.has_pooled == bool(EDITED[name][1])
+
+
+def test_rows_are_those_the_sampler_gives(comfy_host, text):
+    name, found, model, clip = text
+    prompt = "a photo of the dog at night, in the rain"
+    features = found.features([prompt])[0]
+    tokens, pooled = EDITED[name]
+    assert torch.equal(features.rows.values.double(), read_by_hook(comfy_host, model, clip, prompt, tokens[0]))
+    if pooled:
+        assert torch.equal(features.pooled.double(), read_by_hook(comfy_host, model, clip, prompt, pooled[0])[0])
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize(("target", "mapping"), [("hot dog", "cat"), ("dog", "large green tree")])
+def test_rows_pair_by_their_tokens(text, template, target, mapping):
+    name, found, _, clip = text
+    prompts = fill(template, target), fill(template, mapping)
+    f, g = (each.rows for each in found.features(prompts))
+    pairing = found.pair(template, target, mapping, f, g)
+    ours, theirs = (row_tokens(name, clip, prompt) for prompt in prompts)
+    assert (len(f.values), len(g.values)) == (len(ours), len(theirs))
+    pairs = list(zip(pairing.target, pairing.mapping, strict=True))
+    assert all(ours[i] == theirs[j] for i, j in pairs)
+    assert not set(pairing.target) & set(pairing.phrase)
+    assert len(set(pairing.target)) == len(pairing.target) and len(set(pairing.mapping)) == len(pairing.mapping)
+    # The host's Llama tokenizer leaves out spaces, so that the phrase's words melt with their neighbours.
+    if name != "hunyuan_video":
+        own, last = words_of(name, clip, target), words_of(name, clip, mapping)
+        assert {ours[i] for i in pairing.phrase} <= own and {theirs[j] for j in pairing.own} <= last
+        # All rows but the phrase's, less those that a longer mapping pushes out behind.
+        blocks = ((0, 77), (77, len(ours))) if name.startswith("sd3") else ((0, len(ours)),)
+        ends = [max((i, j) for i, j in pairs if start <= i < stop) for start, stop in blocks if start < stop]
+        assert len(ours) - len(pairing.phrase) - sum(max(0, j - i) for i, j in ends) <= len(pairs)
+        # The next row behind the phrase is the mapping's next one.
+        assert (pairing.phrase[-1] + 1, pairing.own[-1] + 1) in pairs
+
+
+def test_sums_are_those_of_the_rows(comfy_host, text):
+    """A, G and S against products of the rows, which are the ones that the sampler hands to the layer."""
+    name, found, model, clip = text
+    concept = Few("hot dog", "cat", (("a photo of the {}", "hot dog"), ("(the {}:1.3) on a mat", "hot dog")))
+    tokens, pooled = EDITED[name]
+    moments = found.moments(concept, lambda count: None, bool(pooled), own_words=True)
+    cross, paired, total = (torch.zeros(found.width, found.width, dtype=torch.float64) for _ in range(3))
+    vectors = 0
+    for template, phrase in concept.readings:
+        f, g = found.features((fill(template, phrase), fill(template, concept.mapping)))
+        pairing = found.pair(template, phrase, concept.mapping, f.rows, g.rows)
+        pairs = [*zip(pairing.target, pairing.mapping, strict=True), *zip(pairing.phrase, pairing.own, strict=True)]
+        rows, others = (each.rows.values.double() for each in (f, g))
+        ours, theirs = rows[[i for i, _ in pairs]], others[[j for _, j in pairs]]
+        cross += theirs.T @ ours
+        paired += ours.T @ ours
+        total += rows.T @ rows
+        if pooled:
+            vectors = vectors + torch.outer(g.pooled.double(), f.pooled.double())
+    unpack = comfy_host.module("mace.method.moments").unpack
+    torch.testing.assert_close(moments.cross, cross, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(unpack(moments.paired), paired, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(unpack(moments.total), total, rtol=1e-9, atol=1e-9)
+    if pooled:
+        torch.testing.assert_close(moments.pooled.cross, vectors, rtol=1e-9, atol=1e-9)
