@@ -2,7 +2,9 @@
 
 families.json has for each: the host's class (comfy.supported_models), the network's configuration, the prompt's
 CONDITIONING and the latents. In it {"tuple": [...]} is a tuple, {"dtype": name} a dtype; of a prompt's parts
-{"random": shape} are numbers, {"ids": shape, "below": n} tokens, {"ones": shape} a mask.
+{"random": shape} are numbers, {"ids": shape, "below": n} tokens, {"ones": shape} a mask. "detected" is a configuration,
+and a prompt where it needs another, that the host tells by a file's weights alone, for those families of which it takes
+small ones.
 """
 
 import json
@@ -28,8 +30,8 @@ def _read(value):
     return {name: _read(item) for name, item in value.items()}
 
 
-def prompt(name: str, seed: int = 0) -> list:
-    """The host's CONDITIONING of a prompt of this family, at random."""
+def prompt(name: str, seed: int = 0, detected: bool = False) -> list:
+    """The host's CONDITIONING of a prompt of this family, at random. detected: for `load_detected`."""
     generator = torch.Generator().manual_seed(1000 + seed)
 
     def part(value):
@@ -43,6 +45,8 @@ def prompt(name: str, seed: int = 0) -> list:
         return torch.ones(value["ones"], dtype=getattr(torch, value["type"]))
 
     described = FAMILIES[name]["prompt"]
+    if detected:
+        described = FAMILIES[name]["detected"].get("prompt", described)
     tokens = described["tokens"]
     embeddings = None if tokens is None else torch.randn(1, *tokens, generator=generator)
     return [[embeddings, {"pooled_output": None, **{key: part(value) for key, value in described["extra"].items()}}]]
@@ -58,22 +62,36 @@ def build(name: str, monkeypatch, dtype: torch.dtype = torch.float32, **sizes):
 
     sizes: of the configuration, in place of the file's.
     """
-    import comfy.supported_models
     from comfy.model_patcher import ModelPatcher
 
-    described = FAMILIES[name]
     if name == "anima":
         # Its adapter's size is fixed in the host's code, at 140 M weights.
         import comfy.ldm.anima.model as anima
 
         whole, small = anima.LLMAdapter, dict(source_dim=20, target_dim=24, model_dim=24, num_layers=2, num_heads=2)
         monkeypatch.setattr(anima, "LLMAdapter", lambda **options: whole(**small, **options))
-    config = getattr(comfy.supported_models, described["class"])({**_read(described["config"]), **sizes})
+    network = _network(FAMILIES[name]["class"], FAMILIES[name], dtype, sizes)
+    return ModelPatcher(network, load_device=CPU, offload_device=CPU)
+
+
+def load_detected(name: str):
+    """A MODEL of a family as the host loads it from a file's weights, which are all that it tells the family by."""
+    import comfy.sd
+
+    network = _network(FAMILIES[name]["class"], FAMILIES[name]["detected"], torch.float32, {})
+    state = {key: weight.clone() for key, weight in network.diffusion_model.state_dict().items()}
+    return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+
+
+def _network(kind: str, described: dict, dtype: torch.dtype, sizes: dict):
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, kind)({**_read(described["config"]), **sizes})
     config.unet_config.update(_read(described.get("more", {})))
     config.set_inference_dtype(dtype, None)
     network = config.get_model({}, "").eval()
     fill(network.diffusion_model)
-    return ModelPatcher(network, load_device=CPU, offload_device=CPU)
+    return network
 
 
 def fill(network) -> None:

@@ -88,7 +88,7 @@ def test_a_saved_checkpoint_is_taken_too(comfy_host, demo, edited):
 
 
 def test_models_that_cannot_be_compared(comfy_host, demo, edited):
-    with pytest.raises(ValueError, match="the same cross-attention weights"):
+    with pytest.raises(ValueError, match="read their prompts by the same weights"):
         export(comfy_host, edited, edited)
     key = "diffusion_model.out.2.weight"
     other = edited.clone()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from devtools.cache import REPO
-from tests.families import FAMILIES, build, latents, prompt
+from tests.families import FAMILIES, build, latents, load_detected, prompt
 
 pytestmark = pytest.mark.host
 
@@ -22,15 +22,23 @@ def ports_module(comfy_host):
     return comfy_host.module("nodes.host.model.ports")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# How a family is made: by its class with sizes of ours, or by the host from a file's weights.
+WAYS = [(name, False) for name in FAMILIES] + [(name, True) for name in FAMILIES if "detected" in FAMILIES[name]]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: way[0] + " detected" * way[1])
 def family(request, comfy_host, ports_module):
     """(name, MODEL, the ports found, PromptRuns)."""
+    name, detected = request.param
     with pytest.MonkeyPatch.context() as patched, torch.inference_mode():
-        model = build(request.param, patched)
-        shapes = latents(request.param)
-        given = prompt(request.param)
+        model = load_detected(name) if detected else build(name, patched)
+        assert type(model.model.model_config).__name__ == FAMILIES[name]["class"]
+        shapes, given = latents(name), prompt(name, detected=detected)
+        # The sizes of latents are those of the smaller networks.
+        shapes = None if detected and len(shapes) == 1 else shapes
         found = ports_module.ports_by_running(model, given, shapes)
-        yield request.param, model, found, ports_module.PromptRuns(model, given, 0, shapes)
+        side = ports_module.running_side(model, given, shapes)
+        yield name, model, found, ports_module.PromptRuns(model, given, side, shapes)
 
 
 def transform(ours, theirs):

@@ -153,6 +153,25 @@ def test_erase_concepts_is_the_refinement_alone(comfy_host, flux):
     assert not erase(comfy_host, flux, chosen, "* = 0")[0].patches
 
 
+@pytest.mark.parametrize("layout", ["ComfyUI", "kohya (A1111, Forge)"])
+def test_the_change_is_a_lora_for_load_lora(comfy_host, flux, dog, tmp_path, layout):
+    import comfy.sd
+    import comfy.utils
+
+    model, text = flux
+    node = refine(comfy_host, model, text, dog, mu="10")
+    settings = dict(rank=WIDTH, format=layout, filename_prefix=f"loras/{tmp_path.name}")
+    said = report(comfy_host.run("MACE_ExportLora", base=model, edited=node[0], **settings))
+    assert "2 of 2 matrices differ" in said
+    tensors = comfy.utils.load_torch_file(said.splitlines()[0])
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
+    prompt = SEEN.replace("{}", "dog")
+    drawn, expected = (predicted(comfy_host, own, text, prompt) for own in (loaded, node[0]))
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="written for SD1.x, SD2.x and SDXL alone"):
+        comfy_host.run("MACE_ExportLora", base=model, edited=node[0], **settings | {"format": "PEFT"})
+
+
 def test_saved_loaded_and_drawn_with(comfy_host, flux, dog, tmp_path):
     model, text = flux
     node = erase(comfy_host, flux, dog, "dog = 0.8")

@@ -5,6 +5,8 @@ diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight, to (B [
 Layouts are dicts of tensors, with metadata or a config beside them; reading and writing files is the caller's.
 Files scale B A by alpha / rank. Written alphas equal the rank (scale 1); read ones are multiplied into B.
 The UNets are those of SD1.x, SD2.x and SDXL; num_res_blocks is theirs, one number a level ([2, 2, 2, 2] in SD1.x).
+None in its place is another family, whose text ports may be any layers: ComfyUI's and kohya's files take the host's
+own names for them, PEFT's would need diffusers' names of every family.
 """
 
 import re
@@ -83,13 +85,16 @@ def diffusers_module(key: str, num_res_blocks: Sequence[int]) -> str:
     return f"{block}.{match[2]}"
 
 
-def to_comfyui(lora: Lora) -> dict[str, Tensor]:
-    """ComfyUI's layout (LORA_MODEL). Raises ValueError for a key or a pair that is not a LoRA's."""
-    return _up_down_alpha(lora, lambda key: key.removesuffix(".weight"))
+def to_comfyui(lora: Lora, unet: bool = True) -> dict[str, Tensor]:
+    """ComfyUI's layout (LORA_MODEL). Raises ValueError for a key or a pair that is not a LoRA's.
+
+    unet: whether the LoRA is of a UNet's cross-attention and pooled text; else of any layers.
+    """
+    return _up_down_alpha(lora, lambda key: key.removesuffix(".weight"), unet)
 
 
 def to_kohya(
-    lora: Lora, num_res_blocks: Sequence[int], base: Base | None, title: str, description: str = ""
+    lora: Lora, num_res_blocks: Sequence[int] | None, base: Base | None, title: str, description: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """kohya's layout with diffusers' names, which A1111, Forge and ComfyUI read; and the metadata they show.
 
@@ -98,10 +103,13 @@ def to_kohya(
     """
 
     def name(key: str) -> str:
-        own = key.removeprefix("diffusion_model.").removesuffix(".weight") if key in _POOLED else None
-        return "lora_unet_" + (own or diffusers_module(key, num_res_blocks)).replace(".", "_")
+        if key in _POOLED or num_res_blocks is None:
+            own = key.removeprefix("diffusion_model.").removesuffix(".weight")
+        else:
+            own = diffusers_module(key, num_res_blocks)
+        return "lora_unet_" + own.replace(".", "_")
 
-    tensors = _up_down_alpha(lora, name)
+    tensors = _up_down_alpha(lora, name, num_res_blocks is not None)
     ranks = {str(down.shape[0]) for _, down in lora.values()}
     rank = ranks.pop() if len(ranks) == 1 else "Dynamic"
     metadata = {
@@ -126,11 +134,13 @@ def to_kohya(
     return tensors, metadata
 
 
-def to_peft(lora: Lora, num_res_blocks: Sequence[int]) -> tuple[dict[str, Tensor], dict]:
+def to_peft(lora: Lora, num_res_blocks: Sequence[int] | None) -> tuple[dict[str, Tensor], dict]:
     """PEFT's layout for diffusers' UNet: the tensors of adapter_model.safetensors, and adapter_config.json as a dict.
 
     Raises ValueError for a key or a pair that is not a LoRA's.
     """
+    if num_res_blocks is None:
+        raise ValueError("PEFT's layout is written for SD1.x, SD2.x and SDXL alone: choose ComfyUI's or kohya's")
     tensors, ranks = {}, {}
     for key, (up, down) in _checked(lora):
         module = diffusers_module(key, num_res_blocks)
@@ -260,9 +270,9 @@ def _pattern(patterns: Mapping | None, module: str, default):
     return default
 
 
-def _up_down_alpha(lora: Lora, name_of) -> dict[str, Tensor]:
+def _up_down_alpha(lora: Lora, name_of, unet: bool) -> dict[str, Tensor]:
     tensors = {}
-    for key, (up, down) in _checked(lora):
+    for key, (up, down) in _checked(lora, unet):
         name = name_of(key)
         tensors[f"{name}.lora_up.weight"] = _plain(up)
         tensors[f"{name}.lora_down.weight"] = _plain(down)
@@ -270,11 +280,11 @@ def _up_down_alpha(lora: Lora, name_of) -> dict[str, Tensor]:
     return tensors
 
 
-def _checked(lora: Lora) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
+def _checked(lora: Lora, unet: bool = True) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
     if not lora:
         raise ValueError("there is no LoRA to write: it has no projection")
     for key, (up, down) in lora.items():
-        if not _KEY.fullmatch(key) and key not in _POOLED:
+        if unet and not _KEY.fullmatch(key) and key not in _POOLED:
             raise ValueError(f"{key} is no cross-attention key or value projection")
         _check_pair(key, up, down)
     return lora.items()

@@ -14,7 +14,16 @@ from ...mace.method.lora import Lora, approximate
 from ..host import files
 from ..host.lora_files import FORMATS, search_note, write_lora
 from ..host.model.family import family, res_blocks
-from ..host.model.unet import ATTACHMENT, cross_attention_keys, effective_weight, pooled_key, with_patches
+from ..host.model.ports import known_ports
+from ..host.model.unet import (
+    ATTACHMENT,
+    cross_attention_keys,
+    effective_weight,
+    is_unet,
+    pooled_key,
+    weight_key,
+    with_patches,
+)
 from ..schema import CATEGORY
 
 # Above what rounding to fp16 or bf16 does to a weight, below what fine-tuning does.
@@ -52,19 +61,25 @@ def change(base, edited, keys: list[str], rank: int, step) -> Change:
         step(1)
     if not lora:
         raise ValueError(
-            "the two models have the same cross-attention weights: connect the model before the erasure as base and "
+            "the two models read their prompts by the same weights: connect the model before the erasure as base and "
             "the refined or fused one as edited"
         )
     return Change(lora, sqrt(missed / whole), *worst)
 
 
 def check_same(base, edited) -> list[str]:
-    """The cross-attention projections, and what reads the pooled text, of two MODELs that are one model but for those.
+    """The weights that read the prompt of two MODELs that are one model but for those.
 
-    Raises ValueError for models with other layers and for weights elsewhere that differ by more than rounding.
+    A UNet's cross-attention projections and what reads its pooled text; another family's text ports. Raises ValueError
+    for models with other layers, for weights elsewhere that differ by more than rounding, and for a family whose ports
+    are not known.
     """
-    port = pooled_key(base)
-    keys = cross_attention_keys(base) + ([port] if port else [])
+    known = None if is_unet(base) else known_ports(base)
+    if known:
+        keys = [weight_key(name) for group in known for name in group]
+    else:
+        port = pooled_key(base)
+        keys = cross_attention_keys(base) + ([port] if port else [])
     before, after = (model.get_key_patches("diffusion_model.") for model in (base, edited))
     if before.keys() != after.keys():
         raise ValueError("base and edited are different models: they have other layers")
@@ -74,8 +89,8 @@ def check_same(base, edited) -> list[str]:
             raise ValueError(f"base and edited are different models: {key} has another shape")
         if key not in keys and not _distance(before[key], after[key], key, base.load_device) <= SAME:
             raise ValueError(
-                f"base and edited differ in {key} too, which is no cross-attention projection: they are different "
-                "models, or one has a LoRA or merge that the other lacks"
+                f"base and edited differ in {key} too, which does not read the prompt: they are different models, or "
+                "one has a LoRA or merge that the other lacks"
             )
     return keys
 
@@ -116,7 +131,7 @@ class ExportLora(io.ComfyNode):
                     options=list(FORMATS),
                     default=FORMATS[0],
                     tooltip="ComfyUI for Load LoRA, kohya for A1111 and Forge (Load LoRA reads it too), PEFT a folder "
-                    "for diffusers and peft.",
+                    "for diffusers and peft (SD1.x, SD2.x and SDXL only).",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -135,7 +150,7 @@ class ExportLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, base, edited, rank, format, filename_prefix) -> io.NodeOutput:
-        blocks = res_blocks(base)
+        blocks = res_blocks(base) if is_unet(base) else None
         keys = check_same(base, edited)
         found = change(base, edited, keys, rank, ProgressBar(len(keys)).update)
         record = {"rank": rank, "residual": found.residual, "stages": list(edited.get_attachment(ATTACHMENT) or ())}

@@ -24,14 +24,15 @@ def write_lora(
     layout: str,
     prefix: str,
     lora: Lora,
-    blocks: tuple[int, ...],
+    blocks: tuple[int, ...] | None,
     base: Base | None,
     description: str,
     metadata: Mapping[str, str],
 ) -> Path:
     """Write one LoRA in one of FORMATS under output/<prefix>_<counter>_; returns the file or PEFT's folder.
 
-    blocks, base: of the UNet (see `mace.formats.lora_layouts`).  metadata: what the file has besides the layout's own.
+    blocks, base: of the UNet, None of another family (see `mace.formats.lora_layouts`).  metadata: what the file has
+    besides the layout's own.
     Raises ValueError for a LoRA that the layout cannot hold and as `files.save_safetensors` does.
     """
     prefix = files.expanded(prefix)
@@ -44,7 +45,7 @@ def write_lora(
     if layout == KOHYA:
         tensors, own = to_kohya(lora, blocks, base, title, description)
     else:
-        tensors = to_comfyui(lora)
+        tensors = to_comfyui(lora, blocks is not None)
         own = {"modelspec.title": title, "modelspec.description": description}
     return files.save_safetensors(prefix, tensors, {**own, **common})
 
