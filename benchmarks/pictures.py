@@ -1,4 +1,4 @@
-"""Pictures of the demo model in the real host, many prompts in one batch."""
+"""Pictures of the demo model, and of small models of other layouts, in the real host, many prompts in one batch."""
 
 import hashlib
 import json
@@ -14,18 +14,33 @@ BATCH, CFG, SAMPLER, SCHEDULER = 32, 4.0, "ddim", "normal"
 
 
 class Studio:
-    """Draws with any MODEL of one checkpoint. host: an InProcessHost; clip, vae: of the checkpoint; judge: its own."""
+    """Draws with any MODEL of one checkpoint. host: an InProcessHost; clip, vae: of the checkpoint; judge: its own.
 
-    def __init__(self, host, clip, vae, steps: int, sampler: str = SAMPLER):
+    pooled: whether the model reads a pooled text besides the embeddings.  channels: of its latents.
+    """
+
+    def __init__(self, host, clip, vae, steps: int, sampler: str = SAMPLER, pooled: bool = False, channels: int = 4):
         self.host, self.clip, self.vae, self.steps, self.sampler = host, clip, vae, steps, sampler
+        self.pooled, self.channels = pooled, channels
         self.judge = Judge(REPO / "assets/demo/judge.safetensors")
-        self._embeddings: dict[str, Tensor] = {}
+        self._conditionings: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def conditioning(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        """(embeddings [77, d], pooled text [c]) of a prompt, by the host."""
+        if prompt not in self._conditionings:
+            tokens, more = self.host.encode(self.clip, prompt)[0]
+            self._conditionings[prompt] = tokens[0], more["pooled_output"][0] if self.pooled else None
+        return self._conditionings[prompt]
 
     def encoded(self, prompt: str) -> Tensor:
         """The embeddings [77, d] of a prompt, by the host."""
-        if prompt not in self._embeddings:
-            self._embeddings[prompt] = self.host.encode(self.clip, prompt)[0][0][0]
-        return self._embeddings[prompt]
+        return self.conditioning(prompt)[0]
+
+    def _pooled(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What a CONDITIONING of prompts has besides the embeddings."""
+        if not self.pooled:
+            return {}
+        return {"pooled_output": torch.stack([self.conditioning(prompt)[1] for prompt in prompts])}
 
     def draw(
         self,
@@ -47,21 +62,23 @@ class Studio:
             away = self.encoded("") if negative is None else negative
             for start in range(0, len(prompts), BATCH):
                 part = range(start, min(start + BATCH, len(prompts)))
-                empty = torch.zeros(len(part), 4, 8, 8)
-                noise = torch.stack([noise_of(prompts[i], seeds[i]) for i in part])
+                empty = torch.zeros(len(part), self.channels, 8, 8)
+                noise = torch.stack([noise_of(prompts[i], seeds[i], self.channels) for i in part])
                 # The host takes one row of a conditioning for each latent.
                 towards = torch.stack([(encode or self.encoded)(prompts[i]) for i in part])
-                positive, others = [[towards, {}]], [[away.expand_as(towards), {}]]
+                asked = [prompts[i] for i in part]
+                positive = [[towards, self._pooled(asked)]]
+                others = [[away.expand_as(towards), self._pooled([""] * len(asked))]]
                 how = (self.steps, CFG, self.sampler, SCHEDULER, positive, others, empty)
                 latents = comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seeds[part.start])
                 drawn.append(self.host.decode(self.vae, latents))
         return torch.cat(drawn)
 
 
-def noise_of(prompt: str, seed: int) -> Tensor:
-    """The noise [4, 8, 8] of a prompt and a seed."""
+def noise_of(prompt: str, seed: int, channels: int = 4) -> Tensor:
+    """The noise [channels, 8, 8] of a prompt and a seed."""
     digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
-    return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")))
+    return torch.randn(channels, 8, 8, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")))
 
 
 def vocabulary() -> dict:

@@ -117,3 +117,35 @@ def test_other_families_are_refused_with_what_is_known(comfy_host, monkeypatch, 
         model = build(name, monkeypatch)
     with pytest.raises(ValueError, match=f"no cross-attention layers of.*{said}"):
         comfy_host.module("nodes.host.model.unet").cross_attention_keys(model)
+
+
+# What the nodes do not edit, and why: LTX-2's and MiniMax-H3's latents are two, whose sizes are not to be guessed.
+NOT_OFFERED = {
+    "hidream_o1": "does not run",
+    "hidream": "several texts",
+    "hydit": "several texts",
+    "hydit12": "several texts",
+    "ace": "several texts",
+    "ltxav": "does not run",
+    "minimax_h3": "does not run",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("sd")] + ["sd3", "sd35m"])
+def test_what_the_nodes_edit(comfy_host, ports_module, monkeypatch, name):
+    """All that reads this prompt, or a refusal: nothing is edited by halves."""
+    find_layout = comfy_host.module("nodes.host.port_layout").find_layout
+    with torch.inference_mode():
+        model = build(name, monkeypatch)
+        if name in NOT_OFFERED:
+            with pytest.raises(ValueError, match=NOT_OFFERED[name]):
+                find_layout(model, prompt(name))
+            return
+        given = prompt(name)
+        # Only prompts with quoted text have it.
+        given[0][1].pop("conditioning_byt5small", None)
+        layout = find_layout(model, given)
+        known = {port for group in ports_module.known_ports(model) for port in group}
+        assert {*layout.tokens, *layout.pooled, *layout.left} == known
+        found = ports_module.ports_by_running(model, given)
+        assert {*layout.tokens, *layout.pooled} == set(found.names)

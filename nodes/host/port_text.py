@@ -17,39 +17,21 @@ from torch import Tensor
 
 from ...mace.concepts.concept import Concept
 from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
-from ...mace.method.ports import TextPorts, output_with, read_features, read_inputs
+from ...mace.method.ports import read_features
 from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS
 from ...mace.method.tokens import Pairing, PairingError, fill, pair_located
 from .kept.store import SHARE_OF_MEMORY, MomentStore
-from .model.ports import SmallRuns, known_ports, ports_by_running, running_side
-from .port_rows import MOVED, PROBE, PROBED, Rows, Section, find_blocks
-from .text import chunks
+from .model.ports import SmallRuns
+from .port_layout import as_rows, find_layout, hidden_rows
+from .port_rows import PROBE, PROBED, Rows, Section, find_blocks
+from .text import CHANGES_IN_SAMPLING, chunks
 
 # Of prompts' conditioning that waits for the model at once, and of features that are likely to be asked for again.
 WAITING_BYTES, CACHE_BYTES = 2**28, 2**28
-# A pooled vector that differs from the mean of the tokens by less is that mean.
-MEAN_TOLERANCE = 1e-3
 
 _store = MomentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
 # What was found of a MODEL's network with a CLIP, by what both depend on.
 _layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a MODEL reads its text.
-
-    ports: groups of layers that are read, the tokens' first, the pooled text's second where there is one.  tokens: all
-    layers that the tokens' T serves.  pooled: those of the pooled text.  left: layers that read the prompt and are not
-    edited.  side: of the latents it is run with.  masked: whether rows that the attention mask hides are not read.
-    """
-
-    ports: TextPorts
-    tokens: tuple[str, ...]
-    pooled: tuple[str, ...]
-    left: tuple[str, ...]
-    side: int
-    masked: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +55,8 @@ class PortText:
             raise ValueError("the CLIP input is empty: connect the text encoder that belongs to the model")
         if not hasattr(model.model, "diffusion_model"):
             raise ValueError(f"{type(model.model).__name__} is no diffusion model: connect a MODEL")
+        if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
+            raise ValueError(CHANGES_IN_SAMPLING)
         self.clip, self.model = clip, model
         self._cache: OrderedDict[str, Features] = OrderedDict()
         prompt = PROBE.replace("{}", PROBED)
@@ -213,81 +197,12 @@ class PortText:
         model_management.throw_exception_if_processing_interrupted()
         runs, ports = SmallRuns(self.model, self.layout.side), self.layout.ports
         tokens, *others = read_features(lambda: runs.run(conditioning), self.model.model.diffusion_model, ports)
-        values = _as_rows(tokens)
+        values = as_rows(tokens)
         counted = values.abs().amax(-1) > 0
-        hidden = _hidden(conditioning, len(counted))
+        hidden = hidden_rows(conditioning, len(counted))
         if hidden is not None and self.layout.masked:
             counted &= ~hidden.to(counted.device)
-        return Features(Rows(values, counted), _as_rows(others[0])[0].float().cpu() if others else None)
-
-
-def find_layout(model, conditioning: list) -> Layout:
-    """How a MODEL reads a prompt of this CONDITIONING. Raises ValueError for one that has no ports to edit."""
-    network = model.model.diffusion_model
-    groups = known_ports(model)
-    if groups is None:
-        found = ports_by_running(model, conditioning)
-        groups = found.groups if found else ()
-    kind = type(model.model).__name__
-    if not groups:
-        raise ValueError(
-            f"{kind} has no map that reads its prompt alone, and closed forms need one: MACE cannot edit it"
-        )
-    try:
-        side = running_side(model, conditioning)
-    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{kind} does not run with what this CLIP gives: connect the text encoder that belongs to it ({error})"
-        ) from error
-    runs = SmallRuns(model, side)
-    seen, output = read_inputs(lambda: runs.run(conditioning), network, [group[0] for group in groups])
-    read = {group: _as_rows(seen[group[0]]) for group in groups if group[0] in seen}
-    tokens = next((group for group, rows in read.items() if len(rows) > 1), None)
-    if tokens is None:
-        raise ValueError(f"{kind} reads nothing of this CLIP: connect the text encoder that belongs to it")
-    mean = read[tokens].float().mean(0)
-    served, pooled, left = list(tokens), (), [name for group in groups if group not in read for name in group]
-    for group, rows in read.items():
-        if group == tokens:
-            continue
-        # A mean of the tokens is mapped by their T.
-        if rows.shape[-1] == len(mean) and (rows[0].float() - mean).norm() <= MEAN_TOLERANCE * mean.norm():
-            served += group
-        elif len(rows) == 1 and not pooled:
-            pooled = group
-        else:
-            left += group
-    edited = (tokens, pooled) if pooled else (tokens,)
-    rows = tuple(read[group] for group in edited)
-    ports = TextPorts(edited, tuple(map(len, rows)), tuple(each.shape[-1] for each in rows))
-    hidden, masked = _hidden(conditioning, len(read[tokens])), False
-    if hidden is not None and hidden.any():
-        other = [_with_noise(call, hidden) for call in seen[tokens[0]]]
-        fed = output_with(lambda: runs.run(conditioning), network, dict.fromkeys(tokens, other))
-        masked = bool((fed - output).abs().max() <= MOVED * output.abs().max())
-    return Layout(ports, tuple(served), pooled, tuple(left), side, masked)
-
-
-def _hidden(conditioning: list, count: int) -> Tensor | None:
-    """Which of a port's rows [count] the attention mask hides, bool on the CPU; None without a mask of the rows."""
-    mask = conditioning[0][1].get("attention_mask")
-    if mask is None or mask.shape[-1] > count:
-        return None
-    # What is put in front of the text encoder's rows has no mask.
-    own = mask.reshape(-1, mask.shape[-1])[0].cpu() == 0
-    return torch.nn.functional.pad(own, (count - len(own), 0))
-
-
-def _with_noise(call: Tensor, at: Tensor) -> Tensor:
-    """A layer's input with other numbers in some of its rows."""
-    changed = call.clone()
-    changed.view(-1, call.shape[-1])[at.to(call.device)] += call.float().std().to(call.dtype)
-    return changed
-
-
-def _as_rows(calls: list[Tensor]) -> Tensor:
-    """What a layer reads in all its calls, as rows [n, d]."""
-    return torch.cat([call.reshape(-1, call.shape[-1]) for call in calls])
+        return Features(Rows(values, counted), as_rows(others[0])[0].float().cpu() if others else None)
 
 
 def _counted(pairing: Pairing, f: Rows, g: Rows) -> Pairing:

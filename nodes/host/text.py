@@ -21,6 +21,10 @@ BATCH = 16
 MAPPING_CACHE = 256
 # The encoder whose pooled text models read besides the tokens (CLIP-G: SDXL and its kin).
 POOLING = "g"
+CHANGES_IN_SAMPLING = (
+    "this CLIP changes during sampling (scheduled hooks), and moments belong to one text encoder: connect the CLIP "
+    "before the hooks"
+)
 
 _memory = model_management.get_total_memory(torch.device("cpu"))
 _store = MomentStore(int(_memory * SHARE_OF_MEMORY))
@@ -47,10 +51,7 @@ class TextEncoder:
                 "other models connect the model too, where a node takes it"
             )
         if clip.use_clip_schedule and clip.patcher.forced_hooks is not None:
-            raise ValueError(
-                "this CLIP changes during sampling (scheduled hooks), and moments belong to one text encoder: connect "
-                "the CLIP before the hooks"
-            )
+            raise ValueError(CHANGES_IN_SAMPLING)
         # SDXL tokenises the same text for both encoders; they differ in padding only.
         self._section = next(iter(empty))
         first = empty[self._section][0]

@@ -202,7 +202,7 @@ def refine_model(
         if weights.mu:
             lines.append(f"mu times {scale:.3g}, the mean square of what this model reads (CLIP-L's is 1)")
         if text.layout.left:
-            lines.append(f"left as they are, though they read the prompt: {', '.join(text.layout.left)}")
+            lines.append(f"left as they are, though they read some prompts: {', '.join(text.layout.left)}")
     delta = refinement(
         moments,
         solved,

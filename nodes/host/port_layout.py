@@ -1,0 +1,114 @@
+"""How a model reads a prompt: which of its layers the closed forms edit, and which rows of text it hears."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...mace.method.ports import TextPorts, output_with, read_inputs
+from .model.ports import SmallRuns, known_ports, ports_by_running, running_side
+from .port_rows import MOVED
+
+# Rows that differ by less, of the tokens' mean, are the same.
+MEAN_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a MODEL reads its text.
+
+    ports: groups of layers that are read, the tokens' first, the pooled text's second where there is one.  tokens: all
+    layers that the tokens' T serves.  pooled: those of the pooled text.  left: layers that read other prompts than the
+    one this was found with, and are not edited.  side: of the latents it is run with.  masked: whether rows that the
+    attention mask hides are not read.
+    """
+
+    ports: TextPorts
+    tokens: tuple[str, ...]
+    pooled: tuple[str, ...]
+    left: tuple[str, ...]
+    side: int
+    masked: bool
+
+
+def find_layout(model, conditioning: list) -> Layout:
+    """How a MODEL reads a prompt of this CONDITIONING. Raises ValueError for one that has no ports to edit."""
+    network = model.model.diffusion_model
+    kind = type(model.model).__name__
+    try:
+        side, groups = running_side(model, conditioning), known_ports(model)
+        if groups is None:
+            found = ports_by_running(model, conditioning)
+            groups = found.groups if found else ()
+    except Exception as error:
+        # Whatever a family's forward raises for a text that is not its own.
+        raise ValueError(
+            f"{kind} does not run with what this CLIP gives: connect the text encoder that belongs to it ({error})"
+        ) from error
+    if not groups:
+        raise ValueError(
+            f"{kind} has no map that reads its prompt alone, and closed forms need one: MACE cannot edit it"
+        )
+    runs = SmallRuns(model, side)
+    seen, output = read_inputs(lambda: runs.run(conditioning), network, [group[0] for group in groups])
+    read = {group: as_rows(seen[group[0]]) for group in groups if group[0] in seen}
+    tokens = next((group for group, rows in read.items() if len(rows) > 1), None)
+    if tokens is None:
+        raise ValueError(f"{kind} reads nothing of this CLIP: connect the text encoder that belongs to it")
+    served, pooled, streams = list(tokens), (), []
+    for group, rows in read.items():
+        if group == tokens:
+            continue
+        if _are_served(rows, read[tokens]):
+            served += group
+        elif len(rows) == 1 and not pooled:
+            pooled = group
+        else:
+            streams.append(group[0])
+    if streams:
+        raise ValueError(
+            f"{kind} reads its prompt by several texts of their own ({', '.join((tokens[0], *streams)[:3])}), of which "
+            "MACE edits one so far, and the concept would stay in the others"
+        )
+    # Such as a second encoder's for quoted text.
+    left = tuple(name for group in groups if group not in read for name in group)
+    edited = (tokens, pooled) if pooled else (tokens,)
+    rows = tuple(read[group] for group in edited)
+    ports = TextPorts(edited, tuple(map(len, rows)), tuple(each.shape[-1] for each in rows))
+    hidden, masked = hidden_rows(conditioning, len(read[tokens])), False
+    if hidden is not None and hidden.any():
+        other = [_with_noise(call, hidden) for call in seen[tokens[0]]]
+        fed = output_with(lambda: runs.run(conditioning), network, dict.fromkeys(tokens, other))
+        masked = bool((fed - output).abs().max() <= MOVED * output.abs().max())
+    return Layout(ports, tuple(served), pooled, left, side, masked)
+
+
+def _are_served(rows: Tensor, tokens: Tensor) -> bool:
+    """Whether rows are tokens' rows and their mean, in any number: what maps the tokens maps these too."""
+    if rows.shape[-1] != tokens.shape[-1]:
+        return False
+    known = torch.cat([tokens, tokens.float().mean(0, keepdim=True).to(tokens)]).float()
+    nearest = torch.cdist(rows.float(), known).amin(1)
+    return bool((nearest <= MEAN_TOLERANCE * known[-1].norm()).all())
+
+
+def hidden_rows(conditioning: list, count: int) -> Tensor | None:
+    """Which of a port's rows [count] the attention mask hides, bool on the CPU; None without a mask of the rows."""
+    mask = conditioning[0][1].get("attention_mask")
+    if mask is None or mask.shape[-1] > count:
+        return None
+    # What is put in front of the text encoder's rows has no mask.
+    own = mask.reshape(-1, mask.shape[-1])[0].cpu() == 0
+    return torch.nn.functional.pad(own, (count - len(own), 0))
+
+
+def _with_noise(call: Tensor, at: Tensor) -> Tensor:
+    """A layer's input with other numbers in some of its rows."""
+    changed = call.clone()
+    changed.view(-1, call.shape[-1])[at.to(call.device)] += call.float().std().to(call.dtype)
+    return changed
+
+
+def as_rows(calls: list[Tensor]) -> Tensor:
+    """What a layer reads in all its calls, as rows [n, d]."""
+    return torch.cat([call.reshape(-1, call.shape[-1]) for call in calls])
