@@ -115,6 +115,27 @@ def test_a_prior_is_read_where_the_model_reads_it(comfy_host, flux, dog):
         assert moved < 0.01 < change.norm() / weights[key].norm()
 
 
+def test_a_very_wide_text_is_refined_in_the_span_of_its_rows(comfy_host, flux, dog, monkeypatch):
+    model, text = flux
+    lines = "dog -> cat\nhorse -> tree"
+    chosen = concepts(comfy_host, lines)
+    alone, expected = (refine(comfy_host, model, text, found, mu="10")[0] for found in (dog, chosen))
+    ports = comfy_host.module("nodes.host.port_text")
+    monkeypatch.setattr(ports, "WIDE", WIDTH - 1)
+    monkeypatch.setattr(ports, "_store", type(ports._store)(2**30))
+    for found in (dog, chosen):
+        rows = refine(comfy_host, model, text, found, mu="10")
+        assert isinstance(rows[1].transform_delta, torch.Tensor) == (found is chosen)
+        whole = expected if found is chosen else alone
+        for key in (TOKENS, VECTOR):
+            torch.testing.assert_close(edited(rows[0], key), edited(whole, key), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="refined without a prior, and mu measures in embeddings"):
+        refine(comfy_host, model, text, chosen, mu="10", mu_measures="as the model reads")
+    settings = dict(captions="built-in", count=0, seed=0, preserve="horse", preserve_type="object", retention="none")
+    with pytest.raises(ValueError, match="512 wide and a prior would take"):
+        comfy_host.run("MACE_Prior", clip=text, model=model, **settings)
+
+
 def test_what_does_not_go_together_is_refused(comfy_host, demo, flux, dog):
     model, text = flux
     with pytest.raises(ValueError, match="neither keys nor values: set projections to both"):

@@ -107,6 +107,11 @@ class ConceptMoments:
     pooled: "ConceptMoments | None" = None
 
     @property
+    def size(self) -> float:
+        """The trace of G_i."""
+        return packed_trace(self.paired)
+
+    @property
     def bytes(self) -> int:
         """Memory it holds."""
         own = sum(t.numel() * t.element_size() for t in (self.cross, self.paired, self.total))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept
-from .moments import ConceptMoments, packed_trace, unpack, working_device
+from .moments import ConceptMoments, unpack, working_device
 from .prior import Prior
 
 # What mu measures a change in: the embedding's directions all alike (the paper), or as the model reads them.
@@ -46,10 +46,27 @@ class RefineWeights:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """A [d, d] matrix left @ right, with left [d, n] and right [n, d]."""
+
+    left: Tensor = field(repr=False)
+    right: Tensor = field(repr=False)
+
+    def norm(self) -> Tensor:
+        """Its Frobenius norm."""
+        return ((self.left.T @ self.left) * (self.right @ self.right.T)).sum().clamp_min(0).sqrt()
+
+    def cpu(self) -> "LowRank":
+        """The same on the CPU."""
+        return LowRank(self.left.cpu(), self.right.cpu())
+
+
+@dataclass(frozen=True)
 class Refinement:
     """A refinement and all that a later solve needs: other strengths or weights, or the fusion of Eq. 7.
 
-    transform_delta: T - I at strength 1, float64 [d, d] on the CPU.  moments: one a concept.  strength: the
+    transform_delta: T - I at strength 1, float64 [d, d] on the CPU, of very wide texts as factors.  moments: one a
+    concept.  strength: the
     one strength of all concepts (0..1).  fingerprint: of the text encoder (see `prior.probe`).
     projections: "keys", "values" or "both".  settings: the weights as the artist gave them, for the record.
     clip_layer: the text encoder's output layer (clip skip), None for its own default.  pooled_delta: T - I of the
@@ -64,7 +81,7 @@ class Refinement:
     strength: float
     projections: str
     settings: Mapping[str, str]
-    transform_delta: Tensor = field(repr=False)
+    transform_delta: Tensor | LowRank = field(repr=False)
     fingerprint: Tensor = field(repr=False)
     clip_layer: int | None = None
     pooled_delta: Tensor | None = field(default=None, repr=False)
@@ -160,7 +177,7 @@ def pooled_refinement(
     ours; the paper's models have no pooled text. Raises as `refinement` does.
     """
     active = [c for c, s in zip(concepts, strengths or [1.0] * len(concepts), strict=True) if s > 0]
-    sizes = [sum(packed_trace(part.paired) for part in parts) for parts in ([c.pooled for c in active], active)]
+    sizes = [sum(part.size for part in parts) for parts in ([c.pooled for c in active], active)]
     # Sums that are empty or broken are the solver's to report.
     share = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
     scaled = replace(weights, mu=weights.mu * share)
@@ -179,6 +196,9 @@ def pooled_weight_delta(weight: Tensor, pooled_delta: Tensor) -> Tensor:
     return change
 
 
-def weight_delta(weight: Tensor, transform_delta: Tensor) -> Tensor:
+def weight_delta(weight: Tensor, transform_delta: Tensor | LowRank) -> Tensor:
     """W' - W = W (T - I) of one projection W [d_out, d], as a float32 product on the weight's device."""
-    return weight.float() @ transform_delta.float().to(weight.device)
+    if isinstance(transform_delta, Tensor):
+        return weight.float() @ transform_delta.float().to(weight.device)
+    left, right = (part.float().to(weight.device) for part in (transform_delta.left, transform_delta.right))
+    return (weight.float() @ left) @ right

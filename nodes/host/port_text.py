@@ -19,6 +19,7 @@ from ...mace.concepts.concept import Concept
 from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
 from ...mace.method.ports import read_features
 from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS
+from ...mace.method.span import WIDE, RowMoments, row_moments
 from ...mace.method.tokens import Pairing, PairingError, fill, pair_located
 from .kept.store import SHARE_OF_MEMORY, MomentStore
 from .model.ports import SmallRuns
@@ -99,8 +100,8 @@ class PortText:
 
     def moments(
         self, concept: Concept, step: Callable[[int], None], pooled: bool = False, own_words: bool = False
-    ) -> ConceptMoments:
-        """As `TextEncoder.moments`, of what the ports read."""
+    ) -> ConceptMoments | RowMoments:
+        """As `TextEncoder.moments`, of what the ports read; of very wide texts the rows."""
         digest = hashlib.sha256(self.fingerprint.numpy().tobytes()).hexdigest()
         network, key = self.model.model, (digest, concept, pooled, own_words)
         found = _store.get(network, key)
@@ -109,7 +110,10 @@ class PortText:
             return found
         vectors: list[tuple[Tensor, Tensor]] = []
         batches = self._batches(concept, step, own_words, vectors)
-        found = concept_moments(batches, self.width, self.model.load_device)
+        if self.width > WIDE:
+            found = row_moments(batches)
+        else:
+            found = concept_moments(batches, self.width, self.model.load_device)
         if pooled:
             targets, mappings = (torch.stack(side) for side in zip(*vectors, strict=True))
             found = replace(found, pooled=pooled_moments(targets, mappings, self.model.load_device))
@@ -147,7 +151,13 @@ class PortText:
         return Pairing(*(sum((getattr(part, side) for part in parts), ()) for side in Pairing.__dataclass_fields__))
 
     def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> tuple[Tensor, Tensor | None]:
-        """As `TextEncoder.gram`, of what the ports read."""
+        """As `TextEncoder.gram`, of what the ports read. Raises ValueError for texts that are too wide."""
+        if self.width > WIDE:
+            size = 8e-9 * self.width**2
+            raise ValueError(
+                f"this model's text is {self.width} wide and a prior would take {size:.1f} GB: it is refined without "
+                "one; set mu above 0 in CFR Refine"
+            )
         device = self.model.load_device
         total, pooled = Gram(self.width, device), None
         for part in chunks(prompts):

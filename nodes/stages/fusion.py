@@ -163,6 +163,7 @@ def fused_model(
     weights: lambda2, lambda3 and mu as the artist wrote them.
     """
     check_base(model)
+    keys = cross_attention_keys(model)
     lines: list[str] = []
     parts = gather(loras, refinement, clip, lines)
     prior = check_prior(parts, prior, lines)
@@ -174,7 +175,6 @@ def fused_model(
             lines.append("lambda2 has no effect: there is no prior with captions")
         if chosen.lambda3 and (prior is None or prior.preserve is None):
             lines.append("lambda3 has no effect: there is no prior with concepts to preserve")
-    keys = cross_attention_keys(model)
     strange = next((key for lora in parts.loras for key in lora if key not in keys), None)
     if strange is not None:
         raise LoraSetError(f"the LoRAs are of another model: this one has no {strange}")

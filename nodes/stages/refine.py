@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.formats.provenance import refinement_record
-from ...mace.method.moments import ConceptMoments, packed_trace
+from ...mace.method.moments import ConceptMoments
 from ...mace.method.prior import Prior
 from ...mace.method.refine import (
     ALIKE,
@@ -22,6 +22,7 @@ from ...mace.method.refine import (
     refinement,
     weight_delta,
 )
+from ...mace.method.span import RowMoments, span_refinement
 from ...mace.presets.table10 import auto_weights
 from ..host.kept.content import base_of
 from ..host.model.fp8 import fp8_note
@@ -155,12 +156,11 @@ def places(model, clip, projections: str = "both") -> Places:
     return Places(text, *(tuple(map(weight_key, names)) for names in (text.layout.tokens, text.layout.pooled)))
 
 
-def mean_square(moments: Sequence[ConceptMoments]) -> float:
-    """Of the numbers in the concepts' paired rows; of CLIP-L's embeddings it is about 1."""
-    pairs = sum(own.pairs for own in moments)
-    size = sum(packed_trace(own.paired) for own in moments)
+def mean_square(moments: Sequence[ConceptMoments | RowMoments], width: int) -> float:
+    """Of the numbers in the concepts' paired rows [width]; of CLIP-L's embeddings it is about 1."""
+    pairs, size = (sum(getattr(own, name) for own in moments) for name in ("pairs", "size"))
     # Sums that are broken are the solver's to report.
-    return size / (pairs * moments[0].cross.shape[0]) if pairs and size > 0 else 1.0
+    return size / (pairs * width) if pairs and size > 0 else 1.0
 
 
 def refine_model(
@@ -197,21 +197,30 @@ def refine_model(
     solved = weights
     if isinstance(text, PortText):
         # Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
-        scale = mean_square(moments)
+        scale = mean_square(moments, text.width)
         solved = replace(weights, mu=weights.mu * scale)
         if weights.mu:
             lines.append(f"mu times {scale:.3g}, the mean square of what this model reads (CLIP-L's is 1)")
         if text.layout.left:
             lines.append(f"left as they are, though they read some prompts: {', '.join(text.layout.left)}")
-    delta = refinement(
-        moments,
-        solved,
-        prior.general_moment() if prior else None,
-        prior.preserve_moment() if prior else None,
-        strengths,
-        model.load_device,
-        reading(model, weights.metric, () if isinstance(text, TextEncoder) else keys),
-    )
+    if isinstance(moments[0], RowMoments):
+        if prior is not None or weights.metric != ALIKE:
+            raise ValueError(
+                f"this model's text is {text.width} wide: it is refined without a prior, and mu measures in embeddings"
+            )
+        # Of many concepts the system of all rows would be the larger one.
+        solve = span_refinement if sum(len(own.f) for own in moments) <= text.width else refinement
+        delta = solve(moments, solved, strengths=strengths, device=model.load_device)
+    else:
+        delta = refinement(
+            moments,
+            solved,
+            prior.general_moment() if prior else None,
+            prior.preserve_moment() if prior else None,
+            strengths,
+            model.load_device,
+            reading(model, weights.metric, () if isinstance(text, TextEncoder) else keys),
+        )
     pooled_delta = None
     if ports:
         try:
