@@ -169,6 +169,22 @@ def test_the_words_around_stop_carrying_the_concept(comfy_host, demo):
         assert accuracy(refined[0], f"a photo of the {name}", name, batch=2) == 1
 
 
+def test_own_words_are_read_as_the_mapping_where_asked(comfy_host, demo):
+    model, clip, _ = demo
+    chosen = concepts(comfy_host, "dog -> sky")
+    template = chosen[0].prompts[0]
+    place = template.split().index("{}") + 1
+    own, wanted = (
+        comfy_host.encode(clip, template.replace("{}", word))[0][0][0][place].double() for word in ("dog", "sky")
+    )
+    left = {}
+    for choice in ("off", "on", "auto"):
+        done = refine(comfy_host, model, clip, chosen, mu="10", own_words=choice)[1]
+        assert done.own_words == (choice == "on")
+        left[choice] = float((own + done.transform_delta @ own - wanted).norm() / (own - wanted).norm())
+    assert left["on"] < 0.2 < 0.3 < left["off"] == left["auto"]
+
+
 def test_aliases_add_their_prompts(comfy_host, demo):
     model, clip, _ = demo
     plain = refine(comfy_host, model, clip, concepts(comfy_host, "airplane -> ground"), mu="10")[1]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mace.method.tokens import PairingError, fill, locate, pair
+from mace.method.tokens import PairingError, fill, locate, pair, pair_located
 
 
 def tokenize(text):
@@ -150,3 +150,29 @@ def test_brackets_inside_the_phrase():
     located = locate("the {} runs", "red (cat:1.4)", tokenize, split)
     assert located.tokens[slice(*located.spans[0])] == ("red</w>", "cat</w>")
     assert located.tokens[-1] == "runs</w>"
+
+
+def test_own_words_join_with_the_mappings_last_token():
+    pairing = pair("the {} by a {}", "hot dog", "big sky", tokenize)
+    # start the | hot dog | by a | hot dog, and the same with the mapping's two.
+    assert pairing.phrase == (2, 3, 6, 7) and pairing.own == (3, 3, 7, 7)
+    joined = pairing.with_own_words()
+    assert joined.target == pairing.target + (2, 3, 6, 7)
+    assert joined.mapping == pairing.mapping + (3, 3, 7, 7)
+    longer = pair("the {}", "dog", "a large green tree", tokenize)
+    # "large" and "green" are two tokens each.
+    assert longer.own == (7,)
+    assert pair("{}", "airplane", "sky", tokenize).own == (1, 1)
+
+
+@pytest.mark.parametrize(("leads", "rows"), [((3, 3), (12, 12)), ((-1, -1), (5, 5)), ((4, 1), (12, 9))])
+def test_rows_of_another_layout(leads, rows):
+    """Templates in front, rows that begin inside the text, and zeros in front of one of them."""
+    f, g = (locate("one two {} end", phrase, tokenize) for phrase in ("dog", "cat"))
+    pairing = pair_located(f, g, leads, rows)
+    first = 2 + leads[0]
+    assert pairing.phrase == (first,) and pairing.own == (2 + leads[1],)
+    shift = leads[1] - leads[0]
+    assert all(j - i == shift for i, j in zip(pairing.target, pairing.mapping, strict=True))
+    wanted = set(range(max(0, -shift), min(rows[0], rows[1] - shift))) - {first}
+    assert set(pairing.target) == wanted
