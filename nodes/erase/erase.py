@@ -12,6 +12,7 @@ from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE
 from ...mace.presets.presets import PRESETS
 from ...mace.presets.table10 import auto_weights
+from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
 from ..host.progress import send_text
 from ..schema import AUTO, CATEGORY, ConceptsType, LorasType, PriorType, side_inputs
@@ -60,12 +61,28 @@ def refine_as_preset(
 
 
 def by_closed_form(
-    model, clip, concepts: tuple[Concept, ...], preset: str, strengths: list[float], prior: Prior | None, aliases: bool
+    model,
+    clip,
+    vae,
+    concepts: tuple[Concept, ...],
+    preset: str,
+    strengths: list[float],
+    prior: Prior | None,
+    drawing: dict,
 ) -> io.NodeOutput:
-    """Erasing from a model for which no LoRA is trained: the refinement is all, and moves the concepts' own words."""
+    """Erasing from a model for which no LoRA is trained: the refinement is all, and moves the concepts' own words.
+
+    drawing: width, height and seed of the pictures that aliases are found by, {} where none are looked for.
+    """
     lines = ["No LoRA is trained for this model: the refinement is all, and moves the concepts' own words too."]
-    if aliases:
-        lines.append("Aliases are not searched for: Find Aliases works on SD1.x, SD2.x and SDXL.")
+    if drawing:
+        check_vae(vae)
+        send_text("drawing pictures to find aliases by")
+        settings = {"count": AliasSettings().pictures, **SAMPLING, "cfg": usual_guidance(model), **drawing}
+        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+        images, about = search_aliases(model, clip, images, AliasSettings())
+        concepts = tuple(entry.concept for entry in images)
+        lines += ["Aliases:", *about]
     listed = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
     erased = model.clone()
     if any(strengths):
@@ -77,6 +94,12 @@ def by_closed_form(
     # What stands behind the loras output has nothing to do.
     nothing = ExecutionBlocker(None)
     return io.NodeOutput(erased, nothing, ui={"text": ("\n".join(lines),), "concepts": listed})
+
+
+def check_vae(vae) -> None:
+    """Raise ValueError without a VAE."""
+    if vae is None:
+        raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
 
 
 class EraseConcepts(io.ComfyNode):
@@ -170,9 +193,9 @@ class EraseConcepts(io.ComfyNode):
         check_base(model)
         own_strengths = strengths_of(strengths, concepts)
         if not is_unet(model):
-            return by_closed_form(model, clip, concepts, preset, own_strengths, prior, find_aliases)
-        if vae is None:
-            raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
+            drawing = dict(width=width, height=height, seed=seed) if find_aliases else {}
+            return by_closed_form(model, clip, vae, concepts, preset, own_strengths, prior, drawing)
+        check_vae(vae)
         send_text("drawing training images")
         settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)

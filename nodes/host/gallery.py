@@ -11,6 +11,7 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
+from .any_text import AnyText
 from .kept.content import content_sha256, model_sha256, module_sha256
 from .kept.store import ContentStore
 from .progress import send_text
@@ -38,19 +39,36 @@ def draws_noise(sampler_name: str) -> bool:
 class Prompts:
     """Conditionings of prompts, each encoded once, as rows of one batch."""
 
-    def __init__(self, encoder: TextEncoder):
+    def __init__(self, encoder: TextEncoder | AnyText):
         self.encoder = encoder
-        self._rows: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._encoded: dict[str, tuple[Tensor, dict]] = {}
+
+    def _known(self, prompt: str) -> tuple[Tensor, dict]:
+        if prompt not in self._encoded:
+            ((embedding, about),) = self.encoder.clip.encode_from_tokens_scheduled(self.encoder.clip.tokenize(prompt))
+            self._encoded[prompt] = embedding, {name: value for name, value in about.items() if value is not None}
+            # Those of wide text encoders take megabytes each.
+            if len(self._encoded) > 2 * BLOCK:
+                del self._encoded[next(iter(self._encoded))]
+        return self._encoded[prompt]
+
+    def fit_together(self, prompts: Sequence[str]) -> bool:
+        """Whether prompts can be rows of one batch: equally long, and of nothing but tokens and pooled text."""
+        known = [self._known(prompt) for prompt in prompts]
+        return len({embedding.shape for embedding, _ in known}) == 1 and all(
+            set(about) <= {"pooled_output"} for _, about in known
+        )
 
     def conditioning(self, prompts: Sequence[str]) -> list:
-        """The host's CONDITIONING with a row for each prompt: it takes one for each latent."""
-        clip = self.encoder.clip
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._rows:
-                ((embedding, about),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-                self._rows[prompt] = embedding, about.get("pooled_output")
-        embeddings, pooled = zip(*(self._rows[prompt] for prompt in prompts), strict=True)
-        return [[torch.cat(embeddings), {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}]]
+        """The host's CONDITIONING with a row for each prompt: it takes one for each latent.
+
+        Of several prompts that `fit_together`.
+        """
+        embeddings, about = zip(*map(self._known, prompts), strict=True)
+        if len(prompts) == 1:
+            return [[embeddings[0], dict(about[0])]]
+        pooled = [own["pooled_output"] for own in about if "pooled_output" in own]
+        return [[torch.cat(embeddings), {"pooled_output": torch.cat(pooled)} if pooled else {}]]
 
 
 class Gallery:
@@ -89,8 +107,10 @@ class Gallery:
         pictures = {place: _pictures.get(keys[place]) for place in wanted}
         missing = [place for place in wanted if pictures[place] is None]
         self.progress.update((len(asked) - len(missing)) * self.settings["steps"])
-        for start in range(0, len(missing), self.batch):
-            part = missing[start : start + self.batch]
+        together = self.prompts.fit_together(["", *(asked[place][0] for place in missing)])
+        batch = self.batch if together else 1
+        for start in range(0, len(missing), batch):
+            part = missing[start : start + batch]
             pictures.update(
                 zip(part, self._draw([asked[place] for place in part], [keys[p] for p in part]), strict=True)
             )

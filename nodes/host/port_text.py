@@ -126,12 +126,18 @@ class PortText:
         for part in chunks(concept.readings):
             targets = self.features([fill(template, phrase) for template, phrase in part])
             mappings = self.features([fill(template, concept.mapping) for template, _ in part])
+            batches: dict[tuple[int, int], list[tuple[Tensor, Tensor, Pairing]]] = {}
             for (template, phrase), f, g in zip(part, targets, mappings, strict=True):
                 pairing = self.pair(template, phrase, concept.mapping, f.rows, g.rows)
                 if own_words:
                     pairing = pairing.with_own_words()
-                yield f.rows.kept[None], g.rows.kept[None], [_counted(pairing, f.rows, g.rows)]
+                ours, theirs = f.rows.kept, g.rows.kept
+                own = batches.setdefault((len(ours), len(theirs)), [])
+                own.append((ours, theirs, _counted(pairing, f.rows, g.rows)))
                 vectors.append((f.pooled, g.pooled))
+            for own in batches.values():
+                ours, theirs, pairings = zip(*own, strict=True)
+                yield torch.stack(ours), torch.stack(theirs), list(pairings)
             step(len(part))
 
     def pair(self, template: str, target: str, mapping: str, f: Rows, g: Rows) -> Pairing:
@@ -161,11 +167,13 @@ class PortText:
         device = self.model.load_device
         total, pooled = Gram(self.width, device), None
         for part in chunks(prompts):
-            for found in self._read(part):
-                total.add(found.rows.kept)
-                if found.pooled is not None:
-                    pooled = pooled or Gram(len(found.pooled), device)
-                    pooled.add(found.pooled)
+            found = self._read(part)
+            # Together: a product of few rows takes as long as one of many, for all of [d, d] is written.
+            total.add(torch.cat([each.rows.kept for each in found]))
+            if self.has_pooled:
+                vectors = torch.stack([each.pooled for each in found])
+                pooled = pooled or Gram(vectors.shape[1], device)
+                pooled.add(vectors)
             step(len(part))
         return total.matrix, pooled.matrix if pooled else None
 

@@ -1,6 +1,7 @@
 """The host's text encoder as the numerics need it: tokens, pairings, batched embeddings, a fingerprint."""
 
 import hashlib
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -21,6 +22,8 @@ BATCH = 16
 MAPPING_CACHE = 256
 # The encoder whose pooled text models read besides the tokens (CLIP-G: SDXL and its kin).
 POOLING = "g"
+# Of three letters and more, as tokenizers write them.
+WORD = re.compile(r"([a-z]{3,})</w>|[\u2581\u0120]([a-z]{3,})")
 CHANGES_IN_SAMPLING = (
     "this CLIP changes during sampling (scheduled hooks), and moments belong to one text encoder: connect the CLIP "
     "before the hooks"
@@ -150,11 +153,12 @@ class TextEncoder:
             )
 
     def vocabulary(self) -> tuple[dict[int, str], torch.Tensor]:
-        """(the tokenizer's words by token, the token embeddings [V, d] on the CPU), without the patches of LoRAs."""
-        name = f"clip_{self._section}"
-        words = getattr(self.clip.tokenizer, name).inv_vocab
-        layer = getattr(self.clip.cond_stage_model, name).transformer.get_input_embeddings()
-        return words, layer.weight.detach().to("cpu", torch.float32)
+        """`vocabulary` of this encoder."""
+        return vocabulary(self.clip, f"clip_{self._section}")
+
+    def phrase_tokens(self, phrase: str) -> list[int]:
+        """The tokens of a phrase that have a row in the vocabulary's table."""
+        return [token for token in self.tokenize(phrase) if isinstance(token, int)]
 
     @property
     def device(self) -> torch.device:
@@ -270,6 +274,21 @@ class TextEncoder:
                 pooled.add(own)
             step(len(part))
         return total.matrix, pooled.matrix if pooled else None
+
+
+def vocabulary(clip, name: str) -> tuple[dict[int, str], torch.Tensor]:
+    """(whole words by token, the token embeddings [V, d] on the CPU) of one of a CLIP's encoders, without LoRAs.
+
+    name: of the tokenizer and of the encoder. A token is a whole word where its own mark says so: CLIP's stands behind
+    words, those of T5, Llama and Qwen before them.
+    """
+    words = {}
+    for token, written in getattr(clip.tokenizer, name).inv_vocab.items():
+        match = WORD.fullmatch(written)
+        if match:
+            words[token] = match[1] or match[2]
+    layer = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings()
+    return words, layer.weight.detach().to("cpu", torch.float32)
 
 
 def token_name(token) -> Hashable:

@@ -1,6 +1,5 @@
 """What the model says of words and a concept's pictures: its error for each as the prompt (mace.concepts.aliases)."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,9 @@ from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.subjects import parse_names
 from ...mace.method.tokens import fill
 from ...mace.method.train import stream
-from ..host.model.predict import noisy, predict
+from ..host.any_text import AnyText, text_to_draw_with
+from ..host.gallery import BLOCK, Prompts
+from ..host.model.predict import noisy, predict, predict_given
 from ..host.networks import in_batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder, chunks
@@ -25,7 +26,6 @@ TIMESTEPS = (300, 500, 700)
 # All words are tried in one draw, and those that explain most in all of them.
 FIRST_TIMESTEP, LEAST_LEFT, SHARE_LEFT = 500, 16, 8
 TOGETHER, ENCODED = 16, 256
-WORD = re.compile(r"[a-z]{3,}</w>")
 SHOWN = 3
 
 
@@ -53,16 +53,16 @@ class Draw:
     noise: Tensor
 
 
-def nearest_words(encoder: TextEncoder, phrase: str, count: int) -> list[str]:
+def nearest_words(encoder: TextEncoder | AnyText, phrase: str, count: int) -> list[str]:
     """The whole words of the encoder's vocabulary that lie nearest to a phrase by their token embeddings."""
-    tokens = [token for token in encoder.tokenize(phrase) if isinstance(token, int)]
-    vocabulary, table = encoder.vocabulary()
+    tokens = encoder.phrase_tokens(phrase)
+    words, table = encoder.vocabulary()
     if not tokens or not table[tokens].any():
         return []
-    places = [place for place, word in vocabulary.items() if WORD.fullmatch(word) and place < len(table)]
+    places = [place for place in words if place < len(table)]
     kept = torch.tensor(sorted({*places, *tokens}))
     rows = nearest(table[kept], torch.searchsorted(kept, torch.tensor(tokens)).tolist(), count)
-    return [vocabulary[int(kept[row])].removesuffix("</w>") for row in rows]
+    return [words[int(kept[row])] for row in rows]
 
 
 def draws_of(images: ConceptImages, pictures: int, seed: int) -> list[Draw]:
@@ -77,22 +77,52 @@ def draws_of(images: ConceptImages, pictures: int, seed: int) -> list[Draw]:
 
 
 def errors(
-    model, encoder: TextEncoder, images: ConceptImages, prompts: Sequence[str], draws: Sequence[Draw], step: Callable
+    model,
+    encoder: TextEncoder | AnyText,
+    images: ConceptImages,
+    prompts: Sequence[str],
+    draws: Sequence[Draw],
+    step: Callable,
 ) -> Tensor:
     """Mean squared error of the predicted noise with each prompt in each draw, float64 [W, D] on the CPU.
 
     step(count): progress, in predictions. Raises the host's interrupt.
     """
     found = []
-    for start in range(0, len(prompts), ENCODED):
-        part = list(prompts[start : start + ENCODED])
-        contexts = torch.cat([encoder.encoded(some).cpu() for some in chunks(part)])
-        pooled = encoder.pooled(part).cpu() if encoder.has_pooled(model) else None
-        found += _errors(model, images.latents, contexts, pooled, draws, step)
+    # Of prompts of other families fewer are kept encoded at once.
+    together = ENCODED if isinstance(encoder, TextEncoder) else BLOCK
+    for start in range(0, len(prompts), together):
+        part = list(prompts[start : start + together])
+        if isinstance(encoder, TextEncoder):
+            contexts = torch.cat([encoder.encoded(some).cpu() for some in chunks(part)])
+            pooled = encoder.pooled(part).cpu() if encoder.has_pooled(model) else None
+            found += _errors(model, images.latents, _by_rows(model, contexts, pooled), len(part), draws, step)
+            continue
+        given = Prompts(encoder)
+        for some in [part] if given.fit_together(part) else [[prompt] for prompt in part]:
+            found += _errors(model, images.latents, _by_prompts(model, given, some), len(some), draws, step)
     return torch.stack(found)
 
 
-def _errors(model, latents, contexts, pooled, draws, step) -> list[Tensor]:
+# predict(x, sigmas, rows): x_0 that a model predicts with the prompts of these rows, one for each latent in x.
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _by_rows(model, contexts: Tensor, pooled: Tensor | None) -> Predict:
+    def run(x: Tensor, sigmas: Tensor, rows: Tensor) -> Tensor:
+        own = None if pooled is None else pooled[rows].to(x.device)
+        return predict(model, x, sigmas, contexts[rows].to(x.device), own)
+
+    return run
+
+
+def _by_prompts(model, given: Prompts, prompts: Sequence[str]) -> Predict:
+    return lambda x, sigmas, rows: predict_given(
+        model, x, sigmas, given.conditioning([prompts[int(row)] for row in rows])
+    )
+
+
+def _errors(model, latents, predicted: Predict, count: int, draws, step) -> list[Tensor]:
     device = model.load_device
     each = model.memory_required([1, *latents.shape[1:]])
 
@@ -104,19 +134,24 @@ def _errors(model, latents, contexts, pooled, draws, step) -> list[Tensor]:
             clean = latents[draw.image : draw.image + 1].to(device, torch.float32)
             x, sigmas = noisy(model, clean, draw.noise.to(device), [draw.timestep])
             x, sigmas = (tensor.expand(len(part), *tensor.shape[1:]) for tensor in (x, sigmas))
-            own = None if pooled is None else pooled[part].to(device)
-            seen = predict(model, x, sigmas, contexts[part].to(device), own)
+            seen = predicted(x, sigmas, part)
             # What is wrong in the picture is sigma times what is wrong in the noise.
-            wrong = (seen.float() - model.model.process_latent_in(clean)) / sigmas.view(-1, 1, 1, 1)
+            wrong = (seen.float() - model.model.process_latent_in(clean)) / sigmas.view(-1, *[1] * (x.dim() - 1))
             rows.append(wrong.double().square().flatten(1).mean(dim=1).cpu())
             step(len(part))
         return list(torch.stack(rows, dim=1))
 
-    return in_batches(torch.arange(len(contexts)), TOGETHER, run)
+    return in_batches(torch.arange(count), TOGETHER, run)
 
 
 def explained_by(
-    model, encoder: TextEncoder, images: ConceptImages, words: Sequence[str], pictures: int, seed: int, step: Callable
+    model,
+    encoder: TextEncoder | AnyText,
+    images: ConceptImages,
+    words: Sequence[str],
+    pictures: int,
+    seed: int,
+    step: Callable,
 ) -> dict[str, float]:
     """What each of the words explains of the concept's pictures, best first; of those that are tried in all draws.
 
@@ -152,7 +187,7 @@ def find_aliases(
 
     Raises ValueError for pictures that a concept's own words do not explain, and for a CLIP of another model.
     """
-    encoder = TextEncoder(clip)
+    encoder = text_to_draw_with(clip, model)
     encoder.check_width(model)
     concepts, kept = [entry.concept for entry in images], parse_names(s.keep)
     named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))

@@ -20,9 +20,9 @@ from ...mace.measure.accuracy import (
 )
 from ...mace.measure.distance import frechet_distance, paired_distance
 from ...mace.method.tokens import fill
+from ..host.any_text import text_to_draw_with
 from ..host.gallery import Gallery, Prompts
 from ..host.judges.judge_files import CLIP, NUDENET
-from ..host.text import TextEncoder
 
 # What the contact sheet shows of an evaluation.
 SHEET_ROWS, SHEET_SEEDS = 40, 4
@@ -82,7 +82,7 @@ def evaluate(base, erased, clip, vae, plan: Plan, judge, settings: dict, batch: 
     settings: see `Gallery`.  threshold: of NudeNet's scores.  Raises ValueError for labels that the judge does not
     know, a prompt that is too long and a text encoder that is not the models'; and the host's interrupt.
     """
-    encoder = TextEncoder(clip)
+    encoder = text_to_draw_with(clip, base, erased)
     for model in (base, erased):
         encoder.check_width(model)
     asked = plan.asked

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...mace.concepts.concept import Concept
 from ...mace.concepts.images import IMAGE_PROMPTS, ConceptImages
 from ...mace.method.tokens import fill
+from ..host.any_text import AnyText, text_to_draw_with
 from ..host.kept.content import content_sha256, model_sha256, module_sha256
 from ..host.kept.on_disk import written
 from ..host.kept.store import ContentStore
@@ -39,7 +40,7 @@ class Sampling:
     settings: steps, cfg, sampler_name, scheduler, seed, count, width, height.
     """
 
-    def __init__(self, model, encoder: TextEncoder, vae, negative: str, progress: ProgressBar, **settings):
+    def __init__(self, model, encoder: TextEncoder | AnyText, vae, negative: str, progress: ProgressBar, **settings):
         self.model, self.encoder, self.vae, self.negative, self.progress = model, encoder, vae, negative, progress
         self.settings = settings
         self._key = (model_sha256(model), module_sha256(vae.first_stage_model), negative, settings)
@@ -100,5 +101,5 @@ def make_images(
     width, height = sized(model, settings["width"], settings["height"])
     settings = {**settings, "width": width, "height": height}
     progress = ProgressBar(len(concepts) * settings["steps"])
-    sampling = Sampling(model, TextEncoder(clip), vae, negative, progress, **settings)
+    sampling = Sampling(model, text_to_draw_with(clip, model), vae, negative, progress, **settings)
     return tuple(sampling.images(*pair) for pair in zip(concepts, templates, strict=True))

@@ -42,6 +42,14 @@ def native_side(model) -> int:
     return 768 if wide and model.model.model_type == _V else 512
 
 
+def usual_guidance(model) -> float:
+    """The classifier-free guidance (cfg) a MODEL is drawn with: none where it reads a guidance of its own (FLUX.1 dev),
+    4 for other transformers, 7 for UNets."""
+    if _is_unet(model):
+        return 7.0
+    return 1.0 if model.model.model_config.unet_config.get("guidance_embed") else 4.0
+
+
 def sized(model, width: int, height: int) -> tuple[int, int]:
     """(width, height) in pixels, 0 being what the model was made for. Raises ValueError for what is too small."""
     found = tuple(side or native_side(model) for side in (width, height))

@@ -68,6 +68,14 @@ def predict(
     patches into the attn2 replace patches of this call, {(block, number, index): patch}; others' are in there. Where
     autograd is on, self-attention runs in PyTorch's kernel. The MODEL's own options are left as they are.
     """
+    more = {} if pooled is None else {"pooled_output": pooled}
+    return predict_given(model, x, sigmas, [[contexts, more]], replace)
+
+
+def predict_given(
+    model, x: Tensor, sigmas: Tensor, conditioning: list, replace: Callable[[dict], None] = lambda attn2: None
+) -> Tensor:
+    """As `predict`, for the host's CONDITIONING with one row a latent."""
     options = create_model_options_clone(model.model_options)
     transformer = options.setdefault("transformer_options", {})
     replaced = transformer["patches_replace"] = {
@@ -77,8 +85,7 @@ def predict(
     transformer["sample_sigmas"] = sigmas
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         transformer["optimized_attention_override"] = in_pytorch
-    more = {} if pooled is None else {"pooled_output": pooled}
-    return call(model, x, sigmas, [[contexts, more]], options)
+    return call(model, x, sigmas, conditioning, options)
 
 
 def call(model, x: Tensor, sigmas: Tensor, conditioning: list, options: dict, **more) -> Tensor:

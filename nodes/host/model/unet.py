@@ -15,9 +15,9 @@ from .fp8 import FP8, as_stored, widen
 from .ports import known_ports
 
 PROJECTIONS = {"both": "kv", "keys": "k", "values": "v"}
-_ATTN2 = {
-    name: re.compile(rf"^diffusion_model\..*\.attn2\.to_[{letters}]\.weight$") for name, letters in PROJECTIONS.items()
-}
+# Other families have layers of this name too (LTX), but no such blocks.
+_BLOCKS = r"^diffusion_model\.(input_blocks|middle_block|output_blocks)\..*"
+_ATTN2 = {name: re.compile(rf"{_BLOCKS}\.attn2\.to_[{letters}]\.weight$") for name, letters in PROJECTIONS.items()}
 
 # What was done to a MODEL travels with it: a tuple of records for the provenance, oldest first.
 ATTACHMENT = "mace_stages"
@@ -31,10 +31,7 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def is_unet(model) -> bool:
     """Whether a MODEL is a Stable Diffusion UNet: one whose cross-attention reads the text encoder's embeddings."""
-    # Others name layers alike (LTX): a UNet has no other known ports than these.
-    known = known_ports(model)
-    elsewhere = known is not None and not any(".attn2.to_" in name for group in known for name in group)
-    return not elsewhere and any(_ATTN2["both"].match(key) for key in model.model.state_dict())
+    return any(_ATTN2["both"].match(key) for key in model.model.state_dict())
 
 
 def cross_attention_keys(model, projections: str = "both") -> list[str]:
@@ -42,7 +39,7 @@ def cross_attention_keys(model, projections: str = "both") -> list[str]:
 
     Raises ValueError for a model without such layers (anything but a Stable Diffusion UNet).
     """
-    keys = [key for key in model.model.state_dict() if _ATTN2[projections].match(key)] if is_unet(model) else []
+    keys = [key for key in model.model.state_dict() if _ATTN2[projections].match(key)]
     if not keys:
         known = [name for group in known_ports(model) or () for name in group]
         names = " and ".join(known[:2])

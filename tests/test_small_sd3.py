@@ -1,0 +1,123 @@
+"""A small SD3 that can draw: erased from in closed form by the nodes, saved as a whole checkpoint, evaluated."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.demo_model.checkpoint import write
+from devtools.cache import REPO
+from tests.evaluation import SETTINGS
+from tests.judge import Judge
+from tests.stages import report
+from tests.test_refine_node import concepts, refine
+
+pytestmark = pytest.mark.host
+
+COMPACT = REPO / "assets/demo/demo_sd3.safetensors"
+SAMPLING = dict(steps=10, cfg=4.0, sampler_name="euler", scheduler="normal")
+# Found by benchmarks/transformer.py, with mu doing what the prior does there.
+WEIGHTS = dict(mu="10", lambda3="0")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(REPO / "assets/demo/judge.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sd3(comfy_host, tmp_path_factory):
+    """(MODEL, CLIP, VAE) of the whole checkpoint."""
+    path = tmp_path_factory.mktemp("sd3") / "sd3.safetensors"
+    write(COMPACT, path)
+    return comfy_host.load_checkpoint(path)
+
+
+def drawn(comfy_host, models, prompts, seed=0):
+    """Pictures [B, 3, 64, 64], a prompt each, with the host's sampler."""
+    import comfy.sample
+
+    model, clip, vae = models
+    with torch.inference_mode():
+        tokens, more = zip(*(comfy_host.encode(clip, prompt)[0] for prompt in prompts), strict=True)
+        negative = comfy_host.encode(clip, "")
+        positive = [[torch.cat(tokens), {"pooled_output": torch.cat([own["pooled_output"] for own in more])}]]
+        empty = torch.zeros(len(prompts), 16, 8, 8)
+        noise = comfy.sample.prepare_noise(empty, seed)
+        how = (SAMPLING["steps"], SAMPLING["cfg"], SAMPLING["sampler_name"], SAMPLING["scheduler"])
+        latents = comfy.sample.sample(model, noise, *how, positive, negative, empty, disable_pbar=True, seed=seed)
+        return comfy_host.decode(vae, latents)
+
+
+def names(judge, pictures):
+    return [judge.names[int(place)] for place in judge(pictures).argmax(-1)]
+
+
+def test_it_draws_what_it_was_trained_on(comfy_host, sd3, judge):
+    import comfy.model_base
+
+    assert isinstance(sd3[0].model, comfy.model_base.SD3)
+    wanted = ["dog", "ship", "rose", "panda", "taxi", "guitar"]
+    seen = names(judge, drawn(comfy_host, sd3, [f"a photo of the {name}" for name in wanted]))
+    assert sum(a == b for a, b in zip(seen, wanted, strict=True)) >= 5
+
+
+@pytest.fixture(scope="module")
+def without_dog(comfy_host, sd3):
+    return refine(comfy_host, *sd3[:2], concepts(comfy_host, "dog -> sky"), **WEIGHTS)
+
+
+def test_the_concept_goes_and_others_stay(comfy_host, sd3, judge, without_dog):
+    assert "their own words too" in report(without_dog) and "the pooled text too" in report(without_dog)
+    assert sorted(without_dog[0].patches) == [
+        "diffusion_model.context_embedder.weight",
+        "diffusion_model.y_embedder.mlp.0.weight",
+    ]
+    erased = (without_dog[0], *sd3[1:])
+    asked = ["a photo of the dog", "an illustration of the dog", "the dog in the forest", "dog"]
+    assert names(judge, drawn(comfy_host, erased, asked)).count("dog") == 0
+    kept = ["ship", "rose", "panda", "taxi", "guitar"]
+    seen = names(judge, drawn(comfy_host, erased, [f"a photo of the {name}" for name in kept]))
+    assert sum(a == b for a, b in zip(seen, kept, strict=True)) >= 4
+
+
+def test_saved_whole_and_loaded_again(comfy_host, sd3, without_dog, tmp_path):
+    saved = comfy_host.run(
+        "MACE_SaveErasedModel", model=without_dog[0], clip=sd3[1], vae=sd3[2],
+        filename_prefix=f"checkpoints/{tmp_path.name}", dtype="as loaded",
+    )  # fmt: skip
+    loaded = comfy_host.load_checkpoint(Path(saved.ui["text"][0].splitlines()[0]))
+    prompts = ["a photo of the dog", "a photo of the ship"]
+    before, after = (drawn(comfy_host, models, prompts) for models in ((without_dog[0], *sd3[1:]), loaded))
+    assert (before - after).abs().mean() < 0.02
+
+
+def test_evaluated_like_the_first_model(comfy_host, sd3, without_dog, judges):
+    model, clip, vae = sd3
+    chosen = concepts(comfy_host, "dog -> sky")
+    shown = dict(model=model, clip=clip, vae=vae, concepts=chosen, prompt="auto", negative="")
+    images = comfy_host.run("MACE_ConceptImages", **shown, count=2, width=64, height=64, seed=0, **SAMPLING)
+    assert images[0][0].latents.shape == (2, 16, 8, 8) and images[1].shape == (2, 64, 64, 3)
+    settings = {**SETTINGS, **SAMPLING, "seeds": 1, "keep": "ship, rose"}
+    models = dict(model=model, erased_model=without_dog[0], clip=clip, vae=vae, concepts=chosen)
+    found = json.loads(comfy_host.run("MACE_EvaluateErasure", **models, **settings)[1])
+    top = found["top-1"]
+    assert top["Acc_e"]["base"]["value"] == 1 and top["Acc_e"]["erased"]["value"] == 0
+    assert top["Acc_s"]["erased"]["value"] == 1
+
+
+def test_its_own_words_for_a_thing_are_found(comfy_host, sd3):
+    """Find Aliases as on the first model: what draws the same thing, and not its neighbours."""
+    model, clip, vae = sd3
+    shown = dict(
+        model=model, clip=clip, vae=vae, concepts=concepts(comfy_host, "dog -> sky"), prompt="auto", negative=""
+    )
+    images = comfy_host.run("MACE_ConceptImages", **shown, count=2, width=64, height=64, seed=0, **SAMPLING)[0]
+    usual = vars(comfy_host.module("nodes.stages.alias_search").AliasSettings())
+    words = "canine, hound, cat, ship, rose"
+    found = comfy_host.run("MACE_FindAliases", model=model, clip=clip, images=images, **{**usual, "words": words})
+    assert set(found[0][0].aliases) == {"canine", "hound"}
+    near = comfy_host.module("nodes.stages.alias_search").nearest_words
+    text = comfy_host.module("nodes.host.any_text").AnyText(clip)
+    assert {"puppy", "hound"} & set(near(text, "dog", 20))
