@@ -1,10 +1,11 @@
 """Erasing from the small SD3 in closed form alone: its text ports, with and without own words and pooled text.
 
-    python dev.py run python -m benchmarks.transformer [--search]
+    python dev.py run python -m benchmarks.transformer [--search | --paper]
 
 Judged as the demo model is in docs/results.md, with its questions; only what the model draws right before counts. The
 prior's captions are a third of the demo model's, over its vocabulary. --search: other weights, asked with another seed.
-The last line is one JSON object with a row for each erasure; each row is written to benchmarks/results as it is found.
+--paper: Table 10's mu alone, without a prior. The last line is one JSON object with a row for each erasure; each row is
+written to benchmarks/results as it is found.
 """
 
 import argparse
@@ -36,24 +37,28 @@ GRID = (
     ("1e-4", "1e3", READING), ("1e-4", "1e4", READING), ("1e-3", "1e5", READING),
 )  # fmt: skip
 FOUND = ("1e-4", "1e4", READING)
+PAPER = ("0", "10", ALIKE)
 # (own words, pooled text) of CFR Refine.
 WAYS = (("off", False), ("off", True), ("on", False), ("on", True))
 
 
 class Small:
-    """The small SD3 in the host, and what is asked of it."""
+    """The small SD3 in the host, and what is asked of it. prior: whether one is made."""
 
-    def __init__(self, folder: Path, compact: Path):
+    def __init__(self, folder: Path, compact: Path, prior: bool):
         self.host = open_host(folder)
         checkpoint = folder / "sd3.safetensors"
         write(compact, checkpoint)
         self.model, self.clip, self.vae = self.host.load_checkpoint(checkpoint)
         studio = Studio(self.host, self.clip, self.vae, STEPS, "euler", pooled=True, channels=CHANNELS)
         self.examiner, self.words = Examiner(studio, STYLE), vocabulary()
+        self.prior = self._made_prior(folder) if prior else None
+        self.measures = self.host.module("nodes.stages.refine").MEASURE_NAMES
+
+    def _made_prior(self, folder: Path):
         (folder / "input" / CAPTIONS).write_text("\n".join(captions()[::EVERY_CAPTION]), encoding="utf-8")
         build = self.host.module("nodes.stages.prior").build_prior
-        self.prior, _ = build(self.clip, CAPTIONS, 1_000_000, 0, model=self.model)
-        self.measures = self.host.module("nodes.stages.refine").MEASURE_NAMES
+        return build(self.clip, CAPTIONS, 1_000_000, 0, model=self.model)[0]
 
     def questions(self, erased: Sequence[str], seed: int) -> dict[str, list[Question]]:
         """By group: the erased names, their synonyms, the other CIFAR classes, and other things."""
@@ -98,17 +103,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MODEL, help="the compact file of the small SD3")
     parser.add_argument("--search", action="store_true", help="other weights, on two lists")
+    parser.add_argument("--paper", action="store_true", help="Table 10's weights for an object, without a prior")
     options = parser.parse_args()
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
-        small = Small(Path(folder), options.model.resolve())
-        out = RESULTS / ("transformer_search.json" if options.search else "transformer.json")
+        small = Small(Path(folder), options.model.resolve(), not options.paper)
+        kind = "_search" if options.search else "_paper" if options.paper else ""
+        out = RESULTS / f"transformer{kind}.json"
         lists = {name: (name,) for name in (ALONE[:1] if options.search else ALONE)} | {"ten": TEN}
-        if not options.search:
+        if not kind:
             rows.append({"model": "before", "drawn": small.drawn_before()})
         for name, erased in lists.items():
             groups = small.questions(erased, 500 if options.search else SEED)
-            for weights in GRID if options.search else (FOUND,):
+            for weights in GRID if options.search else (PAPER if options.paper else FOUND,):
                 for own_words, pooled in WAYS[3:] if options.search else WAYS:
                     model = small.refined(erased, weights, own_words, pooled)
                     about = dict(zip(("lambda1", "mu", "mu measures"), weights, strict=True))
