@@ -107,7 +107,7 @@ class Gallery:
         pictures = {place: _pictures.get(keys[place]) for place in wanted}
         missing = [place for place in wanted if pictures[place] is None]
         self.progress.update((len(asked) - len(missing)) * self.settings["steps"])
-        together = self.prompts.fit_together(["", *(asked[place][0] for place in missing)])
+        together = not missing or self.prompts.fit_together(["", *(asked[place][0] for place in missing)])
         batch = self.batch if together else 1
         for start in range(0, len(missing), batch):
             part = missing[start : start + batch]
