@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from benchmarks.demo_model.checkpoint import write
 from devtools.cache import REPO
@@ -27,11 +28,17 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def sd3(comfy_host, tmp_path_factory):
-    """(MODEL, CLIP, VAE) of the whole checkpoint."""
+def checkpoint(tmp_path_factory):
+    """The whole checkpoint's file."""
     path = tmp_path_factory.mktemp("sd3") / "sd3.safetensors"
     write(COMPACT, path)
-    return comfy_host.load_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sd3(comfy_host, checkpoint):
+    """(MODEL, CLIP, VAE) of it."""
+    return comfy_host.load_checkpoint(checkpoint)
 
 
 def drawn(comfy_host, models, prompts, seed=0):
@@ -52,6 +59,17 @@ def drawn(comfy_host, models, prompts, seed=0):
 
 def names(judge, pictures):
     return [judge.names[int(place)] for place in judge(pictures).argmax(-1)]
+
+
+def test_the_checkpoint_has_all_that_the_host_loads(checkpoint, sd3):
+    _, clip, vae = sd3
+    with safe_open(checkpoint, "pt") as file:
+        written = set(file.keys())
+    loaded = {
+        f"text_encoders.{name}" for name in clip.cond_stage_model.state_dict() if not name.endswith("logit_scale")
+    }
+    assert loaded <= written
+    assert {f"first_stage_model.{name}" for name in vae.first_stage_model.state_dict()} <= written
 
 
 def test_it_draws_what_it_was_trained_on(comfy_host, sd3, judge):

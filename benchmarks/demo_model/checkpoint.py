@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .compact import unpacked
 
+WIDTH = 768
 CLIP_L, VAE = "cond_stage_model.transformer.text_model.", "first_stage_model."
 # SD3's latents: 16 channels, and what the host takes off and multiplies by on their way into the model.
 CHANNELS, SHIFT, SCALE = 16, 0.0609, 1.5305
@@ -34,6 +35,8 @@ def sd3_checkpoint(transformer: Mapping[str, Tensor], demo: Mapping[str, Tensor]
             found[f"text_encoders.clip_l.transformer.text_model.{name.removeprefix(CLIP_L)}"] = tensor
         elif name.startswith(VAE):
             found[name] = tensor
+    # Not read by SD3, but the host keeps one, with whatever was in memory where a file has none.
+    found["text_encoders.clip_l.transformer.text_projection.weight"] = torch.eye(WIDTH)
     last = max(int(name.split(".")[2]) for name in demo if name.startswith(f"{VAE}taesd_encoder."))
     for name, place in (
         (f"taesd_encoder.{last}.weight", 0),
