@@ -10,7 +10,7 @@ from mace.concepts.concept import parse_concepts
 from mace.concepts.templates import TEMPLATES
 from tests import oracle
 from tests.families import build
-from tests.stages import report
+from tests.stages import delta_of, report
 from tests.test_refine_node import concepts, refine
 from tests.text_encoders import build_clip, clip, t5
 
@@ -59,8 +59,7 @@ def predicted(comfy_host, model, text, prompt):
 
 def edited(model, key):
     """A weight with its patches."""
-    (patches,) = ([strength * change[1][0].double() for strength, change, *_ in model.patches[key]],)
-    return model.model.state_dict()[key].double() + sum(patches)
+    return model.model.state_dict()[key].double() + delta_of(model, key).double()
 
 
 def test_its_maps_are_least_squares_over_the_hosts_conditioning(comfy_host, flux, dog):

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 
 from benchmarks.demo_model.checkpoint import write
+from benchmarks.pictures import Studio
 from devtools.cache import REPO
 from tests.evaluation import SETTINGS
 from tests.judge import Judge
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.host
 
 COMPACT = REPO / "assets/demo/demo_sd3.safetensors"
 SAMPLING = dict(steps=10, cfg=4.0, sampler_name="euler", scheduler="normal")
-# Found by benchmarks/transformer.py, with mu doing what the prior does there.
+# Table 10's for one object.
 WEIGHTS = dict(mu="10", lambda3="0")
 
 
@@ -41,20 +41,11 @@ def sd3(comfy_host, checkpoint):
     return comfy_host.load_checkpoint(checkpoint)
 
 
-def drawn(comfy_host, models, prompts, seed=0):
+def drawn(comfy_host, models, prompts):
     """Pictures [B, 3, 64, 64], a prompt each, with the host's sampler."""
-    import comfy.sample
-
     model, clip, vae = models
-    with torch.inference_mode():
-        tokens, more = zip(*(comfy_host.encode(clip, prompt)[0] for prompt in prompts), strict=True)
-        negative = comfy_host.encode(clip, "")
-        positive = [[torch.cat(tokens), {"pooled_output": torch.cat([own["pooled_output"] for own in more])}]]
-        empty = torch.zeros(len(prompts), 16, 8, 8)
-        noise = comfy.sample.prepare_noise(empty, seed)
-        how = (SAMPLING["steps"], SAMPLING["cfg"], SAMPLING["sampler_name"], SAMPLING["scheduler"])
-        latents = comfy.sample.sample(model, noise, *how, positive, negative, empty, disable_pbar=True, seed=seed)
-        return comfy_host.decode(vae, latents)
+    studio = Studio(comfy_host, clip, vae, SAMPLING["steps"], SAMPLING["sampler_name"], pooled=True, channels=16)
+    return studio.draw(model, prompts, [0] * len(prompts))
 
 
 def names(judge, pictures):

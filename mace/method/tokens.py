@@ -2,8 +2,9 @@
 
 The two prompts are one template filled with the target phrase and with the mapping phrase. Tokens before
 the phrase pair one to one; the k-th token after the phrase (words, end-of-text, padding) pairs with the k-th
-token after the mapping phrase, until the shorter run ends. The phrase's own tokens are never paired: their
-keys and values stay as they are until the erasure LoRA (Section 3.1, last lines).
+token after the mapping phrase, until the shorter run ends. The phrase's own tokens are not paired: their
+keys and values stay as they are until the erasure LoRA (Section 3.1, last lines). Where no LoRA is trained they can
+join (`Pairing.with_own_words`), each with the mapping phrase's last token, which knows the whole of it.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -78,9 +79,9 @@ def locate(template: str, phrase: str, tokenize: Tokenize, split: Split = whole)
         at = 0
         for character in part:
             if character == _BEGIN:
-                begins.append(len(tokens) + _common(tokenize(plain[:at]), here))
+                begins.append(len(tokens) + common_start(tokenize(plain[:at]), here))
             elif character == _END:
-                ends.append(len(tokens) + len(here) - _common(tokenize(plain[at:])[::-1], here[::-1]))
+                ends.append(len(tokens) + len(here) - common_start(tokenize(plain[at:])[::-1], here[::-1]))
             else:
                 at += 1
         tokens.extend(here)
@@ -145,7 +146,7 @@ def _between(f: Tokens, f_run: tuple[int, int], g: Tokens, g_run: tuple[int, int
     return []
 
 
-def _common(a: Tokens, b: Tokens) -> int:
+def common_start(a: Tokens, b: Tokens) -> int:
     """The length of the common beginning of two token sequences."""
     count = 0
     for x, y in zip(a, b, strict=False):

@@ -8,7 +8,7 @@ from ...mace.method.prior import PROBE_PROMPTS
 from .kept.content import content_sha256
 from .model.unet import is_unet
 from .port_rows import Section
-from .text import TextEncoder, token_name, vocabulary
+from .text import TextEncoder, fits_at_once, token_name, tokenizer_options, vocabulary
 
 
 class AnyText:
@@ -18,9 +18,9 @@ class AnyText:
         if clip is None:
             raise ValueError("the CLIP input is empty: connect the text encoder that belongs to the model")
         self.clip = clip
-        options = tuple(sorted((name, repr(value)) for name, value in clip.tokenizer_options.items()))
         probes = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in PROBE_PROMPTS]
-        self._content = (content_sha256([probe.to("cpu", torch.float32) for probe in probes]), clip.layer_idx, options)
+        digest = content_sha256([probe.to("cpu", torch.float32) for probe in probes])
+        self._content = (digest, clip.layer_idx, tokenizer_options(clip))
 
     def tokenize(self, text: str) -> tuple[Hashable, ...]:
         """All tokens of a prompt and their weights, of all its tokenizers."""
@@ -55,7 +55,7 @@ class AnyText:
 
     def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
         """The texts whose prompts the text encoder takes at once."""
-        return [text for text in texts if all(len(part) == 1 for part in self.clip.tokenize(as_prompt(text)).values())]
+        return [text for text in texts if fits_at_once(self.clip, as_prompt(text))]
 
     def check_width(self, model) -> None:
         """Nothing: the model says for itself that a text is not its own."""

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from comfy.sd1_clip import SDClipModel, escape_important, token_weights, unescape_important
+from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
-from ...mace.method.tokens import PairingError, locate
-from .text import token_name
+from ...mace.method.tokens import PairingError, common_start, locate
+from .text import TextEncoder, token_name
 
 PROBE, PROBED = "a photo of a {} on the street, at night", "dog"
 # Of the largest change; less is the rounding of a device.
@@ -34,9 +34,9 @@ class Section:
         self._weighted = any(weight != 1 for _, weight in clip.tokenize("(a:1.5)")[name][0])
         self._known: dict[str, tuple[Hashable, ...]] = {}
         empty, some = self._whole(""), self._whole("a")
-        self._head = empty[: _common(empty, some)]
+        self._head = empty[: common_start(empty, some)]
         behind = len(empty) - len(self._head)
-        self._tail = empty[len(empty) - _common(empty[::-1][:behind], some[::-1]) :]
+        self._tail = empty[len(empty) - common_start(empty[::-1][:behind], some[::-1]) :]
 
     def _whole(self, text: str) -> tuple[Hashable, ...]:
         """All tokens of a text, those of its template too, padding behind it left out."""
@@ -63,7 +63,7 @@ class Section:
         """The texts of a prompt's weighted parts, as the host's prompt language divides it for this tokenizer."""
         if not self._weighted:
             return (prompt,)
-        return [unescape_important(text) for text, _ in token_weights(escape_important(prompt), 1.0)]
+        return TextEncoder.split(prompt)
 
     def locate(self, template: str, phrase: str):
         """`mace.method.tokens.locate` with this tokenizer's tokens."""
@@ -179,8 +179,3 @@ def _moved(plain: Rows, other: Rows) -> Tensor:
     """The places of the rows that differ."""
     apart = (plain.values.float() - other.values.float()).abs().amax(-1)
     return (apart > MOVED * apart.max()).nonzero()[:, 0]
-
-
-def _common(a: Sequence, b: Sequence) -> int:
-    """The length of the common beginning."""
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

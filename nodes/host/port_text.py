@@ -25,7 +25,7 @@ from .kept.store import SHARE_OF_MEMORY, MomentStore
 from .model.ports import SmallRuns
 from .port_layout import as_rows, find_layout, hidden_rows
 from .port_rows import PROBE, PROBED, Rows, Section, find_blocks
-from .text import CHANGES_IN_SAMPLING, chunks
+from .text import CHANGES_IN_SAMPLING, chunks, fits_at_once, tokenizer_options
 
 # Of prompts' conditioning that waits for the model at once, and of features that are likely to be asked for again.
 WAITING_BYTES, CACHE_BYTES = 2**28, 2**28
@@ -84,7 +84,7 @@ class PortText:
     def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
         """The texts whose prompts the text encoder takes at once."""
         model_management.throw_exception_if_processing_interrupted()
-        return [text for text in texts if all(len(part) == 1 for part in self.clip.tokenize(as_prompt(text)).values())]
+        return [text for text in texts if fits_at_once(self.clip, as_prompt(text))]
 
     def features(self, prompts: Sequence[str]) -> list[Features]:
         """What the model reads of each prompt; the last ones are kept."""
@@ -180,8 +180,8 @@ class PortText:
     @property
     def identity(self) -> tuple:
         """What features depend on besides the modules."""
-        options = tuple(sorted((name, repr(value)) for name, value in self.clip.tokenizer_options.items()))
-        return (self.clip.patcher.patches_uuid, self.clip.layer_idx, options, self.model.patches_uuid)
+        clip = self.clip
+        return (clip.patcher.patches_uuid, clip.layer_idx, tokenizer_options(clip), self.model.patches_uuid)
 
     def _fingerprint(self) -> Tensor:
         """The first rows of `PROBE_PROMPTS`, [3, PROBE_TOKENS, d] float32 on the CPU; see `mace.method.prior.probe`."""

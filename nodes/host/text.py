@@ -193,8 +193,7 @@ class TextEncoder:
     @property
     def identity(self) -> tuple:
         """What embeddings depend on besides the encoder's module: patches, clip skip, tokenizer options."""
-        options = tuple(sorted((name, repr(value)) for name, value in self.clip.tokenizer_options.items()))
-        return (self.clip.patcher.patches_uuid, self.clip.layer_idx, options)
+        return (self.clip.patcher.patches_uuid, self.clip.layer_idx, tokenizer_options(self.clip))
 
     def content(self, *phrases: str) -> tuple:
         """What the embeddings of prompts with these phrases depend on, by value, for `content.content_sha256`."""
@@ -289,6 +288,16 @@ def vocabulary(clip, name: str) -> tuple[dict[int, str], torch.Tensor]:
             words[token] = match[1] or match[2]
     layer = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings()
     return words, layer.weight.detach().to("cpu", torch.float32)
+
+
+def tokenizer_options(clip) -> tuple[tuple[str, str], ...]:
+    """How a CLIP's tokenizers are set, as a part of keys."""
+    return tuple(sorted((name, repr(value)) for name, value in clip.tokenizer_options.items()))
+
+
+def fits_at_once(clip, prompt: str) -> bool:
+    """Whether a CLIP's text encoders take a prompt in one part each."""
+    return all(len(parts) == 1 for parts in clip.tokenize(prompt).values())
 
 
 def token_name(token) -> Hashable:

@@ -187,7 +187,7 @@ def refine_model(
     check_prior(concepts, weights, prior, lines)
     at = places(model, clip, projections)
     text, keys = at.text, list(at.tokens)
-    own = not is_unet(model) if own_words is None else own_words
+    own = isinstance(text, PortText) if own_words is None else own_words
     if prior is not None:
         prior.check(text.fingerprint)
     prompts = sum(len(concept.readings) for concept in concepts)

@@ -29,14 +29,14 @@ def res_blocks(model) -> tuple[int, ...]:
     return tuple(int(count) for count in blocks)
 
 
-def _is_unet(model) -> bool:
+def _has_res_blocks(model) -> bool:
     return "num_res_blocks" in model.model.model_config.unet_config
 
 
 def native_side(model) -> int:
     """The side in pixels of what a MODEL was trained on: 1024 for SDXL's kin and transformers, 768 for SD2.x with v,
     else 512."""
-    if isinstance(model.model, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner) or not _is_unet(model):
+    if isinstance(model.model, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner) or not _has_res_blocks(model):
         return 1024
     wide = model.model.model_config.unet_config.get("context_dim") == 1024
     return 768 if wide and model.model.model_type == _V else 512
@@ -45,7 +45,7 @@ def native_side(model) -> int:
 def usual_guidance(model) -> float:
     """The classifier-free guidance (cfg) a MODEL is drawn with: none where it reads a guidance of its own (FLUX.1 dev),
     4 for other transformers, 7 for UNets."""
-    if _is_unet(model):
+    if _has_res_blocks(model):
         return 7.0
     return 1.0 if model.model.model_config.unet_config.get("guidance_embed") else 4.0
 
@@ -63,7 +63,7 @@ def sized(model, width: int, height: int) -> tuple[int, int]:
 def family(model) -> Base | None:
     """The family of a MODEL, by its class, the width of its text embeddings and what it predicts; None if unknown."""
     kind = model.model.model_type
-    if not _is_unet(model):
+    if not _has_res_blocks(model):
         return None
     if isinstance(model.model, comfy.model_base.SDXL):
         base = SDXL
