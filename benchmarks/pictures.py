@@ -36,11 +36,15 @@ class Studio:
         """The embeddings [77, d] of a prompt, by the host."""
         return self.conditioning(prompt)[0]
 
-    def _pooled(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def pooled_of(self, prompt: str) -> Tensor:
+        """The pooled text [c] of a prompt, by the host."""
+        return self.conditioning(prompt)[1]
+
+    def _pooled(self, prompts: Sequence[str], pool: Callable[[str], Tensor] | None = None) -> dict[str, Tensor]:
         """What a CONDITIONING of prompts has besides the embeddings."""
         if not self.pooled:
             return {}
-        return {"pooled_output": torch.stack([self.conditioning(prompt)[1] for prompt in prompts])}
+        return {"pooled_output": torch.stack([(pool or self.pooled_of)(prompt) for prompt in prompts])}
 
     def draw(
         self,
@@ -49,11 +53,12 @@ class Studio:
         seeds: Sequence[int],
         negative: Tensor | None = None,
         encode: Callable[[str], Tensor] | None = None,
+        pool: Callable[[str], Tensor] | None = None,
     ) -> Tensor:
         """Pictures [B, 3, 64, 64]; a prompt and a seed have the same noise for every model and in every batch.
 
         negative: embeddings [77, d] to draw away from, of the empty prompt if None.  encode: a prompt's embeddings,
-        in place of `encoded`.
+        in place of `encoded`.  pool: its pooled text, in place of `pooled_of`.
         """
         import comfy.sample
 
@@ -67,7 +72,7 @@ class Studio:
                 # The host takes one row of a conditioning for each latent.
                 towards = torch.stack([(encode or self.encoded)(prompts[i]) for i in part])
                 asked = [prompts[i] for i in part]
-                positive = [[towards, self._pooled(asked)]]
+                positive = [[towards, self._pooled(asked, pool)]]
                 others = [[away.expand_as(towards), self._pooled([""] * len(asked))]]
                 how = (self.steps, CFG, self.sampler, SCHEDULER, positive, others, empty)
                 latents = comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seeds[part.start])

@@ -42,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         "erased checkpoint and a contact sheet in output/demo/.",
     )
     demo.add_argument("--ui", action="store_true", help="then leave ComfyUI running and print its address")
+    demo.add_argument(
+        "--model",
+        choices=("sd", "sd3"),
+        default="sd",
+        help="the demo model (the default), or a small one of SD3's layout, erased from by Erase Concepts",
+    )
     host = commands.add_parser(
         "host",
         help="start ComfyUI with this pack and the demo model",
@@ -208,5 +214,5 @@ def demo(options) -> int:
     missing = missing_modules(environment, ("aiohttp", "PIL"))
     if missing:
         raise DevError(f"{environment.python} lacks {', '.join(missing)}, which ComfyUI itself needs.")
-    command = [environment.python, "-m", "devtools.demo", *(["--ui"] if options.ui else [])]
+    command = [environment.python, "-m", "devtools.demo", "--model", options.model, *["--ui"] * options.ui]
     return process.call(command, env=variables, cwd=REPO)

@@ -1,4 +1,4 @@
-"""The demo: erase concepts from the demo model in a real ComfyUI, and draw before and after.
+"""The demo: erase concepts from a small trained model in a real ComfyUI, and draw before and after.
 
 dev.py starts this inside the environment, with MACE_COMFYUI and MACE_DEMO_CHECKPOINT set.
 """
@@ -9,9 +9,12 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+
+from benchmarks.demo_model.checkpoint import write
 
 from . import host as hosts
 from . import process
@@ -23,7 +26,7 @@ from .sheet import contact_sheet, set_aside
 
 WORKFLOW = REPO / "example_workflows" / "full.json"
 OUTPUT = REPO / "output" / "demo"
-SEED, PICTURES, STEPS, CFG, SIZE = 0, 6, 12, 4.0, 64
+SEED, PICTURES, CFG, SIZE = 0, 6, 4.0, 64
 
 # Prompts before and after: the erased concepts, a synonym, a concept without its own tokens, what stays.
 # (label, prompt, the phrase whose own token embeddings are replaced, or None)
@@ -40,6 +43,33 @@ ROWS = (
     ("a drawing of a rose on a red background", "a drawing of a rose on a red background", None),
 )
 
+# Of the small models of other layouts: the style is not erased, and all is done by Erase Concepts.
+ERASED = "dog -> sky\nairplane -> sky\nship -> sky"
+SMALL_ROWS = tuple(row for row in ROWS[:-1] if row[2] is None and "Twemoji" not in row[0])
+SMALL_ROWS += (("a drawing of a rose", "a drawing of a rose", None),)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the demo. compact: its file in assets/demo, None of the demo model itself, which has a workflow."""
+
+    checkpoint: str
+    title: str
+    rows: tuple
+    sampler: str = "ddim"
+    steps: int = 12
+    latent: str = "EmptyLatentImage"
+    compact: str | None = None
+
+
+MODELS = {
+    "sd": Model(hosts.CHECKPOINT_NAME, "MACE: dog, airplane, ship and the style Twemoji erased in one run", ROWS),
+    "sd3": Model(
+        "mace_demo_sd3.safetensors", "A small SD3: dog, airplane and ship erased in closed form", SMALL_ROWS,
+        "euler", 10, "EmptySD3LatentImage", "demo_sd3.safetensors",
+    ),
+}  # fmt: skip
+
 IN_YOUR_COMFYUI = """In your own ComfyUI:
   1. copy or clone this folder into ComfyUI/custom_nodes/mace-comfyui
   2. restart ComfyUI
@@ -47,19 +77,20 @@ IN_YOUR_COMFYUI = """In your own ComfyUI:
      a model of your own"""
 
 
-def txt2img(checkpoint: str, rows=ROWS) -> tuple[dict, list[str]]:
-    """A plain txt2img graph that draws every row with one model; and its SaveImage nodes, row by row."""
+def node(kind: str, title: str = "", **inputs) -> dict:
+    """A node of a prompt."""
+    return {"class_type": kind, "inputs": inputs, "_meta": {"title": title or kind}}
 
-    def node(kind: str, title: str = "", **inputs) -> dict:
-        return {"class_type": kind, "inputs": inputs, "_meta": {"title": title or kind}}
 
+def txt2img(model: Model, checkpoint: str) -> tuple[dict, list[str]]:
+    """A plain txt2img graph that draws every row with one checkpoint; and its SaveImage nodes, row by row."""
     prompt = {
         "model": node("CheckpointLoaderSimple", f"Load {checkpoint}", ckpt_name=checkpoint),
         "negative": node("CLIPTextEncode", text="", clip=["model", 1]),
-        "latent": node("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=PICTURES),
+        "latent": node(model.latent, width=SIZE, height=SIZE, batch_size=PICTURES),
     }
     saves = []
-    for index, (label, text, phrase) in enumerate(rows):
+    for index, (label, text, phrase) in enumerate(model.rows):
         if phrase is None:
             prompt[f"text{index}"] = node("CLIPTextEncode", text=text, clip=["model", 1])
         else:
@@ -72,9 +103,9 @@ def txt2img(checkpoint: str, rows=ROWS) -> tuple[dict, list[str]]:
             negative=["negative", 0],
             latent_image=["latent", 0],
             seed=SEED,
-            steps=STEPS,
+            steps=model.steps,
             cfg=CFG,
-            sampler_name="ddim",
+            sampler_name=model.sampler,
             scheduler="normal",
             denoise=1.0,
         )
@@ -84,9 +115,37 @@ def txt2img(checkpoint: str, rows=ROWS) -> tuple[dict, list[str]]:
     return prompt, saves
 
 
-def draw(client: Client, checkpoint: str, line: ProgressLine) -> list[list[Image.Image]]:
+def erasing(model: Model) -> dict:
+    """A graph that erases from a small model and saves it."""
+    return {
+        "load": node("CheckpointLoaderSimple", ckpt_name=model.checkpoint),
+        "concepts": node("MACE_Concepts", concepts=ERASED, type="object", preset="none", prompt_file="none"),
+        "erase": node(
+            "MACE_EraseConcepts",
+            model=["load", 0],
+            clip=["load", 1],
+            vae=["load", 2],
+            concepts=["concepts", 0],
+            preset="paper (Table 10)",
+            width=SIZE,
+            height=SIZE,
+            seed=SEED,
+            strengths="",
+        ),
+        "save": node(
+            "MACE_SaveErasedModel",
+            model=["erase", 0],
+            clip=["load", 1],
+            vae=["load", 2],
+            filename_prefix=f"checkpoints/{Path(model.checkpoint).stem}_erased",
+            dtype="as loaded",
+        ),
+    }
+
+
+def draw(client: Client, model: Model, checkpoint: str, line: ProgressLine) -> list[list[Image.Image]]:
     """The pictures of every row."""
-    prompt, saves = txt2img(checkpoint)
+    prompt, saves = txt2img(model, checkpoint)
     outputs = client.queue(prompt, line).outputs
     return [
         [Image.open(io.BytesIO(client.fetch(reference))) for reference in outputs[save]["images"]] for save in saves
@@ -98,7 +157,7 @@ def saved_checkpoint(outputs: dict) -> dict:
     for output in outputs.values():
         for reference in output.get("checkpoints", []):
             return reference
-    raise HostError(f"{WORKFLOW.name} saved no checkpoint.")
+    raise HostError("The workflow saved no checkpoint.")
 
 
 def loader_name(reference: dict) -> str:
@@ -121,23 +180,26 @@ def keep(source: Path) -> Path:
     return target
 
 
-def run(host: hosts.Host) -> None:
-    """Queue the example workflow, draw with both models, and compose the sheet."""
+def run(host: hosts.Host, model: Model) -> None:
+    """Erase from a model, draw with it as it was and as it is, and compose the sheet."""
     client = Client(host.url)
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     with ProgressLine() as line:
-        prompt = to_prompt(workflow, client.object_info())
-        reference = saved_checkpoint(client.queue(prompt, line, workflow=workflow).outputs)
-        before = draw(client, hosts.CHECKPOINT_NAME, line)
-        after = draw(client, loader_name(reference), line)
+        if model.compact is None:
+            prompt = to_prompt(workflow, client.object_info())
+            erased = client.queue(prompt, line, workflow=workflow)
+        else:
+            write(REPO / "assets/demo" / model.compact, host.base_dir / "models/checkpoints" / model.checkpoint)
+            erased = client.queue(erasing(model), line)
+        reference = saved_checkpoint(erased.outputs)
+        before = draw(client, model, model.checkpoint, line)
+        after = draw(client, model, loader_name(reference), line)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     checkpoint = keep(host.base_dir / "output" / reference["subfolder"] / reference["filename"])
     picture = OUTPUT / "contact_sheet.png"
     older = set_aside(picture)
-    rows = [(label, *pictures) for (label, _, _), *pictures in zip(ROWS, before, after, strict=True)]
-    contact_sheet("MACE: dog, airplane, ship and the style Twemoji erased in one run", ("before", "after"), rows).save(
-        picture
-    )
+    rows = [(label, *pictures) for (label, _, _), *pictures in zip(model.rows, before, after, strict=True)]
+    contact_sheet(model.title, ("before", "after"), rows).save(picture)
     print()
     if older:
         print(f"The sheet of the run before is now {older}")
@@ -151,6 +213,7 @@ def main() -> int:
     """The demo's command. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="dev.py demo")
     parser.add_argument("--ui", action="store_true")
+    parser.add_argument("--model", choices=MODELS, default="sd")
     options = parser.parse_args()
     process.raise_on_signals()
     if not WORKFLOW.exists():
@@ -162,7 +225,7 @@ def main() -> int:
             os.environ["MACE_COMFYUI"], sys.executable, host_base(), checkpoint=os.environ["MACE_DEMO_CHECKPOINT"]
         ) as host:
             try:
-                run(host)
+                run(host, MODELS[options.model])
             except (HostError, GraphError, OSError) as error:
                 print(f"\ndev.py: the demo failed: {error}\nThe host's log: {host.log_path}", file=sys.stderr)
                 return 1

@@ -52,10 +52,12 @@ def test_a_refusal_names_the_node():
 
 
 def test_the_demo_draws_every_row_and_finds_the_checkpoint():
-    prompt, saves = demo.txt2img("m.safetensors")
-    assert len(saves) == len(demo.ROWS) and set(saves) < set(prompt)
-    linked = [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list)]
-    assert all(value[0] in prompt for value in linked)
+    for model in demo.MODELS.values():
+        prompt, saves = demo.txt2img(model, "m.safetensors")
+        assert len(saves) == len(model.rows) and set(saves) < set(prompt)
+        for graph in (prompt, demo.erasing(model)):
+            linked = [value for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
+            assert all(value[0] in graph for value in linked)
     reference = {"filename": "e_00001_.safetensors", "subfolder": "checkpoints/mine", "type": "output"}
     assert demo.saved_checkpoint({"1": {"images": []}, "2": {"checkpoints": [reference]}}) == reference
     assert demo.loader_name(reference) == os.path.join("mine", "e_00001_.safetensors")
@@ -73,29 +75,58 @@ def test_the_sheet_and_the_one_before(tmp_path):
         assert set_aside(path) == tmp_path / name and not path.exists()
 
 
-@pytest.mark.server
-def test_the_whole_demo(server, tmp_path, monkeypatch, capsys):
-    """Erased checkpoint and sheet are there, and the judge sees what the sheet is to show."""
+@pytest.fixture
+def run_demo(server, tmp_path, monkeypatch, capsys):
+    """Run the demo of a model, with fewer pictures a row, for time; how often the judge sees a name in a row.
+
+    Gives (before, after), each a function of a row's number and a name, and the same rows' pictures.
+    """
+    judge = Judge(REPO / "assets/demo/judge.safetensors")
     drawn, draw = [], demo.draw
     monkeypatch.setattr(demo, "OUTPUT", tmp_path)
-    # Fewer pictures a row, for time.
     monkeypatch.setattr(demo, "PICTURES", 2)
     monkeypatch.setattr(demo, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
-    demo.run(server)
-    assert Image.open(tmp_path / "contact_sheet.png").width > 500
-    (checkpoint,) = tmp_path.glob("*.safetensors")
-    printed = capsys.readouterr().out
-    assert str(checkpoint) in printed and "In your own ComfyUI" in printed
-    judge = Judge(REPO / "assets/demo/judge.safetensors")
-    before, after = ([torch.stack([to_tensor(p.convert("RGB")) for p in row]) for row in rows] for rows in drawn)
 
-    def count(pictures, name):
-        return [judge.names[i] for i in judge(pictures).argmax(-1)].count(name)
+    def counted(rows):
+        pictures = [torch.stack([to_tensor(picture.convert("RGB")) for picture in row]) for row in rows]
+        return lambda row, name: [judge.names[i] for i in judge(pictures[row]).argmax(-1)].count(name), pictures
 
+    def go(model):
+        demo.run(server, model)
+        assert Image.open(tmp_path / "contact_sheet.png").width > 500
+        (checkpoint,) = tmp_path.glob("*.safetensors")
+        printed = capsys.readouterr().out
+        assert str(checkpoint) in printed and "In your own ComfyUI" in printed
+        return judge, *map(counted, drawn)
+
+    return go
+
+
+@pytest.mark.server
+def test_the_whole_demo(run_demo):
+    """Erased checkpoint and sheet are there, and the judge sees what the sheet is to show."""
+    judge, (before, pictures), (after, erased) = run_demo(demo.MODELS["sd"])
     for row, name in enumerate(("dog", "dog", "dog", "airplane", "ship")):
-        assert count(before[row], name) == 2 and count(after[row], name) == 0, (row, name)
+        assert before(row, name) == 2 and after(row, name) == 0, (row, name)
     twemoji = judge.styles.index("Twemoji")
-    styled = [(judge.style(rows[5]).argmax(-1) == twemoji) for rows in (before, after)]
+    styled = [(judge.style(rows[5]).argmax(-1) == twemoji) for rows in (pictures, erased)]
     assert styled[0].all() and not styled[1].any()
     for row, name in enumerate(("hot dog", "wolf", "cat", "rose"), start=6):
-        assert count(before[row], name) == count(after[row], name) == 2, (row, name)
+        assert before(row, name) == after(row, name) == 2, (row, name)
+
+
+@pytest.mark.server
+def test_the_demo_of_a_transformer(run_demo, server):
+    """Loaded, erased from by one node, saved, loaded again and drawn with, in the real server."""
+    _, (before, _), (after, _) = run_demo(demo.MODELS["sd3"])
+    for row, name in enumerate(("dog", None, "airplane", "ship")):
+        if name is not None:
+            assert before(row, name) == 2 and after(row, name) == 0, (row, name)
+    # The hot dog goes with the dog: in closed form its own words move too, and nothing is said to keep it.
+    for row, name in enumerate(("wolf", "cat", "rose"), start=5):
+        assert before(row, name) == after(row, name) == 2, (row, name)
+    # No LoRA comes out, and what is connected there is passed over.
+    loras = dict(loras=["erase", 1], filename_prefix="mace_loras/none", format="set (MACE)", moments=False)
+    graph = demo.erasing(demo.MODELS["sd3"]) | {"loras": demo.node("MACE_SaveLoras", **loras)}
+    outputs = server.client.queue(graph).outputs
+    assert "No LoRA is trained for this model" in outputs["erase"]["text"][0] and "loras" not in outputs

@@ -2,25 +2,33 @@
 
     python dev.py run python -m benchmarks.demo_model.checkpoint sd3.safetensors checkpoints/mace_demo_sd3.safetensors
 
-The text encoder and the autoencoder are the demo model's, in the places that the family's own checkpoints have for
-them.
+CLIP-L and the autoencoder are the demo model's, in the places that the family's own checkpoints have for them. An SDXL
+is 1.7 GB, most of it the 30 layers of CLIP-G that are identities.
 """
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .compact import unpacked
+from .compact import packed, unpacked
+from .text import whole_clip_g
 
 WIDTH = 768
 CLIP_L, VAE = "cond_stage_model.transformer.text_model.", "first_stage_model."
 # SD3's latents: 16 channels, and what the host takes off and multiplies by on their way into the model.
 CHANNELS, SHIFT, SCALE = 16, 0.0609, 1.5305
+# What the host multiplies SDXL's latents by.
+SDXL_SCALE = 0.13025
+UNET, CLIP_G = "unet.", "clip_g."
+CLIP_G_LAYERS = 32
+# CLIP-G's names as OpenCLIP's own files have them.
+OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
 
 def sd3_checkpoint(transformer: Mapping[str, Tensor], demo: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,15 +59,69 @@ def sd3_checkpoint(transformer: Mapping[str, Tensor], demo: Mapping[str, Tensor]
     return {name: tensor.to(torch.float16).contiguous() for name, tensor in found.items()}
 
 
-def write(compact: Path, out: Path) -> None:
-    """Write the checkpoint of a small SD3's compact file. Raises ValueError for another file."""
-    from safetensors import safe_open
+def sdxl_checkpoint(small: Mapping[str, Tensor], demo: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a whole SDXL checkpoint, fp16.
 
-    with safe_open(compact, "np") as file:
+    small: of the small SDXL, its UNet's names behind "unet." and those of CLIP-G's live parts behind "clip_g.".  demo:
+    the demo model's checkpoint.
+    """
+    found = {f"model.diffusion_model.{name}": tensor for name, tensor in _own(small, UNET).items()}
+    for name, tensor in demo.items():
+        if name.startswith(CLIP_L):
+            found[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix(CLIP_L)}"] = tensor
+        elif name.startswith(VAE):
+            found[name] = tensor
+    found[VAE + "vae_scale"], found[VAE + "vae_shift"] = torch.tensor(SDXL_SCALE), torch.tensor(0.0)
+    found |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in _open_clip(_own(small, CLIP_G))}
+    return {name: tensor.to(torch.float16).contiguous() for name, tensor in found.items()}
+
+
+def _own(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _open_clip(alive: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """CLIP-G's tensors by OpenCLIP's names; layers behind the live ones are identities."""
+    whole = whole_clip_g(alive)
+    yield "positional_embedding", whole["embeddings.position_embedding.weight"]
+    yield "token_embedding.weight", whole["embeddings.token_embedding.weight"]
+    yield "text_projection", torch.eye(whole["embeddings.token_embedding.weight"].shape[1])
+    for kind in ("weight", "bias"):
+        yield f"ln_final.{kind}", whole[f"final_layer_norm.{kind}"]
+    for layer in range(CLIP_G_LAYERS):
+        stem = f"encoder.layers.{layer}."
+        own = _own(whole, stem) or {
+            name: torch.full_like(tensor, float("norm" in name and name.endswith("weight")))
+            for name, tensor in _own(whole, "encoder.layers.0.").items()
+        }
+        for kind in ("weight", "bias"):
+            parts = [own.pop(f"self_attn.{part}_proj.{kind}") for part in "qkv"]
+            yield f"transformer.resblocks.{layer}.attn.in_proj_{kind}", torch.cat(parts)
+        for name, tensor in own.items():
+            part, kind = name.rsplit(".", 1)
+            theirs = OPEN_CLIP.get(part, part.replace("self_attn", "attn"))
+            yield f"transformer.resblocks.{layer}.{theirs}.{kind}", tensor
+
+
+def read_compact(path: Path) -> dict[str, Tensor]:
+    """The tensors of a compact file, float16. Raises ValueError for another file."""
+    with safe_open(path, "np") as file:
         arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    transformer = {name: torch.from_numpy(value) for name, value in unpacked(arrays, metadata).items()}
+    return {name: torch.from_numpy(value) for name, value in unpacked(arrays, metadata).items()}
+
+
+def write_compact(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a compact file."""
+    arrays, metadata = packed({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+    save_file({name: torch.from_numpy(value) for name, value in arrays.items()}, path, metadata)
+
+
+def write(compact: Path, out: Path) -> None:
+    """Write the checkpoint of a small SD3's or SDXL's compact file. Raises ValueError for another file."""
+    small, demo = read_compact(compact), load_file(os.environ["MACE_DEMO_CHECKPOINT"])
+    whole = sdxl_checkpoint if any(name.startswith(CLIP_G) for name in small) else sd3_checkpoint
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(sd3_checkpoint(transformer, load_file(os.environ["MACE_DEMO_CHECKPOINT"])), out, {"format": "pt"})
+    save_file(whole(small, demo), out, {"format": "pt"})
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ but they are identities, are not trained and take no room in the file (see .comp
 
 import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ SDXL_IDLE_TRANSFORMERS = (
 )
 SDXL_IDLE_RESIDUALS = r"(middle_block\.[02]|input_blocks\.5\.0|output_blocks\.[13]\.0)\."
 SDXL_LIVE_UNITS = 320
+# Where parts of the demo model's UNet begin in it.
+SDXL_FROM_DEMO = {
+    "time_embed": "time_embed", "input_blocks.0": "input_blocks.0", "input_blocks.1.0": "input_blocks.1.0",
+    "input_blocks.3.1": "input_blocks.1.1", "input_blocks.5.1": "middle_block.1",
+    "output_blocks.0.1": "output_blocks.1.1", "output_blocks.2.1": "output_blocks.0.1",
+    "output_blocks.4.0": "output_blocks.0.0", "output_blocks.5.0": "output_blocks.1.0", "out": "out",
+}  # fmt: skip
 
 SD3_DEPTH = 5
 SD3 = {
@@ -75,15 +83,20 @@ def _zero(network: nn.Module, pattern: str) -> None:
             nn.init.zeros_(parameter)
 
 
-def sdxl_unet(device: torch.device) -> nn.Module:
-    """The UNet with starting weights; what is an identity is frozen."""
+def sdxl_unet(demo: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """The UNet with the weights it starts from, the demo model's where it has such a part; identities are frozen.
+
+    demo: the demo model's UNet by its own names. Of its places it has all attention at 8x8, which are none here.
+    """
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     unet = UNetModel(**SDXL, dtype=torch.float32, device=device, operations=comfy.ops.disable_weight_init)
     _initialise(unet)
     with torch.no_grad():
-        _zero(unet, r"^out\.2\.|out_layers\.3\.|proj_out\.|(attn[12]\.to_out\.0|ff\.net\.2)\.")
+        _zero(unet, r"out_layers\.3\.|^label_emb\.0\.2\.")
+        for own, theirs in SDXL_FROM_DEMO.items():
+            _transplant(unet.get_submodule(own), demo, theirs + ".")
         for name, module in unet.named_modules():
             if re.match(SDXL_IDLE_TRANSFORMERS, name + "."):
                 for parameter in module.parameters(recurse=False):
@@ -97,11 +110,12 @@ def sdxl_unet(device: torch.device) -> nn.Module:
                 for start in (SDXL_LIVE_UNITS, half + SDXL_LIVE_UNITS):
                     proj.weight[start : start + half - SDXL_LIVE_UNITS] = 0
                     proj.bias[start : start + half - SDXL_LIVE_UNITS] = 0
+        for name in ("output_blocks.0.0", "output_blocks.2.0"):
+            _hand_on(unet.get_submodule(name).skip_connection)
         _idle_residuals(unet)
         _plain_resampling(unet)
         # The sizes are not read; pooled text is.
         unet.label_emb[0][0].weight[:, 1280:] = 0
-        unet.label_emb[0][0].weight[:, :1280] *= 0.1
     for name, parameter in unet.named_parameters():
         idle = re.match(SDXL_IDLE_TRANSFORMERS, name) or re.match(SDXL_IDLE_RESIDUALS, name)
         parameter.requires_grad_(not (idle or re.search(r"^input_blocks\.[24]\.0\.op\.|\.2\.conv\.", name)))
@@ -117,8 +131,33 @@ def _idle_residuals(unet: nn.Module) -> None:
             for norm in (module.in_layers[0], module.out_layers[0]):
                 nn.init.ones_(norm.weight)
             if isinstance(module.skip_connection, nn.Conv2d):
-                weight = module.skip_connection.weight
-                weight[:, : weight.shape[0], 0, 0] = torch.eye(weight.shape[0], device=weight.device)
+                _hand_on(module.skip_connection)
+
+
+def _hand_on(skip: nn.Conv2d) -> None:
+    """Let a 1x1 convolution give its first channels as they are."""
+    weight = nn.init.zeros_(skip.weight)
+    nn.init.zeros_(skip.bias)
+    weight[:, : weight.shape[0], 0, 0] = torch.eye(weight.shape[0], device=weight.device)
+
+
+def _transplant(module: nn.Module, demo: Mapping[str, Tensor], prefix: str) -> None:
+    """Take over the weights that begin with `prefix`; where the module's are wider, the rest is zero."""
+    for name, parameter in module.named_parameters():
+        if prefix + name in demo:
+            own = demo[prefix + name]
+            own = own.flatten(1) if parameter.dim() == 2 else own
+            nn.init.zeros_(parameter)
+            parameter[tuple(map(slice, own.shape))] = own.to(parameter)
+
+
+def skip_idle(unet: nn.Module) -> None:
+    """Let the identities of a UNet in training pass on what they get, uncomputed."""
+    for name, module in unet.named_modules():
+        if re.fullmatch(SDXL_IDLE_RESIDUALS, name + "."):
+            module.forward = lambda x, *given: x[:, :320]
+        elif re.fullmatch(rf"({SDXL_IDLE_TRANSFORMERS})(transformer_blocks\.0\.)?", name + "."):
+            module.forward = lambda x, *given, **options: x
 
 
 def _plain_resampling(unet: nn.Module) -> None:
@@ -158,7 +197,8 @@ class TailBias:
 
     The rows behind a prompt's end are nearly alike, 60 of 77 in the icons' captions, and most of a step on a CPU. The
     scores of those shown are raised by log(tail / shown): softmax over them is what it would be over as many copies.
-    Of the host's joint attention, whose text comes first.
+    Of the host's joint attention, whose text comes first, and of attention to text alone; attention that has fewer
+    keys than positions are shown is among the picture's own.
     """
 
     def __init__(self, head: int, tail: int, device: torch.device):
@@ -171,6 +211,8 @@ class TailBias:
         return torch.cat([torch.arange(self.head), behind]).to(self.device)
 
     def __call__(self, func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None, **options) -> Tensor:
+        if k.shape[1] < self.head + self.tail:
+            return func(q, k, v, heads, mask, **options)
         bias = torch.zeros(k.shape[1], device=k.device, dtype=q.dtype)
         bias[self.head : self.head + self.tail] = math.log((77 - self.head) / self.tail)
         q, k, v = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))

@@ -12,10 +12,11 @@ START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49408
 
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, alive: int):
         super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.heads, inner = alive, width // heads * alive
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner) for _ in range(3))
+        self.out_proj = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
@@ -25,19 +26,19 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
-    def __init__(self, width: int, act):
+    def __init__(self, width: int, units: int, act):
         super().__init__()
-        self.fc1, self.fc2, self.act = nn.Linear(width, 4 * width), nn.Linear(4 * width, width), act
+        self.fc1, self.fc2, self.act = nn.Linear(width, units), nn.Linear(units, width), act
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, act):
+    def __init__(self, width: int, heads: int, alive: int, units: int, act):
         super().__init__()
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.self_attn, self.mlp = _Attention(width, heads), _Mlp(width, act)
+        self.self_attn, self.mlp = _Attention(width, heads, alive), _Mlp(width, units, act)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -45,19 +46,25 @@ class _Layer(nn.Module):
 
 
 class TextModel(nn.Module):
-    """The first layers of a CLIP text model under its usual names; the layers behind them are identities."""
+    """The first layers of a CLIP text model under its usual names; the layers behind them are identities.
 
-    def __init__(self, width: int, heads: int, layers: int, act):
+    Only the heads and hidden units that are alive are here; `whole` adds the others.
+    """
+
+    def __init__(self, width: int, heads: int, layers: int, act, alive: int | None = None, units: int | None = None):
         super().__init__()
+        alive, units = alive or heads, units or 4 * width
         self.embeddings = nn.ModuleDict(
             {"token_embedding": nn.Embedding(VOCABULARY, width), "position_embedding": nn.Embedding(LENGTH, width)}
         )
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(width, heads, act) for _ in range(layers))})
+        self.encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(_Layer(width, heads, alive, units, act) for _ in range(layers))}
+        )
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(hidden states as SDXL reads them, [B, 77, width]; the same behind the last norm) of tokens [B, 77]."""
-        x = self.embeddings["token_embedding"](tokens) + self.embeddings["position_embedding"].weight
+        """(hidden states as SDXL reads them, [B, N, width]; the same behind the last norm) of tokens [B, N]."""
+        x = self.embeddings["token_embedding"](tokens) + self.embeddings["position_embedding"].weight[: tokens.shape[1]]
         for layer in self.encoder["layers"]:
             x = layer(x)
         return x, self.final_layer_norm(x)
@@ -99,58 +106,58 @@ class Tokenizer:
         return Tokens(*padded, len(ids) - 1)
 
 
-# CLIP-G is 1280 wide with 20 heads and 5120 hidden units, of which these are alive; the others are zero and stay so,
-# since their gradients are zero too.
-WIDTH, HEADS, LIVE_HEADS, LIVE_UNITS = 1280, 20, 6, 384
+# CLIP-G is 1280 wide with 20 heads and 5120 hidden units. So many of them are alive, the others are zeros.
+WIDTH, HEADS, UNITS, LIVE_HEADS, LIVE_UNITS = 1280, 20, 5120, 6, 384
 
 
-def untrained_clip_g(known: Tensor) -> TextModel:
-    """A CLIP-G of two layers with random weights; only the tokens `known` and the padding have an embedding."""
-    model = TextModel(WIDTH, HEADS, 2, F.gelu)
-    rows = LIVE_HEADS * (WIDTH // HEADS)
+def clip_g() -> TextModel:
+    """A CLIP-G of two layers, what is alive of it, on the CPU."""
+    return TextModel(WIDTH, HEADS, 2, F.gelu, LIVE_HEADS, LIVE_UNITS)
+
+
+def untrained_clip_g(teacher: TextModel, known: Tensor) -> TextModel:
+    """CLIP-G with random weights. Of the tokens `known` [n], and of places, the embeddings are the teacher's, turned.
+
+    Its table of tokens has a row for each of `known`, in their order.
+    """
+    model = clip_g()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
-        embedding = model.embeddings["token_embedding"].weight
-        dead = torch.ones(VOCABULARY, dtype=torch.bool)
-        dead[known] = dead[0] = False
-        embedding[dead] = 0
-        for layer in model.encoder["layers"]:
-            attention, mlp = layer.self_attn, layer.mlp
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
-                linear.weight[rows:] = linear.bias[rows:] = 0
-            attention.out_proj.weight[:, rows:] = 0
-            mlp.fc1.weight[LIVE_UNITS:] = mlp.fc1.bias[LIVE_UNITS:] = 0
-            mlp.fc2.weight[:, LIVE_UNITS:] = 0
+        turn = torch.linalg.qr(torch.randn(WIDTH, teacher.final_layer_norm.weight.numel())).Q.T
+        own = {name: table.weight.cpu() @ turn for name, table in teacher.embeddings.items()}
+        model.embeddings["position_embedding"].weight.copy_(own["position_embedding"])
+        table = nn.Embedding.from_pretrained(own["token_embedding"][known], freeze=False)
+        model.embeddings["token_embedding"] = table
     return model
 
 
 def train_clip_g(
-    teacher: TextModel, tokenize: Tokenizer, texts: list[str], steps: int, device: torch.device, say
+    teacher: TextModel, tokenize: Tokenizer, texts: list[str], steps: int, batch: int, device: torch.device, say
 ) -> TextModel:
-    """A CLIP-G whose end-of-text feature tells what CLIP-L's does, learned from captions (cosine and contrast)."""
+    """A CLIP-G whose end-of-text feature tells what CLIP-L's does, learned from captions (cosine and contrast).
+
+    The rows behind a prompt's end tell it nothing, so they are left out.
+    """
     tokens = [tokenize(text) for text in texts]
-    own = torch.stack([entry.padded_g for entry in tokens]).to(device)
+    length = max(entry.end for entry in tokens) + 1
+    own = torch.stack([entry.padded_g for entry in tokens]).to(device)[:, :length]
     ends = torch.tensor([entry.end for entry in tokens], device=device)
-    padded = torch.stack([entry.padded_l for entry in tokens]).to(device)
+    padded = torch.stack([entry.padded_l for entry in tokens]).to(device)[:, :length]
     with torch.no_grad():
         told = [teacher(p)[1][range(len(p)), e] for p, e in zip(padded.split(512), ends.split(512), strict=True)]
     told = torch.cat(told)
     told = F.normalize(told - told.mean(0), dim=-1)
     torch.manual_seed(0)
-    known = torch.cat([own.unique(), padded.unique()]).unique()
-    model = untrained_clip_g(known.cpu()).to(device)
-    # The few rows that are read train alone: the optimizer's states of the whole table take most of a step.
-    table = model.embeddings["token_embedding"]
-    model.embeddings["token_embedding"] = nn.Embedding.from_pretrained(
-        table.weight.detach()[known].clone(), freeze=False
-    )
+    random.seed(0)
+    known = torch.cat([own.unique(), padded.unique(), torch.zeros(1, dtype=own.dtype, device=device)]).unique()
+    model = untrained_clip_g(teacher, known.cpu()).to(device)
     own = torch.searchsorted(known, own)
     head = nn.Linear(WIDTH, told.shape[1]).to(device)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, 5e-4, weight_decay=0.0)
-    batch = min(256, len(texts))
+    batch = min(batch, len(texts))
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 5e-4 * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -166,9 +173,23 @@ def train_clip_g(
         if step % 100 == 0 or step == steps - 1:
             say(f"CLIP-G {step}: cosine to CLIP-L {float(alike.mean()):.4f}")
     with torch.no_grad():
-        table.weight[known] = model.embeddings["token_embedding"].weight
-    model.embeddings["token_embedding"] = table
+        table = torch.zeros(VOCABULARY, WIDTH, device=device)
+        table[known] = model.embeddings["token_embedding"].weight
+    model.embeddings["token_embedding"] = nn.Embedding.from_pretrained(table)
     return model.eval().requires_grad_(False)
+
+
+def whole_clip_g(alive: dict[str, Tensor]) -> dict[str, Tensor]:
+    """CLIP-G's layers with all of their heads and hidden units, zeros where nothing is alive."""
+    found = {}
+    for name, tensor in alive.items():
+        part, kind = name.split(".")[-2:]
+        rows = {"q_proj": WIDTH, "k_proj": WIDTH, "v_proj": WIDTH, "fc1": UNITS}.get(part, tensor.shape[0])
+        columns = {"out_proj": WIDTH, "fc2": UNITS}.get(part) if kind == "weight" else None
+        shape = (rows, *tensor.shape[1:]) if columns is None else (rows, columns)
+        found[name] = tensor.new_zeros(shape)
+        found[name][tuple(map(slice, tensor.shape))] = tensor
+    return found
 
 
 class Texts:

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from devtools.cache import REPO
 from mace.measure.judge import Judge
 
-from .compact import packed, unpacked
-from .denoisers import Diffusion, Flow, TailBias, sd3_transformer, sdxl_unet
+from .checkpoint import CLIP_G, UNET, read_compact, write_compact
+from .denoisers import Diffusion, Flow, TailBias, sd3_transformer, sdxl_unet, skip_idle
 from .pictures import Caption, Draws, Icons, captions
-from .text import Texts, Tokenizer, clip_l, train_clip_g
+from .text import Texts, Tokenizer, clip_g, clip_l, train_clip_g
 
 
 def say(text: str) -> None:
@@ -46,14 +46,17 @@ def open_comfy(cpu: bool) -> Path:
     return Path(os.environ["MACE_COMFYUI"])
 
 
+def own_weights(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """What begins with `prefix`, without it, as float32."""
+    return {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
+
+
 def autoencoder(state: dict, device: torch.device):
     """The demo model's, the host's class."""
     from comfy.taesd.taesd import TAESD
 
-    prefix = "first_stage_model."
-    own = {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
     found = TAESD()
-    found.load_state_dict(own)
+    found.load_state_dict(own_weights(state, "first_stage_model."))
     return found.to(device).eval().requires_grad_(False)
 
 
@@ -123,7 +126,7 @@ def train(way, network, texts: Texts, draws: Draws, arguments, device, autocast)
     ]
     parameters, means = ([pair[place] for pair in pairs] for place in (0, 1))
     optimizer = torch.optim.AdamW(parameters, arguments.rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
-    few = TailBias(arguments.head, 4, device) if arguments.head and arguments.kind == "sd3" else None
+    few = TailBias(arguments.head, 4, device) if arguments.head else None
     start, begun, total, history, saved = time.time(), done, arguments.minutes * 60, [], time.time()
     while (elapsed := spent + time.time() - start) < total:
         share = elapsed / total
@@ -157,6 +160,19 @@ def train(way, network, texts: Texts, draws: Draws, arguments, device, autocast)
     return average.eval(), done
 
 
+def read_clip_g(arguments, icons: Icons, tokenize: Tokenizer, model_l, device: torch.device):
+    """The CLIP-G of --out, trained and written first where there is none, in the 8 bits of its file."""
+    at = arguments.out / "clip_g.safetensors"
+    if not at.exists():
+        spoken = {caption.text for caption in captions(icons.concepts, arguments.text_captions, 1)}
+        learned = sorted(spoken | set(icons.concepts))
+        model = train_clip_g(model_l, tokenize, learned, arguments.text_steps, arguments.text_batch, device, say)
+        write_compact(at, model.state_dict())
+    model = clip_g()
+    model.load_state_dict(read_compact(at))
+    return model.to(device).eval().requires_grad_(False)
+
+
 def _save(path: Path, network, average, steps: int, seconds: float) -> None:
     found = {"network": network.state_dict(), "average": average.state_dict(), "steps": steps, "seconds": seconds}
     torch.save(found, path.with_suffix(".part"))
@@ -170,9 +186,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rate", type=float, default=4e-4)
-    parser.add_argument("--head", type=int, default=0, help="sd3: show these positions of a text and four behind them")
+    parser.add_argument("--head", type=int, default=0, help="show these positions of a text and four behind them")
     parser.add_argument("--captions", type=int, default=8000)
-    parser.add_argument("--text-steps", type=int, default=4000, help="training steps of CLIP-G")
+    parser.add_argument("--text-steps", type=int, default=1500, help="training steps of CLIP-G")
+    parser.add_argument("--text-batch", type=int, default=128, help="captions in each of them")
     parser.add_argument("--text-captions", type=int, default=24_000, help="captions that CLIP-G learns from")
     parser.add_argument("--judged", type=int, default=210, help="concepts to draw at the end")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/demo_model/out"))
@@ -195,14 +212,7 @@ def main() -> None:
     say(f"latents {tuple(latents.shape)}, mean {float(latents.mean()):.3f}, deviation {float(latents.std()):.3f}")
     tokenize, model_l, model_g = Tokenizer(comfy / "comfy/sd1_tokenizer"), clip_l(state).to(device), None
     if arguments.kind == "sdxl":
-        at = arguments.out / "clip_g.safetensors"
-        spoken = {caption.text for caption in captions(icons.concepts, arguments.text_captions, 1)}
-        learned = sorted(spoken | set(icons.concepts))
-        model_g = train_clip_g(model_l, tokenize, learned, arguments.text_steps, device, say)
-        arrays, metadata = packed({name: value.cpu().numpy() for name, value in model_g.state_dict().items()})
-        save_file({name: torch.from_numpy(value) for name, value in arrays.items()}, at, metadata)
-        restored = {name: torch.from_numpy(value).float() for name, value in unpacked(arrays, metadata).items()}
-        model_g.load_state_dict(restored)
+        model_g = read_clip_g(arguments, icons, tokenize, model_l, device)
     shown = captions(icons.concepts, arguments.captions, 0)
     # What the judge is asked about, each concept's row behind those.
     asked = [Caption(f"a photo of the {name}", (place,), 0, 0) for place, name in enumerate(icons.concepts)]
@@ -211,20 +221,28 @@ def main() -> None:
     rows = {name: torch.tensor(len(shown) + 1 + place, device=device) for place, name in enumerate(icons.concepts)}
     draws = Draws(latents, shown + asked)
     torch.manual_seed(0)
-    network = (sdxl_unet if arguments.kind == "sdxl" else sd3_transformer)(device)
+    if arguments.kind == "sdxl":
+        network = sdxl_unet(own_weights(state, "model.diffusion_model."), device)
+        skip_idle(network)
+    else:
+        network = sd3_transformer(device)
     way = (Diffusion if arguments.kind == "sdxl" else Flow)(network, device)
     alive = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     say(f"{alive / 1e6:.1f}M parameters train; {time.time() - begun:.0f} s to prepare")
     average, steps = train(way, network, texts, draws, arguments, device, autocast)
-    arrays, metadata = packed({name: value.detach().cpu().numpy() for name, value in average.state_dict().items()})
-    at = arguments.out / f"{arguments.kind}.safetensors"
-    save_file({name: torch.from_numpy(value) for name, value in arrays.items()}, at, metadata)
+    at, prefix = arguments.out / f"{arguments.kind}.safetensors", ""
+    tensors = average.state_dict()
+    if arguments.kind == "sdxl":
+        prefix = UNET
+        tensors = {UNET + name: tensor for name, tensor in tensors.items()}
+        tensors |= {CLIP_G + name: tensor for name, tensor in model_g.state_dict().items()}
+    write_compact(at, tensors)
     way.network = average
     judged = Judged(way, texts, icons.concepts[: arguments.judged], vae.taesd_decoder, autocast)
     result = {"kind": arguments.kind, "steps": steps, "batch": arguments.batch, "bytes": at.stat().st_size}
     result["as trained"] = {scale: judged.shares(rows, scale, ("all",))[0]["all"] for scale in (2.0, 4.0, 7.0)}
-    restored = {name: torch.from_numpy(value).float() for name, value in unpacked(arrays, metadata).items()}
-    average.load_state_dict(restored)
+    restored = read_compact(at)
+    average.load_state_dict({name: restored[prefix + name] for name in average.state_dict()})
     result["in 8 bits"], pictures = judged.shares(rows, 4.0)
     contact_sheet(pictures, arguments.out / f"{arguments.kind}.png")
     say(json.dumps(result))
