@@ -82,10 +82,11 @@ def main() -> None:
             source = "captions over the demo model's vocabulary"
             left_out = tuple(words["synonyms"])
             concept = host.module("mace.concepts.concept").Concept(PRESERVED, "", "object")
-            kept, _ = encoder.gram(
-                [template.replace("{}", PRESERVED) for template in concept.prompts], lambda done: None
-            )
-            prior = priors.make_prior(moment, len(lines), kept, (PRESERVED,), encoder.fingerprint, source, left_out)
+            prompts = tuple(template.replace("{}", PRESERVED) for template in concept.prompts)
+            kept, _ = encoder.gram(prompts, lambda done: None)
+            texts = priors.PriorTexts(tuple(lines), (prompts,))
+            about = ((PRESERVED,), encoder.fingerprint, source, left_out)
+            prior = priors.make_prior(moment, len(lines), kept, *about, texts=texts)
         tensors, metadata = host.module("mace.formats.prior_file").prior_to_file(prior)
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, PRIOR, metadata=metadata)
         print(PRIOR)

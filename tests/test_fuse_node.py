@@ -187,6 +187,13 @@ def test_the_prior(comfy_host, demo, listed, parts):
     torch.testing.assert_close(delta_of(given, key), delta_of(with_own[0], key), rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="'ship' is to be erased, and the prior preserves it"):
         fuse(comfy_host, model, parts[3], prior=prior(preserve="ship"))
+    names = comfy_host.base / "input" / "names.txt"
+    names.write_text("a photo of a ship\na house\na tree", encoding="utf-8")
+    whole = prior(captions=names.name, preserve="ship\nboat")
+    about = report(fuse(comfy_host, model, parts[3], prior=whole, clip=clip, lambda2="1e-3"))
+    assert "1 of 3 captions" in about and "no longer preserved, for it is erased now: ship" in about
+    less = replace(whole, preserved=whole.preserved[1:], texts=replace(whole.texts, prompts=whole.texts.prompts[1:]))
+    assert "connect the CLIP" in report(fuse(comfy_host, model, parts[3], prior=less, lambda2="1e-3"))
     assert "lambda2 has no effect" in report(fuse(comfy_host, model, parts[3], lambda2="1"))
     assert "lambda3 has no effect" in report(fuse(comfy_host, model, parts[3], lambda3="1"))
 

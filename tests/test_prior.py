@@ -1,6 +1,7 @@
 """The prior: its scale, its file, and the text encoder it belongs to."""
 
 import json
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mace.formats.prior_file import prior_from_file, prior_to_file
 from mace.method.moments import pack
-from mace.method.prior import COCO_CAPTIONS, PROBE_TOKENS, PriorError, make_prior, probe
+from mace.method.prior import COCO_CAPTIONS, PROBE_TOKENS, PriorError, PriorTexts, make_prior, probe, step_aside
 from tests.oracle import outer_sum
 
 WIDTH = 6
@@ -44,6 +45,7 @@ def prior():
         probe(encoder()),
         "built-in captions",
         ("dog", "Zo\u00eb"),
+        texts=PriorTexts(tuple(f"caption {i}" for i in range(CAPTIONS)), (("a field", "the field"), ("Zo\u00eb",))),
     )
 
 
@@ -55,7 +57,7 @@ def equal(a, b):
     for name in ("mean", "preserve", "fingerprint"):
         x, y = getattr(a, name), getattr(b, name)
         assert (x is None and y is None) or torch.equal(x, y), name
-    for name in ("captions", "preserved", "source", "left_out"):
+    for name in ("captions", "preserved", "source", "left_out", "texts", "stepped_aside"):
         assert getattr(a, name) == getattr(b, name), name
 
 
@@ -109,8 +111,9 @@ def test_round_trip(prior):
 @pytest.mark.parametrize("without", [(), ("mean",), ("preserve",)])
 def test_round_trip_through_a_file(prior, tmp_path, without):
     empty = {"mean": {"mean": None, "captions": 0}, "preserve": {"preserve": None, "preserved": ()}}
+    gone = {"mean": "captions", "preserve": "prompts"}
     for name in without:
-        prior = replace(prior, **empty[name])
+        prior = replace(prior, **empty[name], texts=replace(prior.texts, **{gone[name]: ()}))
     tensors, metadata = prior_to_file(prior)
     save_file(tensors, tmp_path / "prior.safetensors", metadata=metadata)
     with safe_open(tmp_path / "prior.safetensors", "pt") as file:
@@ -207,10 +210,57 @@ def integers(tensors, metadata):
     tensors["preserve.sum"] = tensors["preserve.sum"].long()
 
 
+def texts(written):
+    packed = zlib.compress(written if isinstance(written, bytes) else json.dumps(written).encode())
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+
+
+def texts_cut(tensors, metadata):
+    tensors["texts.zlib"] = tensors["texts.zlib"][:-9]
+
+
+def texts_not_compressed(tensors, metadata):
+    tensors["texts.zlib"] = torch.arange(40, dtype=torch.uint8)
+
+
+def texts_of_another_type(tensors, metadata):
+    tensors["texts.zlib"] = tensors["texts.zlib"].float()
+
+
+def one_text_less(tensors, metadata):
+    tensors["texts.zlib"] = texts([["a"] * (CAPTIONS - 1), [["b"], ["c"]]])
+
+
+def prompts_of_one_concept_more(tensors, metadata):
+    tensors["texts.zlib"] = texts([["a"] * CAPTIONS, [["b"], ["c"], ["d"]]])
+
+
+def texts_are_numbers(tensors, metadata):
+    tensors["texts.zlib"] = texts([list(range(CAPTIONS)), [["b"], ["c"]]])
+
+
+def texts_are_no_pair(tensors, metadata):
+    tensors["texts.zlib"] = texts({"captions": []})
+
+
+def texts_nested_deeply(tensors, metadata):
+    tensors["texts.zlib"] = texts(b"[" * 100_000)
+
+
+def texts_without_end(tensors, metadata):
+    tensors["texts.zlib"] = texts(b" " * (2**28 + 1))
+
+
+def stepped_aside_is_a_word(tensors, metadata):
+    metadata["stepped_aside"] = '"many"'
+
+
 DAMAGES = [
     no_format, later_format, no_fingerprint, fingerprint_is_a_number, fingerprint_nan, no_captions,
     captions_in_words, no_preserved, no_left_out, preserved_is_no_json, preserved_is_a_number, odd_length, not_packed,
     another_width, preserve_of_another_width, nan, infinity, single_precision, integers,
+    texts_cut, texts_not_compressed, texts_of_another_type, one_text_less, prompts_of_one_concept_more,
+    texts_are_numbers, texts_are_no_pair, texts_nested_deeply, texts_without_end, stepped_aside_is_a_word,
 ]  # fmt: skip
 
 
@@ -263,3 +313,51 @@ def test_an_encoder_that_gives_nan(prior):
     broken[1, 3, 2] = float("nan")
     with pytest.raises(PriorError):
         prior.check(probe(broken))
+
+
+def sums(width, tokens):
+    """Sums of texts, by their names: of their tokens and of their pooled vectors."""
+
+    def of(names):
+        found = torch.cat([tokens[name] for name in names]).double()
+        return found.T @ found, found[::WINDOW, :4].T @ found[::WINDOW, :4]
+
+    return of
+
+
+def test_what_steps_aside_was_never_in_it():
+    """A prior without some captions and concepts is the prior that was made without them, to 1e-9."""
+    captions = ("a dog", "a cat", "a dog", "the sky", "two dogs")
+    prompts = (("a ship", "the ship"), ("a rose",))
+    every = (*captions, *prompts[0], *prompts[1])
+    tokens = {name: normal(WINDOW, WIDTH, seed=place) for place, name in enumerate(dict.fromkeys(every))}
+    of = sums(WIDTH, tokens)
+
+    def made(captions, preserved, prompts):
+        general, pooled = of(captions) if captions else (None, None)
+        kept, pooled_kept = of([name for own in prompts for name in own]) if prompts else (None, None)
+        about = (preserved, probe(encoder()), "captions", ("bird",), (pooled, pooled_kept))
+        return make_prior(general, len(captions), kept, *about, PriorTexts(captions, prompts))
+
+    whole = made(captions, ("ship", "rose"), prompts)
+    out = ("a dog", "a dog", "two dogs")
+    less = step_aside(whole, out, of(out), ("ship",), of(prompts[0]))
+    anew = made(("a cat", "the sky"), ("rose",), prompts[1:])
+    for name in ("mean", "preserve", "pooled_mean", "pooled_preserve"):
+        close(getattr(less, name), getattr(anew, name))
+    assert replace(less, stepped_aside=(0, ())).texts == anew.texts
+    assert (less.captions, less.preserved, less.stepped_aside) == (2, ("rose",), (3, ("ship",)))
+    nothing = step_aside(less, ("a cat", "the sky"), of(("a cat", "the sky")), ("rose",), of(prompts[1]))
+    assert nothing.mean is nothing.preserve is nothing.pooled_mean is nothing.pooled_preserve is None
+    assert nothing.stepped_aside == (5, ("ship", "rose"))
+    assert step_aside(whole, (), (None, None), (), (None, None)).mean is whole.mean
+    with pytest.raises(ValueError, match="not all in it"):
+        step_aside(whole, ("a dog",), of(("a dog",)), (), (None, None))
+    with pytest.raises(ValueError, match="does not hold its texts"):
+        step_aside(replace(whole, texts=None), (), (None, None), (), (None, None))
+
+
+def test_a_file_of_an_earlier_version_has_no_texts(prior):
+    tensors, metadata = (dict(part) for part in prior_to_file(prior))
+    del tensors["texts.zlib"], metadata["stepped_aside"]
+    equal(prior_from_file(tensors, metadata), replace(prior, texts=None))

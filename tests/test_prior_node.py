@@ -1,6 +1,7 @@
 """Prior, Save Prior and Load Prior in the real host."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,7 @@ def test_contradictions_are_errors(comfy_host, demo, captions):
     with pytest.raises(ValueError, match="'Hound' is both to be erased and to be preserved"):
         prior_of(comfy_host, clip, captions=captions, count=5, preserve="Hound", concepts=erased)
     keeps = prior_of(comfy_host, clip, captions=captions, count=5, preserve="hound")[0]
+    keeps = replace(keeps, texts=None)  # as an earlier version saved it
     with pytest.raises(ValueError, match="'hound' is to be erased, and the prior preserves it"):
         refine(comfy_host, model, clip, erased, prior=keeps)
     with pytest.raises(ValueError, match="nothing to keep"):
@@ -132,17 +134,57 @@ def test_the_refinement_says_what_the_prior_does_not_do(comfy_host, demo, captio
     out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made)
     report = out.ui.as_dict()["text"][0]
     assert "captions have no effect: lambda1 is 0" in report and "preserve have no effect: lambda3 is 0" in report
+    made = replace(made, texts=None)  # as an earlier version saved it
     out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda1="1e-4")
-    assert "without leaving out captions that name: dog" in out.ui.as_dict()["text"][0]
+    assert "without leaving out captions that name dog" in out.ui.as_dict()["text"][0]
+
+
+def test_a_loaded_prior_steps_aside_for_a_list(comfy_host, demo, captions, monkeypatch):
+    """The same refinement as with a prior made anew, and nothing is read again for other weights."""
+    model, clip, _ = demo
+    whole = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship | boat")[0]
+    comfy_host.run("MACE_SavePrior", prior=whole, filename_prefix="mace_priors/aside")
+    loaded = comfy_host.run("MACE_LoadPrior", prior_name="aside_00001_.safetensors")[0]
+    chosen = concepts(comfy_host, "dog -> sky\nvessel | boat -> sky")
+    anew = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship", concepts=chosen)[0]
+    weights = dict(lambda1="1e-4", lambda3="1", mu="10")
+    expected = refine(comfy_host, model, clip, chosen, prior=anew, **weights)
+    found = refine(comfy_host, model, clip, chosen, prior=loaded, **weights)
+    report = found.ui.as_dict()["text"][0]
+    assert (
+        "taken out of the prior: 1 of 5 captions" in report
+        and "no longer preserved, for it is erased now: boat" in report
+    )
+    assert (found[1].prior.captions, found[1].prior.preserved) == (4, ("ship",))
+    for key, patches in expected[0].patches.items():
+        own, theirs = (entry[-1][1][1][0].double() for entry in (patches, found[0].patches[key]))
+        assert float((own - theirs).norm()) < 1e-6 * float(own.norm())
+    scale = float(anew.mean.abs().max())
+    torch.testing.assert_close(found[1].prior.mean, anew.mean, rtol=0, atol=1e-9 * scale)
+    torch.testing.assert_close(
+        found[1].prior.preserve, anew.preserve, rtol=0, atol=1e-9 * float(anew.preserve.abs().max())
+    )
+    record = comfy_host.module("nodes.files.save_model").provenance(found[0], clip)["stages"][-1]["prior"]
+    assert record["stepped_aside"] == {"captions": 1, "preserved": ["boat"]}
+    encoder = comfy_host.module("nodes.host.text").TextEncoder
+    monkeypatch.setattr(encoder, "gram", None)
+    again = refine(comfy_host, model, clip, chosen, prior=loaded, **{**weights, "mu": "20"})
+    assert again[1].prior is found[1].prior
+
+
+def test_captions_stay_where_they_do_not_count(comfy_host, demo, captions):
+    model, clip, _ = demo
+    whole = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]
+    found = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=whole, mu="10")
+    assert found[1].prior is whole and "taken out" not in found.ui.as_dict()["text"][0]
 
 
 def test_prior_and_preserved_concepts_enter_the_solve(comfy_host, demo, captions):
     """The node's transform against Eq. 19 written out, by a general solver."""
     model, clip, _ = demo
-    made = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]
-    result = refine(
-        comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda1="1e-4", lambda3="2", mu="1"
-    )[1]
+    chosen = concepts(comfy_host, "dog -> sky")
+    made = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship", concepts=chosen)[0]
+    result = refine(comfy_host, model, clip, chosen, prior=made, lambda1="1e-4", lambda3="2", mu="1")[1]
     (moments,) = result.moments
     unpack = comfy_host.module("mace.method.moments").unpack
     system = unpack(moments.paired) + 1e-4 * made.general_moment() + 2 * made.preserve_moment() + torch.eye(768)

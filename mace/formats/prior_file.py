@@ -1,16 +1,19 @@
 """The prior's file: a safetensors file of its moments."""
 
 import json
+import zlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..method.moments import packed_width
-from ..method.prior import Prior, PriorError
+from ..method.prior import Prior, PriorError, PriorTexts
 
 FORMAT = "mace-prior-1"
 
+# The texts, as compressed JSON. A list of a million captions is some 100 MB of text; no file makes us unpack more.
+_TEXTS, MOST_TEXT = "texts.zlib", 2**28
 _TOKENS, _POOLED = ("general.mean", "preserve.sum"), ("general.pooled_mean", "preserve.pooled_sum")
 
 
@@ -24,12 +27,17 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, moment in zip(_POOLED, (prior.pooled_mean, prior.pooled_preserve), strict=True):
         if moment is not None:
             tensors[name] = moment
+    if prior.texts is not None:
+        written = json.dumps([prior.texts.captions, prior.texts.prompts], ensure_ascii=False)
+        packed = zlib.compress(written.encode("utf-8", "surrogatepass"))
+        tensors[_TEXTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     metadata = {
         "format": FORMAT,
         "captions": str(prior.captions),
         "preserved": json.dumps(prior.preserved, ensure_ascii=False),
         "left_out": json.dumps(prior.left_out, ensure_ascii=False),
         "source": prior.source,
+        "stepped_aside": json.dumps(prior.stepped_aside, ensure_ascii=False),
     }
     return tensors, metadata
 
@@ -65,4 +73,40 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         metadata.get("source", ""),
         left_out,
         *(tensors.get(name) for name in _POOLED),
+        _texts(tensors.get(_TEXTS), captions, len(preserved)),
+        _stepped_aside(metadata.get("stepped_aside")),
     )
+
+
+def _texts(packed: Tensor | None, captions: int, preserved: int) -> PriorTexts | None:
+    """The texts of a file, None where it has none. Raises PriorError where they are not those of its sums."""
+    if packed is None:
+        return None
+    try:
+        unpack = zlib.decompressobj()
+        raw = unpack.decompress(packed.contiguous().numpy().tobytes(), MOST_TEXT)
+        if not unpack.eof:
+            raise ValueError("they do not end")
+        own, prompts = json.loads(raw.decode("utf-8", "surrogatepass"))
+        found = PriorTexts(tuple(own), tuple(map(tuple, prompts)))
+    except (TypeError, ValueError, RuntimeError, RecursionError, zlib.error) as error:
+        raise PriorError(f"the prior file is damaged: its texts cannot be read ({error})") from None
+    texts = (*found.captions, *(prompt for each in found.prompts for prompt in each))
+    if not all(isinstance(text, str) for text in texts):
+        raise PriorError("the prior file is damaged: its texts are not all texts")
+    if (len(found.captions), len(found.prompts)) != (captions, preserved):
+        raise PriorError("the prior file is damaged: its texts are not as many as were summed")
+    return found
+
+
+def _stepped_aside(written: str | None) -> tuple[int, tuple[str, ...]]:
+    """What was taken out before. Raises PriorError where that is not a count and phrases."""
+    if written is None:
+        return 0, ()
+    try:
+        count, phrases = json.loads(written)
+        if isinstance(count, int) and all(isinstance(phrase, str) for phrase in phrases):
+            return count, tuple(phrases)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise PriorError("the prior file is damaged: what stepped aside is not a count and a list of phrases")

@@ -22,7 +22,11 @@ def prior_record(prior: Prior | None) -> dict | None:
     """A prior as it stands in a saved checkpoint's provenance."""
     if prior is None:
         return None
-    return {"source": prior.source, "captions": prior.captions, "preserved": list(prior.preserved)}
+    record = {"source": prior.source, "captions": prior.captions, "preserved": list(prior.preserved)}
+    captions, preserved = prior.stepped_aside
+    if captions or preserved:
+        record["stepped_aside"] = {"captions": captions, "preserved": list(preserved)}
+    return record
 
 
 def refinement_record(done: Refinement, strengths: Sequence[float] | None = None) -> dict:

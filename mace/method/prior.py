@@ -1,6 +1,7 @@
 """The prior: moments of what is to be kept (lambda1 and lambda3 of Eq. 19), and the text encoder they belong to."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -43,6 +44,18 @@ def probe_distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-12))
 
 
+# The sums of some texts' tokens [d, d] and of their pooled vectors [c, c], float64, None of what is not read.
+Sums = tuple[Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class PriorTexts:
+    """What a prior is the sum of. captions: in order.  prompts: of each concept to preserve."""
+
+    captions: tuple[str, ...] = field(repr=False)
+    prompts: tuple[tuple[str, ...], ...] = field(repr=False)
+
+
 @dataclass(frozen=True)
 class Prior:
     """Moments to keep, in float64.
@@ -52,6 +65,8 @@ class Prior:
     preserve, packed, or None.  preserved: their phrases.  left_out: phrases whose captions were left out.
     fingerprint: see `probe`.  source: where the captions came from.  pooled_mean, pooled_preserve: the same moments of
     the texts' pooled vectors [c], packed; None where the encoder's pooled text is not read, and in older files.
+    texts: what was summed, None in older files.  stepped_aside: how many captions and which concepts to preserve were
+    taken out of it again, see `step_aside`.
     """
 
     mean: Tensor | None = field(repr=False)
@@ -63,6 +78,8 @@ class Prior:
     left_out: tuple[str, ...] = ()
     pooled_mean: Tensor | None = field(default=None, repr=False)
     pooled_preserve: Tensor | None = field(default=None, repr=False)
+    texts: PriorTexts | None = field(default=None, repr=False)
+    stepped_aside: tuple[int, tuple[str, ...]] = (0, ())
 
     @property
     def width(self) -> int:
@@ -101,14 +118,15 @@ def make_prior(
     fingerprint: Tensor,
     source: str,
     left_out: tuple[str, ...] = (),
-    pooled: tuple[Tensor | None, Tensor | None] = (None, None),
+    pooled: Sums = (None, None),
+    texts: PriorTexts | None = None,
 ) -> Prior:
     """A Prior from the summed moments [d, d] of all captions and of the concepts to preserve.
 
     pooled: the same of their pooled texts, [c, c].
     """
 
-    def kept(moments: tuple[Tensor | None, Tensor | None]) -> list[Tensor | None]:
+    def kept(moments: Sums) -> list[Tensor | None]:
         of_captions, of_concepts = moments
         return [
             pack(of_captions / captions).cpu() if of_captions is not None and captions else None,
@@ -116,4 +134,41 @@ def make_prior(
         ]
 
     (mean, own), (pooled_mean, pooled_own) = kept((general, preserve)), kept(pooled)
-    return Prior(mean, captions, own, preserved, fingerprint, source, left_out, pooled_mean, pooled_own)
+    return Prior(mean, captions, own, preserved, fingerprint, source, left_out, pooled_mean, pooled_own, texts)
+
+
+def step_aside(
+    prior: Prior, captions: Sequence[str], captions_sums: Sums, preserved: Sequence[str], preserved_sums: Sums
+) -> Prior:
+    """The prior without some of its captions and of its concepts to preserve, as if they had never been in it.
+
+    P and D are sums over texts, so that what contradicts a list is subtracted exactly. captions: to take out, as often
+    as they stand in it.  preserved: phrases to take out.  captions_sums, preserved_sums: of those texts. Raises
+    ValueError for a prior without its texts, and where a caption is not in it.
+    """
+    if prior.texts is None:
+        raise ValueError("the prior does not hold its texts, and cannot step aside")
+    out = set(captions)
+    kept = [caption for caption in prior.texts.captions if caption not in out]
+    if len(prior.texts.captions) - len(kept) != len(captions):
+        raise ValueError("captions to take out of the prior are not all in it")
+    keeps = [phrase not in set(preserved) for phrase in prior.preserved]
+
+    def less(packed: Tensor | None, times: int, own: Tensor | None, left: int) -> Tensor | None:
+        if packed is None or not left:
+            return None
+        return packed if own is None else (packed * times - pack(own.to(packed))) / left
+
+    left, still = len(kept), sum(keeps)
+    scale = 1 if still else 0
+    return replace(
+        prior,
+        mean=less(prior.mean, prior.captions, captions_sums[0] if captions else None, left),
+        pooled_mean=less(prior.pooled_mean, prior.captions, captions_sums[1] if captions else None, left),
+        captions=left,
+        preserve=less(prior.preserve, 1, preserved_sums[0] if preserved else None, scale),
+        pooled_preserve=less(prior.pooled_preserve, 1, preserved_sums[1] if preserved else None, scale),
+        preserved=tuple(phrase for phrase, keep in zip(prior.preserved, keeps, strict=True) if keep),
+        texts=PriorTexts(tuple(kept), tuple(own for own, keep in zip(prior.texts.prompts, keeps, strict=True) if keep)),
+        stepped_aside=(prior.stepped_aside[0] + len(captions), (*prior.stepped_aside[1], *preserved)),
+    )

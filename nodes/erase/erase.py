@@ -39,7 +39,7 @@ def refine_as_preset(
     prior: Prior | None,
     strengths: Sequence[float] | None = None,
 ):
-    """(refined MODEL, Refinement, lines for the artist, the prior) with a preset's weights.
+    """(refined MODEL, Refinement, lines for the artist, the prior it was refined with) with a preset's weights.
 
     prior: where None, built-in captions are read if the weights need them.  strengths: see `refine_model`.
     """
@@ -57,7 +57,7 @@ def refine_as_preset(
     refined, refinement, about = refine_model(
         model, clip, concepts, weights, prior, settings=settings, strengths=strengths
     )
-    return refined, refinement, [*lines, *about], prior
+    return refined, refinement, [*lines, *about], refinement.prior
 
 
 def by_closed_form(

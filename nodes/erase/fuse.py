@@ -72,7 +72,8 @@ class FuseLoras(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder, for LoRAs from a file that was saved without moments.",
+                    tooltip="The text encoder: for LoRAs from a file that was saved without moments, and to take out "
+                    "of a prior what names a concept of the list.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v.")],

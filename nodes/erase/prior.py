@@ -89,7 +89,8 @@ class BuildPrior(io.ComfyNode):
                 ConceptsType.Input(
                     "concepts",
                     optional=True,
-                    tooltip="The concepts to erase: captions that name a target or an alias are left out.",
+                    tooltip="The concepts to erase: captions that name a target or an alias are left out at once. "
+                    "Without, CFR Refine and Fuse LoRAs take them out for each list.",
                 ),
                 io.Model.Input(
                     "model",

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.concept import Concept, normalised
+from ...mace.concepts.captions import leave_out
+from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.concepts.strengths import strengths_of
 from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of
 from ...mace.formats.provenance import concept_record, prior_record
@@ -23,6 +24,7 @@ from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key, reading
 from ..host.text import TextEncoder
 from ..schema import read_weights
+from .prior import step_aside
 from .refine import check_preserved, solve_pooled
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
@@ -112,15 +114,31 @@ def _has_moments(entry: ErasureLora, recipe: Recipe) -> bool:
     return entry.moments is not None and (entry.moments.pooled is not None or not recipe.pooled)
 
 
-def check_prior(parts: Parts, prior: Prior | None, lines: list[str]) -> Prior | None:
-    """The prior to fuse with: the one given, else the refinement's own.
+def choose_prior(parts: Parts, prior: Prior | None, clip, captions: bool, lines: list[str]) -> Prior | None:
+    """The prior to fuse with: the one given, else the refinement's own, without what contradicts the list.
 
-    Raises LoraSetError where it is missing, and ValueError where it preserves what is to be erased.
+    clip: None where none is connected.  captions: whether the prior's captions count. Raises LoraSetError where the
+    prior is missing, and ValueError where it preserves what is to be erased and cannot step aside.
     """
-    recipe = parts.recipe
+    chosen = _own_or_given(parts.recipe, prior, lines)
+    if chosen is None:
+        return None
+    if clip is not None:
+        chosen = step_aside(chosen, parts.concepts, TextEncoder(clip), captions, lines)
+    elif captions and chosen.texts is not None:
+        targets = list(phrases_by_key(parts.concepts).values())
+        named = leave_out(chosen.texts.captions, targets)[1]
+        if named:
+            lines.append(
+                f"{len(named)} captions of the prior name what is erased: connect the CLIP, so that they are taken out"
+            )
+    check_preserved(parts.concepts, chosen)
+    return chosen
+
+
+def _own_or_given(recipe: Recipe, prior: Prior | None, lines: list[str]) -> Prior | None:
     if prior is not None:
         prior.check(recipe.fingerprint)
-        check_preserved(parts.concepts, prior)
         return prior
     if recipe.prior is None and recipe.prior_source is not None and (recipe.weights.lambda1 or recipe.weights.lambda3):
         raise LoraSetError(
@@ -166,11 +184,13 @@ def fused_model(
     keys = cross_attention_keys(model)
     lines: list[str] = []
     parts = gather(loras, refinement, clip, lines)
-    prior = check_prior(parts, prior, lines)
     if method == NAIVE:
         chosen, about = None, ["naive sum: lambda2, lambda3, mu and pull play no part"]
     else:
         chosen, about = choose_weights(parts.recipe, *weights, pull)
+    counts = bool(parts.recipe.weights.lambda1 or chosen is not None and chosen.lambda2)
+    prior = choose_prior(parts, prior, clip, counts, lines)
+    if chosen is not None:
         if chosen.lambda2 and (prior is None or prior.mean is None):
             lines.append("lambda2 has no effect: there is no prior with captions")
         if chosen.lambda3 and (prior is None or prior.preserve is None):

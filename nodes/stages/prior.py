@@ -11,7 +11,8 @@ from comfy.utils import ProgressBar
 from ...mace.concepts import captions as caption_sources
 from ...mace.concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ...mace.concepts.lists import RETENTION
-from ...mace.method.prior import Prior, make_prior
+from ...mace.method.prior import Prior, PriorTexts, make_prior
+from ...mace.method.prior import step_aside as without
 from ...mace.method.tokens import fill
 from ..host import files
 from ..host.model.unet import is_unet
@@ -20,6 +21,8 @@ from ..host.text import TextEncoder, chunks
 
 BUILT_IN = "built-in"
 
+# The last prior that stepped aside by text encoder, with what it depends on: other weights ask for it again.
+_last_aside: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # The last captions' moment by text encoder: another list of concepts leaves out other captions, and taking their
 # part off the whole spares encoding thousands of captions again.
 _last_general: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -109,7 +112,8 @@ def build_prior(
     kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))
     if not kept and not keep:
         raise ValueError("there is nothing to keep: no caption is left and no concept to preserve is named")
-    prompts = [fill(template, concept.target) for concept in keep for template in concept.prompts]
+    kept_prompts = tuple(tuple(fill(template, concept.target) for template in concept.prompts) for concept in keep)
+    prompts = [prompt for own in kept_prompts for prompt in own]
     progress = ProgressBar(len(drawn) + len(left_out) + len(prompts))
     origin = (captions, files.file_stamp("" if captions == BUILT_IN else captions), count, seed)
     general, pooled = general_moment(encoder, drawn, left_out, origin, progress) if kept else (None, None)
@@ -123,5 +127,42 @@ def build_prior(
         f"built-in, seed {seed}" if captions == BUILT_IN else captions,
         tuple(erased.values()),
         (pooled, pooled_preserve),
+        PriorTexts(tuple(kept), kept_prompts),
     )
     return prior, Drawn(kept, left_out, len(found) - len(drawn))
+
+
+def step_aside(
+    prior: Prior, concepts: Sequence[Concept], encoder: TextEncoder | PortText, captions: bool, lines: list[str]
+) -> Prior:
+    """The prior without what contradicts a list: captions that name a target or an alias, preserved names erased now.
+
+    captions: whether its captions count at all; else they stay.  encoder: the prior's own (see `Prior.check`). What was
+    taken out is said in `lines`. A prior without its texts stays as it is.
+    """
+    if prior.texts is None:
+        return prior
+    targets = phrases_by_key(concepts)
+    named = caption_sources.leave_out(prior.texts.captions, targets.values())[1] if captions else []
+    contrary = [phrase for phrase in prior.preserved if normalised(phrase) in targets]
+    if not named and not contrary:
+        return prior
+    model = encoder.clip.cond_stage_model
+    known, key, found = _last_aside.get(model, (None, None, None))
+    if known is not prior or key != (encoder.identity, tuple(named), tuple(contrary)):
+        prompts = [
+            prompt
+            for phrase, own in zip(prior.preserved, prior.texts.prompts, strict=True)
+            if phrase in contrary
+            for prompt in own
+        ]
+        progress = ProgressBar(len(named) + len(prompts))
+        sums = encoder.gram([literal(caption) for caption in named], progress.update) if named else (None, None)
+        own = encoder.gram(prompts, progress.update) if prompts else (None, None)
+        found = without(prior, named, sums, contrary, own)
+        _last_aside[model] = (prior, (encoder.identity, tuple(named), tuple(contrary)), found)
+    if named:
+        lines.append(f"taken out of the prior: {len(named)} of {prior.captions} captions, which name what is erased")
+    if contrary:
+        lines.append(f"no longer preserved, for it is erased now: {', '.join(contrary)}")
+    return found

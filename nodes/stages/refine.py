@@ -42,6 +42,7 @@ from ..host.model.unet import (
 from ..host.port_text import PortText
 from ..host.text import TextEncoder
 from ..schema import read_weights
+from .prior import step_aside
 
 PAPER, RELEASED = "paper", "as released (squared)"
 EMBEDDINGS = "embeddings (paper)"
@@ -76,7 +77,10 @@ def check_preserved(concepts: tuple[Concept, ...], prior: Prior) -> None:
     targets = phrases_by_key(concepts)
     for phrase in prior.preserved:
         if normalised(phrase) in targets:
-            raise ValueError(f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list")
+            raise ValueError(
+                f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list, or connect the CLIP "
+                "and a prior that holds its texts"
+            )
 
 
 def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Prior | None, lines: list[str]) -> None:
@@ -93,15 +97,25 @@ def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Pr
         lines.append("the concepts to preserve have no effect: lambda3 is 0; auto has it for people and styles")
     if prior is not None:
         check_preserved(concepts, prior)
-        targets = phrases_by_key(concepts)
-        unseen = set(targets) - set(map(normalised, prior.left_out))
-        if general and weights.lambda1 and unseen:
-            names = ", ".join(sorted(targets[key] for key in unseen)[:5])
-            lines.append(f"the prior was made without leaving out captions that name: {names}")
+        if general and weights.lambda1:
+            lines += held_names(concepts, prior)
     if not (weights.lambda1 and general or weights.lambda3 and domain or weights.mu):
         raise ValueError(
             "nothing holds the model's other knowledge: connect a prior (Prior or Load Prior), or set mu above 0"
         )
+
+
+def held_names(concepts: tuple[Concept, ...], prior: Prior) -> list[str]:
+    """A line on targets and aliases whose captions may still be in a prior that cannot step aside."""
+    targets = phrases_by_key(concepts)
+    unseen = set(targets) - set(map(normalised, prior.left_out)) if prior.texts is None else set()
+    if not unseen:
+        return []
+    names = ", ".join(sorted(targets[key] for key in unseen)[:5])
+    return [
+        f"the prior was made without leaving out captions that name {names}, and was saved before priors kept their "
+        "texts: make it again, so that they can be taken out"
+    ]
 
 
 def holds_pooled(weights: RefineWeights, prior: Prior | None, reads: bool, lines: list[str]) -> bool:
@@ -184,12 +198,13 @@ def refine_model(
     text encoder than the prior's.
     """
     lines: list[str] = []
-    check_prior(concepts, weights, prior, lines)
     at = places(model, clip, projections)
     text, keys = at.text, list(at.tokens)
     own = isinstance(text, PortText) if own_words is None else own_words
     if prior is not None:
         prior.check(text.fingerprint)
+        prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines)
+    check_prior(concepts, weights, prior, lines)
     prompts = sum(len(concept.readings) for concept in concepts)
     progress = ProgressBar(prompts + len(keys))
     ports = at.pooled if pooled and holds_pooled(weights, prior, bool(at.pooled), lines) else ()
