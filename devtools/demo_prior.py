@@ -11,6 +11,7 @@ and searched with are kept out.
 import json
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -61,10 +62,11 @@ ASSETS = REPO / "assets" / "demo"
 PRIOR = ASSETS / "mace_demo_vocabulary_prior.safetensors"
 
 
-def captions() -> list[str]:
-    """EACH lines for each thing, the same ones each time."""
-    words = json.loads((ASSETS / "vocabulary.json").read_text(encoding="utf-8"))
-    names = [name for name in words["concepts"] if name not in words["synonyms"]]
+def captions(names: Sequence[str] | None = None) -> list[str]:
+    """EACH lines for each thing, the same ones each time. names: of the things, all but the ten classes if None."""
+    if names is None:
+        words = json.loads((ASSETS / "vocabulary.json").read_text(encoding="utf-8"))
+        names = [name for name in words["concepts"] if name not in words["synonyms"]]
     chosen = random.Random(0)
     return [pattern.format(name) for name in names for pattern in chosen.sample(PATTERNS, EACH)]
 

@@ -1,14 +1,16 @@
 """Automatic settings are Table 10's."""
 
+import json
 import math
 
 import pytest
 
 from mace.concepts.concept import Concept
 from mace.method.fuse import FuseWeights
-from mace.method.refine import READING, RefineWeights
-from mace.presets.presets import DEMO, PRESETS
-from mace.presets.table10 import EXPLICIT_MU, auto_weights
+from mace.method.loss import NORMS, SQUARED
+from mace.method.refine import ALIKE, READING, RefineWeights
+from mace.presets.presets import PAPER, PRESETS, PresetError, read_preset
+from mace.presets.table10 import EXPLICIT_MU, LoraRow, auto_lora, auto_weights
 
 
 def concepts(kind, count, first=()):
@@ -56,10 +58,63 @@ def test_empty():
 
 def test_the_demo_models_weights_grow_with_the_list():
     """Up to ten concepts those of the recorded results; beyond, in proportion, as the concepts' own sums do."""
-    demo = PRESETS[DEMO]
+    demo = PRESETS["demo model (mace_demo)"]
     few = RefineWeights(lambda1=1e-4, mu=1e5, metric=READING)
     assert demo.refine(1) == demo.refine(10) == few
     many = demo.refine(100)
     assert many.lambda1 == pytest.approx(1e-3) and many.mu == pytest.approx(1e6) and many.metric == READING
     assert demo.fuse(1) == FuseWeights(lambda2=1e-4, mu=1e4)
     assert demo.fuse(100).lambda2 == pytest.approx(1e-2) and demo.fuse(100).mu == pytest.approx(1e5)
+
+
+def test_what_is_offered_first_stays_first():
+    assert list(PRESETS) == [PAPER, "demo model (mace_demo)", "small SD3 (mace_demo_sd3)"]
+    assert all(preset.found_on for name, preset in PRESETS.items() if name != PAPER)
+
+
+def preset_of(tmp_path, **entry):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"name": "mine", **entry}), encoding="utf-8")
+    return read_preset(path)
+
+
+def test_what_a_file_does_not_say_is_table_10s(tmp_path):
+    name, preset = preset_of(tmp_path)
+    assert (name, preset.refine, preset.fuse) == ("mine", None, None)
+    assert preset.lora("explicit") == auto_lora("explicit") and preset.loss == SQUARED
+    assert not preset.end_of_text and not preset.focus
+
+
+def test_by_type_and_by_length(tmp_path):
+    rows = {"style": {"rank": 2, "steps": 3, "learning_rate": 1e-3}, "*": {"rank": 1, "steps": 5, "learning_rate": 1}}
+    _, preset = preset_of(tmp_path, lora=rows, refine={"lambda1": [2, 0.5, 4], "lambda3": 1}, focus=True, loss=NORMS)
+    assert preset.lora("style") == LoraRow(2, 3, 1e-3) and preset.lora("object") == LoraRow(1, 5, 1.0)
+    assert [preset.refine(count).lambda1 for count in (1, 4, 16)] == [2, 2, 4] and preset.refine(16).lambda3 == 1
+    assert preset.focus and preset.loss == NORMS and preset.refine(1).metric == ALIKE
+
+
+DAMAGED = {
+    "unknown entry": {"lambda1": 1},
+    "unknown weight": {"refine": {"lambda2": 1}},
+    "a word": {"refine": {"mu": "much"}},
+    "negative": {"fuse": {"lambda2": -1}},
+    "not finite": {"fuse": {"mu": float("inf")}},
+    "another metric": {"refine": {"mu": 1, "metric": "cubits"}},
+    "four numbers": {"refine": {"mu": [1, 2, 3, 4]}},
+    "no usual type": {"lora": {"style": {"rank": 1, "steps": 1, "learning_rate": 1}}},
+    "a list": {"lora": [1]},
+    "another loss": {"loss": "none"},
+}
+
+
+@pytest.mark.parametrize("entry", DAMAGED.values(), ids=DAMAGED)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, entry):
+    with pytest.raises(PresetError, match="mine.json cannot be read"):
+        preset_of(tmp_path, **entry)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 10_000, '{"refine": {}}'])
+def test_text_that_is_no_preset(tmp_path, text):
+    (tmp_path / "mine.json").write_text(text, encoding="utf-8")
+    with pytest.raises(PresetError, match="mine.json"):
+        read_preset(tmp_path / "mine.json")

@@ -108,12 +108,17 @@ def styles(bench: Bench, records: Records, plan: Plan) -> None:
     fill(bench, records, Subject(bench, (), style=True), questions, plan, STYLE)
 
 
+def mass_order(words: Mapping) -> list[str]:
+    """The things of the vocabulary that are erased together, those of a shorter list first; the rest stay."""
+    cifar = list(words["synonyms"])
+    rest = [name for name in words["concepts"] if name not in cifar]
+    return cifar + [name for i, name in enumerate(rest) if i % 13 < 6][: max(COUNTS) - len(cifar)]
+
+
 def mass(bench: Bench, records: Records, plan: Plan) -> None:
     """Fig. 7: 1, 5, 10 and 100 things erased in one run, the same 106 others kept; and by other weights of fusion."""
-    cifar = list(bench.words["synonyms"])
-    rest = [name for name in bench.words["concepts"] if name not in cifar]
-    order = cifar + [name for i, name in enumerate(rest) if i % 13 < 6][: max(COUNTS) - len(cifar)]
-    kept = [name for name in rest if name not in order]
+    order = mass_order(bench.words)
+    kept = [name for name in bench.words["concepts"] if name not in order]
     always = {"others": asked(kept, TEMPLATES[:1]), "captions": varied(kept)}
     key = f"0/{OTHER_NOISE}"
     if key not in records and plan.only is None:

@@ -1,0 +1,115 @@
+"""Weights of the refinement that serve lists of every length: 1, 10 and 100 things, in closed form alone.
+
+    python dev.py run python -m benchmarks.mass [--grid NAME]
+
+The demo model, its prior of captions over its vocabulary with the ten classes' captions among them, which steps aside
+for each list; nothing is trained. Judged with other prompts and another seed than docs/results.md: the erased names,
+every third of the things that stay, by a template and in captions of other forms. Only what the model draws right
+before counts. The last line is one JSON object with a row for each refinement; each row is written to
+benchmarks/results as it is found.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.erasure.bench import MAPPINGS, Bench
+from benchmarks.erasure.questions import Question, asked
+from benchmarks.erasure.tasks import mass_order
+from devtools.cache import REPO
+from devtools.demo_prior import captions
+from devtools.inprocess import open_host
+from mace.method.refine import ALIKE, READING
+
+RESULTS = REPO / "benchmarks/results"
+SEED, STEPS = 500, 6
+TEMPLATES = ("an image of the {}", "illustration of a {}")
+# As the captions of docs/results.md: with words around the name that have no embedding, and at other places.
+FORMS = (
+    "{} at night",
+    "one small {}, close up",
+    "I drew a {} yesterday",
+    "a green {} on a table",
+    "see the {} over there",
+)
+COUNTS = (100, 10, 1)
+# lambda1 and mu for one concept; both grow with the list.
+GRIDS = {
+    "alike": [(lambda1, mu, ALIKE) for lambda1 in (1e-5, 3e-5, 1e-4, 3e-4) for mu in (0.01, 0.1)],
+    "reading": [(lambda1, mu, READING) for lambda1 in (1e-5, 3e-5, 1e-4, 3e-4) for mu in (1e2, 1e4)],
+}
+
+
+class Mass:
+    """The demo model, its whole prior, and what is asked."""
+
+    def __init__(self, folder: Path):
+        self.bench = bench = Bench(open_host(folder), STEPS)
+        (folder / "input" / "vocabulary.txt").write_text("\n".join(captions(bench.words["concepts"])), encoding="utf-8")
+        build = bench.host.module("nodes.stages.prior").build_prior
+        self.prior = build(bench.clip, "vocabulary.txt", 1_000_000, 0)[0]
+        self.measures = bench.host.module("nodes.stages.refine").MEASURE_NAMES
+        self.order = mass_order(bench.words)
+        self.kept = [name for name in bench.words["concepts"] if name not in self.order][::3]
+
+    def questions(self, erased: Sequence[str]) -> dict[str, list[Question]]:
+        """By group: what is erased, what stays, and the same in captions of other forms."""
+        forms = [Question(FORMS[i % len(FORMS)].format(name), name, SEED) for i, name in enumerate(self.kept)]
+        return {
+            "erased": asked(erased, TEMPLATES[:1], seeds=max(1, 6 // len(erased)), seed=SEED),
+            "others": asked(self.kept, TEMPLATES[1:], seed=SEED),
+            "captions": forms,
+        }
+
+    def refined(self, erased: Sequence[str], lambda1: float, mu: float, metric: str, **more):
+        """The MODEL without some things, by CFR Refine."""
+        lines = "\n".join(f"{name} -> {MAPPINGS.get(name, 'sky')}" for name in erased)
+        run = self.bench.host.run
+        chosen = run("MACE_Concepts", concepts=lines, type="object", preset="none", prompt_file="none")[0]
+        settings = dict(
+            lambda1=repr(lambda1), mu=repr(mu), lambda3="0", mu_measures=self.measures[metric], strength=1.0
+        )
+        settings |= dict(projections="both", lambda1_form="paper", prior=self.prior, clip=self.bench.clip)
+        return run("MACE_CFRRefine", model=self.bench.model, concepts=chosen, **{**settings, **more})[0]
+
+    def shares(self, model, groups: dict[str, list[Question]]) -> dict[str, float]:
+        """By group, how much of what the model draws right before is still drawn."""
+        examiner, found = self.bench.examiner, {}
+        for name, group in groups.items():
+            base = examiner.ask(self.bench.model, group, "base").right
+            found[name] = round(float((base * examiner.ask(model, group).right).sum() / base.sum()), 3)
+        return found
+
+
+def rows_of(mass: Mass, grid: Sequence[tuple[float, float, str]]) -> Iterator[dict]:
+    """A row for each list and weights."""
+    for count, (lambda1, mu, metric) in itertools.product(COUNTS, grid):
+        # One thing alone: three of them in turn, so that it is no matter of one name.
+        lists = [mass.order[:count]] if count > 1 else [[name] for name in mass.order[2:9:3]]
+        found = [
+            mass.shares(mass.refined(own, lambda1 * count, mu * count, metric), mass.questions(own)) for own in lists
+        ]
+        about = {"concepts": count, "lambda1": lambda1 * count, "mu": mu * count, "mu measures": metric}
+        yield about | {name: round(sum(row[name] for row in found) / len(found), 3) for name in found[0]}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--grid", choices=GRIDS, default="alike")
+    options = parser.parse_args()
+    rows: list[dict] = []
+    out = RESULTS / f"mass_{options.grid}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows_of(Mass(Path(folder)), GRIDS[options.grid]):
+            rows.append(row)
+            print(row, flush=True)
+            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
