@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.stages import images
-from tests.test_refine_node import concepts
+from tests.test_refine_node import concepts, refine
 
 pytestmark = pytest.mark.host
 
@@ -118,3 +118,29 @@ def test_pictures_latents_masks_and_batches_are_on_the_disk(comfy_host, demo):
     kept = [tensor for entry in (*node[0], own) for tensor in (entry.latents, entry.pictures)]
     assert all(is_on_disk(tensor) for tensor in (*kept, node[1], masks[0], masks[1]))
     assert not is_on_disk(torch.zeros(4))
+
+
+def test_moments_on_the_disk_give_the_same_model(comfy_host, demo, monkeypatch):
+    """CFR Refine of a list that memory does not hold: the same patches, other strengths and a fusion from it too."""
+    model, clip, _ = demo
+    stage, sums = (comfy_host.module(name) for name in ("nodes.stages.refine", "mace.method.sums"))
+    chosen = concepts(comfy_host, "dog -> sky\nship -> sky")
+    expected = refine(comfy_host, model, clip, chosen, mu="10")
+    monkeypatch.setattr(stage, "SHARE_OF_MOMENTS", 0.0)
+    found = refine(comfy_host, model, clip, chosen, mu="10")
+    assert isinstance(found[1].moments, sums.StreamedMoments) and isinstance(expected[1].moments, tuple)
+    delta = expected[1].transform_delta
+    assert float((found[1].transform_delta - delta).norm()) < 1e-9 * float(delta.norm())
+    lora_set = comfy_host.module("mace.formats.lora_set")
+    fusion = comfy_host.module("nodes.stages.fusion")
+    recipe = lora_set.recipe_of(found[1], "x")
+    loras = tuple(lora_set.ErasureLora(concept, {}, torch.zeros(0)) for concept in chosen)
+
+    def fused(refinement):
+        listed = (lora_set.LoraSet(loras, recipe, None), refinement, None, clip, fusion.CLOSED_FORM, "dog = 0.5")
+        return fusion.fused_model(model, *listed, ("auto",) * 3, next(iter(fusion.TOWARDS)))[0]
+
+    for key, entry in fused(expected[1]).patches.items():
+        own, theirs = (part[-1][1][1][0].double() for part in (entry, fused(found[1]).patches[key]))
+        # Half precision of weights is 5e-4.
+        assert float((own - theirs).norm()) < 3e-4 * float(own.norm())

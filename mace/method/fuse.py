@@ -12,17 +12,20 @@ metric R than the paper's I (see `reading`) stands in its place, in T and here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .lora import Lora
-from .moments import ConceptMoments, unpack, working_device
-from .refine import RefineWeights, add_scaled_metric, refinement, solve_right, weight_delta
+from .moments import unpack, working_device
+from .refine import RefineWeights, add_scaled_metric, factorise, refinement, solve_rows, weight_delta
+from .sums import Moments, total_sum
 
 REFINED = "refined"
 BASE = "base"
+# Ranks of one projection's LoRAs that are kept as they are.
+MOST_STACKED = 128
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,17 @@ class Fusion:
     """W* - W of every projection: W @ shared + B @ rows.
 
     shared: [d, d] float64.  stacks: by projection the LoRAs' (B [d_out, R] float32, rows [R, d] float64), stacked
-    over the concepts; a projection that no LoRA has is not there, and changes by `shared` alone.
+    over the concepts; a projection that no LoRA has is not there, and changes by `shared` alone.  products: B @ rows
+    [d_out, d] float32 in place of the two, where the list is so long that they are larger.
     """
 
     shared: Tensor
     stacks: Mapping[str, tuple[Tensor, Tensor]]
+    products: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a LoRA changes this projection."""
+        return key in self.stacks or key in self.products
 
     def delta(self, key: str, weight: Tensor, refined: bool = True) -> Tensor:
         """W* - W of the projection W [d_out, d] named `key`, as float32 products on the weight's device.
@@ -70,11 +79,15 @@ class Fusion:
             if len(up) != len(weight):
                 raise ValueError(f"{key} has {len(weight)} rows, its LoRAs {len(up)}: they are of another model")
             change += up.to(weight.device) @ rows.float().to(weight.device)
+        if key in self.products:
+            if len(self.products[key]) != len(weight):
+                raise ValueError(f"{key} has {len(weight)} rows, its LoRAs {len(self.products[key])}: of another model")
+            change += self.products[key].to(weight.device)
         return change
 
 
 def fuse(
-    moments: Sequence[ConceptMoments],
+    moments: Moments,
     loras: Sequence[Lora],
     refine_weights: RefineWeights,
     fuse_weights: FuseWeights,
@@ -103,29 +116,57 @@ def fuse(
     transform_delta = refinement(moments, refine_weights, prior, preserve, strengths, device, metric)
     where = working_device(device or torch.device("cpu"))
 
-    total = torch.zeros_like(moments[0].total, device=where)
-    blocks = []
-    for i, strength in active:
-        packed = moments[i].total.to(where)
-        total += packed
-        if loras[i]:
-            downs = torch.cat([down.to(packed) for _, down in loras[i].values()])
-            blocks.append(strength * downs @ unpack(packed))
-    system = unpack(total)
+    system = unpack(total_sum(moments, [1.0] * len(moments) if strengths is None else strengths, where))
     if fuse_weights.pull == REFINED:
         add_scaled_metric(system, fuse_weights.mu, metric)
-    blocks.insert(0, transform_delta @ system)
+    block = transform_delta @ system
     if fuse_weights.pull == BASE:
         add_scaled_metric(system, fuse_weights.mu, metric)
     for weight, moment in ((fuse_weights.lambda2, prior), (fuse_weights.lambda3, preserve)):
         if weight and moment is not None:
             system += weight * moment.to(where)
+    factor = factorise(system, "lambda2")
+    gathered = _Gathered(loras, active, width)
+    for i, strength in active:
+        if loras[i]:
+            packed = moments[i].total.to(where)
+            downs = torch.cat([down.to(packed) for _, down in loras[i].values()])
+            rows = solve_rows(strength * downs @ unpack(packed), factor)
+            gathered.add(loras[i], rows)
+    return Fusion(solve_rows(block, factor).contiguous(), *gathered.found())
 
-    solved = solve_right(torch.cat(blocks), system, "lambda2")
-    entries = [(key, up, len(down)) for i, _ in active for key, (up, down) in loras[i].items()]
-    shared, *rows = solved.split([width, *(rank for _, _, rank in entries)])
-    stacks = _stack((key, up, own) for (key, up, _), own in zip(entries, rows, strict=True))
-    return Fusion(shared.contiguous(), stacks)
+
+class _Gathered:
+    """The fused LoRAs by projection: stacks [d_out, R] and [R, d], or their products where those are smaller."""
+
+    def __init__(self, loras: Sequence[Lora], active: Sequence[tuple[int, float]], width: int):
+        ranks: dict[str, int] = {}
+        rows: dict[str, int] = {}
+        for i, _ in active:
+            for key, (up, down) in loras[i].items():
+                if rows.setdefault(key, len(up)) != len(up):
+                    raise ValueError(f"{key}: LoRAs with {rows[key]} and {len(up)} rows are of different models")
+                ranks[key] = ranks.get(key, 0) + len(down)
+        # Four bytes a number of B and of the product, eight of the rows. Short lists keep what is exact.
+        self._products = {
+            key: torch.zeros(rows[key], width)
+            for key, rank in ranks.items()
+            if rank > MOST_STACKED and rank * (4 * rows[key] + 8 * width) > 4 * rows[key] * width
+        }
+        self._entries: list[tuple[str, Tensor, Tensor]] = []
+
+    def add(self, lora: Lora, rows: Tensor) -> None:
+        """One concept's rows [R, d], of its projections in order."""
+        parts = rows.split([len(down) for _, down in lora.values()])
+        for (key, (up, _)), own in zip(lora.items(), parts, strict=True):
+            if key in self._products:
+                self._products[key].addmm_(up.to("cpu", torch.float32), own.to("cpu", torch.float32))
+            else:
+                self._entries.append((key, up, own))
+
+    def found(self) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        """(stacks, products) by projection."""
+        return _stack(self._entries), self._products
 
 
 def naive(loras: Sequence[Lora], transform_delta: Tensor, strengths: Sequence[float] | None = None) -> Fusion:

@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept
-from .moments import ConceptMoments, unpack, working_device
+from .moments import unpack, working_device
 from .prior import Prior
+from .sums import Moments, change_sums, pooled_of
 
 # What mu measures a change in: the embedding's directions all alike (the paper), or as the model reads them.
 ALIKE, READING = "alike", "reading"
 METRICS = (ALIKE, READING)
+
+
+NOT_FINITE = "the moments hold values that are not finite; check the text encoder and the prior"
 
 
 class SingularSystem(ValueError):
@@ -75,7 +79,7 @@ class Refinement:
     """
 
     concepts: tuple[Concept, ...]
-    moments: tuple[ConceptMoments, ...]
+    moments: Moments
     prior: Prior | None
     weights: RefineWeights
     strength: float
@@ -97,13 +101,25 @@ def add_scaled_metric(system: Tensor, mu: float, metric: Tensor | None) -> None:
 
 
 def solve_right(numerator: Tensor, system: Tensor, prior_weight: str = "lambda1") -> Tensor:
-    """numerator @ system^-1 for a symmetric positive definite system [d, d], by Cholesky.
+    """numerator @ system^-1 for a symmetric positive definite system [d, d], by Cholesky; see `factorise`."""
+    return solve_rows(numerator, factorise(system, prior_weight))
+
+
+def solve_rows(rows: Tensor, factor: Tensor) -> Tensor:
+    """rows @ system^-1 by the system's factor. Raises SingularSystem for rows that are not finite."""
+    if not torch.isfinite(rows).all():
+        raise SingularSystem(NOT_FINITE)
+    return torch.cholesky_solve(rows.mT, factor).mT
+
+
+def factorise(system: Tensor, prior_weight: str = "lambda1") -> Tensor:
+    """The Cholesky factor of a symmetric positive definite system [d, d].
 
     prior_weight: the name of the prior's weight in the system, for the cure that an error names. Raises
     SingularSystem when the factor does not exist or is too ill-conditioned to trust.
     """
-    if not torch.isfinite(system).all() or not torch.isfinite(numerator).all():
-        raise SingularSystem("the moments hold values that are not finite; check the text encoder and the prior")
+    if not torch.isfinite(system).all():
+        raise SingularSystem(NOT_FINITE)
     factor, failed = torch.linalg.cholesky_ex(system)
     diagonal = factor.diagonal()
     # The squared ratio of the factor's diagonal bounds the condition number from below.
@@ -113,11 +129,11 @@ def solve_right(numerator: Tensor, system: Tensor, prior_weight: str = "lambda1"
             "the concepts' prompts do not fix the solution (singular system): raise mu, or connect a prior and "
             f"raise {prior_weight}"
         )
-    return torch.cholesky_solve(numerator.mT, factor).mT
+    return factor
 
 
 def refinement(
-    concepts: Sequence[ConceptMoments],
+    concepts: Moments,
     weights: RefineWeights,
     prior: Tensor | None = None,
     preserve: Tensor | None = None,
@@ -139,19 +155,10 @@ def refinement(
         raise ValueError("a strength lies outside 0..1")
     if not all(0.0 <= w < float("inf") for w in (weights.lambda1, weights.lambda3, weights.mu)):
         raise ValueError("lambda1, lambda3 and mu must be finite and not negative")
-    active = [(c, s) for c, s in zip(concepts, strengths, strict=True) if s > 0]
-    if not active:
+    if not any(strengths):
         raise ValueError("no concept with a strength above 0: there is nothing to refine")
     where = working_device(device or torch.device("cpu"))
-    width = active[0][0].cross.shape[0]
-    numerator = torch.zeros(width, width, dtype=torch.float64, device=where)
-    paired, scaled = (torch.zeros_like(active[0][0].paired, device=where) for _ in range(2))
-    for concept, strength in active:
-        packed = concept.paired.to(where)
-        paired += packed
-        scaled.add_(packed, alpha=strength)
-        numerator.add_(concept.cross.to(where), alpha=strength)
-    numerator -= unpack(scaled)
+    numerator, paired = change_sums(concepts, strengths, where)
     system = unpack(paired)
     add_scaled_metric(system, weights.mu, metric)
     for weight, moment in ((weights.lambda1, prior), (weights.lambda3, preserve)):
@@ -161,7 +168,7 @@ def refinement(
 
 
 def pooled_refinement(
-    concepts: Sequence[ConceptMoments],
+    concepts: Moments,
     weights: RefineWeights,
     prior: Tensor | None = None,
     preserve: Tensor | None = None,
@@ -176,13 +183,13 @@ def pooled_refinement(
     many times smaller here, and goes with them: mu tr(G_pooled) / tr(G), over the concepts that are refined. This is
     ours; the paper's models have no pooled text. Raises as `refinement` does.
     """
-    active = [c for c, s in zip(concepts, strengths or [1.0] * len(concepts), strict=True) if s > 0]
-    sizes = [sum(part.size for part in parts) for parts in ([c.pooled for c in active], active)]
+    every = zip(concepts, pooled_of(concepts), strengths or [1.0] * len(concepts), strict=True)
+    active = [(own.size, pooled.size) for own, pooled, strength in every if strength > 0]
+    sizes = [sum(size for _, size in active), sum(size for size, _ in active)]
     # Sums that are empty or broken are the solver's to report.
     share = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
     scaled = replace(weights, mu=weights.mu * share)
-    pooled = [concept.pooled for concept in concepts]
-    return refinement(pooled, scaled, prior, preserve, strengths, device, metric)
+    return refinement(pooled_of(concepts), scaled, prior, preserve, strengths, device, metric)
 
 
 def pooled_weight_delta(weight: Tensor, pooled_delta: Tensor) -> Tensor:

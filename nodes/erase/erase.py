@@ -123,8 +123,8 @@ class EraseConcepts(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
-                    tooltip="All settings by type: the paper's Table 10, or those found for a small demo model, which are "
-                    "for that model only.",
+                    tooltip="All settings by type: the paper's Table 10, or those found for a small demo model, which "
+                    "are for that model only.",
                 ),
                 *side_inputs("the training images"),
                 io.Int.Input(

@@ -15,17 +15,17 @@ from ...mace.method.fuse import BASE as PULL_BASE
 from ...mace.method.fuse import REFINED as PULL_REFINED
 from ...mace.method.fuse import FuseWeights, fuse, naive
 from ...mace.method.lora import Lora
-from ...mace.method.moments import ConceptMoments
 from ...mace.method.prior import PROBE_TOLERANCE, Prior, probe_distance
 from ...mace.method.refine import Refinement, pooled_weight_delta
 from ...mace.method.refine import refinement as solve_refinement
+from ...mace.method.sums import Moments
 from ..host.kept.content import refinement_digest
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key, reading
 from ..host.text import TextEncoder
 from ..schema import read_weights
 from .prior import step_aside
-from .refine import check_preserved, solve_pooled
+from .refine import check_preserved, kept_moments, solve_pooled
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
@@ -36,7 +36,7 @@ class Parts:
     """What is fused: one entry a concept in each; a concept without a LoRA has an empty mapping."""
 
     concepts: tuple[Concept, ...]
-    moments: tuple[ConceptMoments, ...]
+    moments: Moments
     loras: tuple[Lora, ...]
     settings: tuple[dict, ...]
     recipe: Recipe
@@ -85,7 +85,7 @@ def gather(loras: LoraSet, refinement: Refinement | None, clip, lines: list[str]
     )
 
 
-def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[ConceptMoments, ...]:
+def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> Moments:
     missing = [entry.concept for entry in loras.loras if not _has_moments(entry, recipe)]
     if not missing:
         return tuple(entry.moments for entry in loras.loras)
@@ -102,7 +102,7 @@ def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> tuple[Co
     prompts = sum(len(concept.readings) for concept in missing)
     lines.append(f"the moments of {len(missing)} concepts were read from {prompts} prompts")
     progress = ProgressBar(prompts)
-    return tuple(
+    return kept_moments(
         entry.moments
         if _has_moments(entry, recipe)
         else encoder.moments(entry.concept, progress.update, recipe.pooled, recipe.own_words)
@@ -217,7 +217,7 @@ def fused_model(
     else:
         fusion = fuse(parts.moments, parts.loras, how, chosen, *given)
     refined = set(cross_attention_keys(model, parts.recipe.projections))
-    touched = [key for key in keys if key in refined or key in fusion.stacks]
+    touched = [key for key in keys if key in refined or key in fusion]
     port = pooled_key(model) if parts.recipe.pooled else None
     if port:
         # No LoRA reads the pooled text, so that its fusion is its refinement.

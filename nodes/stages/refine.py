@@ -1,9 +1,13 @@
 """The refinement as a stage: its weights, what must go together, the patches and the record of it (Section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+import folder_paths
+import torch
+from comfy import model_management
 from comfy.utils import ProgressBar
 from torch import Tensor
 
@@ -23,6 +27,7 @@ from ...mace.method.refine import (
     weight_delta,
 )
 from ...mace.method.span import RowMoments, span_refinement
+from ...mace.method.sums import Moments, gather_moments
 from ...mace.presets.table10 import auto_weights
 from ..host.kept.content import base_of
 from ..host.model.fp8 import fp8_note
@@ -44,6 +49,9 @@ from ..host.text import TextEncoder
 from ..schema import read_weights
 from .prior import step_aside
 
+# Of the machine's memory, what the moments of one list take before they go to the disk; those that are kept between
+# runs have a budget of their own.
+SHARE_OF_MOMENTS = 0.1
 PAPER, RELEASED = "paper", "as released (squared)"
 EMBEDDINGS = "embeddings (paper)"
 MEASURES = {EMBEDDINGS: ALIKE, "as the model reads": READING}
@@ -132,7 +140,7 @@ def holds_pooled(weights: RefineWeights, prior: Prior | None, reads: bool, lines
 
 
 def solve_pooled(
-    model, key: str, moments: Sequence[ConceptMoments], weights: RefineWeights, prior: Prior | None, strengths=None
+    model, key: str, moments: Moments, weights: RefineWeights, prior: Prior | None, strengths=None
 ) -> Tensor:
     """T - I of the pooled text that a MODEL reads by its weight `key`, for moments that have it; see
     `pooled_refinement`."""
@@ -170,7 +178,15 @@ def places(model, clip, projections: str = "both") -> Places:
     return Places(text, *(tuple(map(weight_key, names)) for names in (text.layout.tokens, text.layout.pooled)))
 
 
-def mean_square(moments: Sequence[ConceptMoments | RowMoments], width: int) -> float:
+def kept_moments(moments: Iterable[ConceptMoments | RowMoments]) -> Moments:
+    """A list's moments: in memory, or in a file of the host's temp folder where they are many."""
+    folder = folder_paths.get_temp_directory()
+    os.makedirs(folder, exist_ok=True)
+    most = int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MOMENTS)
+    return gather_moments(moments, most, folder)
+
+
+def mean_square(moments: Moments, width: int) -> float:
     """Of the numbers in the concepts' paired rows [width]; of CLIP-L's embeddings it is about 1."""
     pairs, size = (sum(getattr(own, name) for own in moments) for name in ("pairs", "size"))
     # Sums that are broken are the solver's to report.
@@ -208,7 +224,7 @@ def refine_model(
     prompts = sum(len(concept.readings) for concept in concepts)
     progress = ProgressBar(prompts + len(keys))
     ports = at.pooled if pooled and holds_pooled(weights, prior, bool(at.pooled), lines) else ()
-    moments = tuple(text.moments(concept, progress.update, bool(ports), own) for concept in concepts)
+    moments = kept_moments(text.moments(concept, progress.update, bool(ports), own) for concept in concepts)
     solved = weights
     if isinstance(text, PortText):
         # Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
