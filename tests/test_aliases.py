@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mace.concepts.aliases import explained, nearest, with_aliases
+from mace.concepts.aliases import explained, nearest, neighbours, with_aliases
 from mace.concepts.concept import Concept, ConceptError, merge
 
 
@@ -58,3 +58,13 @@ def test_no_alias_is_in_the_list_or_in_a_mapping():
     merge(with_aliases((DEER, DOG), (found, found), 0.5, 8, ()))
     with pytest.raises(ConceptError, match="names 'sky', itself to be erased"):
         merge([Concept("deer", "street", "object", ("sky",)), DOG])
+
+
+def test_neighbours_are_near_and_no_aliases():
+    """Nearest first, each once, without what is erased and what a mapping names."""
+    (deer, dog) = with_aliases((DEER, DOG), ({"hart": 0.9, "elk": 0.4}, {}), 0.5, 8, ())
+    assert deer.aliases == ("buck", "hart")
+    words = ["hart", "elk", "sky", "Wolf", "buck", "moose"], ["wolf", "dog", "fox", "cat"]
+    assert neighbours((deer, dog), words, 8) == ("elk", "Wolf", "moose", "fox", "cat")
+    assert neighbours((deer, dog), words, 2) == ("elk", "Wolf", "fox")
+    assert neighbours((deer, dog), words, 0) == ()

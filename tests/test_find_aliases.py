@@ -44,12 +44,16 @@ def test_synonyms_are_found_and_neighbours_are_not(find, shown):
     assert [entry.concept for entry in node[1]] == [deer, dog]
     assert torch.equal(node[1][0].latents, shown[0].latents)
     assert node[2] == f"deer | {', '.join(deer.aliases)} -> street\ndog | canine -> sky"
-    first, second = report(node).splitlines()
+    first, second, third = report(node).splitlines()
+    near = ["horse", "cherry blossom", "wolf"]
+    assert node[3].splitlines() == near and third == f"near, and no aliases: {', '.join(near)}"
     assert first.startswith("deer: ") and "; then " in first and second.startswith("dog: nothing; then ")
 
 
 def test_the_vocabulary_is_searched_where_no_words_are_given(find, shown):
-    (dog,) = find(shown[1:], nearest=80)[0]
+    node = find(shown[1:], nearest=80)
+    ((dog,), near) = node[0], node[3].splitlines()
+    assert len(near) == 8 and not set(near) & {"dog", *dog.aliases} and report(node).endswith(", ".join(near))
     assert {"hound", "pooch"} <= set(dog.aliases) and dog.aliases[0] == "canine"
     assert not {"cat", "wolf", "fox", "animal"} & set(dog.aliases)
 
@@ -109,7 +113,7 @@ def test_words_that_cannot_be_tried(find, shown):
     """Those in the list, those kept and those too long are left out; then nothing is left to ask."""
     long = " ".join(["dog"] * 80)
     node = find(shown[1:], words=f"dog, Canine, hound, {long}", keep="Hound")
-    assert node[0][0].aliases == ("canine",) and report(node) == "dog: nothing"
+    assert node[0][0].aliases == ("canine",) and report(node) == "dog: nothing\nnear, and no aliases: Hound"
 
 
 def test_an_interrupt_ends_the_search(find, shown):

@@ -85,7 +85,7 @@ class Bench:
         self.draw_training_images(work)
         usual = vars(self.host.module("nodes.stages.alias_search").AliasSettings())
         start, seen = time.perf_counter(), dict(model=self.model, clip=self.clip, images=work.images)
-        work.concepts, work.images, _ = self.host.run("MACE_FindAliases", **seen, **usual).result
+        work.concepts, work.images = self.host.run("MACE_FindAliases", **seen, **usual).result[:2]
         work.seconds["find aliases"] = time.perf_counter() - start
 
     def prepare(

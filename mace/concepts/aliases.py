@@ -7,6 +7,7 @@ the text encoder plays no part: an alias is what draws the same thing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -66,3 +67,23 @@ def with_aliases(
         )
         result.append(replace(concept, aliases=(*concept.aliases, *found[:most])))
     return tuple(result)
+
+
+def neighbours(concepts: Sequence[Concept], words: Sequence[Sequence[str]], most: int) -> tuple[str, ...]:
+    """The words next to the concepts that are no aliases of them: what erasing reaches first, and is to stay.
+
+    concepts: with the aliases that the model told.  words: that were tried, nearest first, for each concept.  At most
+    `most` a concept; each word once, and none that a mapping names.
+    """
+    taken = {normalised(phrase) for concept in concepts for phrase in concept.phrases}
+    named = [f" {normalised(concept.mapping)} " for concept in concepts]
+    found: dict[str, str] = {}
+    for own in words:
+        free = (
+            word
+            for word in own
+            if normalised(word) not in taken and not any(f" {normalised(word)} " in mapping for mapping in named)
+        )
+        for word in islice(free, most):
+            found.setdefault(normalised(word), word)
+    return tuple(found.values())

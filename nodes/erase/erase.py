@@ -80,9 +80,9 @@ def by_closed_form(
         send_text("drawing pictures to find aliases by")
         settings = {"count": AliasSettings().pictures, **SAMPLING, "cfg": usual_guidance(model), **drawing}
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
-        images, about = search_aliases(model, clip, images, AliasSettings())
-        concepts = tuple(entry.concept for entry in images)
-        lines += ["Aliases:", *about]
+        found = search_aliases(model, clip, images, AliasSettings())
+        concepts = found.concepts
+        lines += ["Aliases:", *found.lines]
     listed = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
     erased = model.clone()
     if any(strengths):
@@ -201,8 +201,8 @@ class EraseConcepts(io.ComfyNode):
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
         about: dict[str, Sequence[str]] = {}
         if find_aliases:
-            images, about["Aliases"] = search_aliases(model, clip, images, AliasSettings())
-            concepts = tuple(entry.concept for entry in images)
+            found = search_aliases(model, clip, images, AliasSettings())
+            images, concepts, about["Aliases"] = found.images, found.concepts, found.lines
         chosen = PRESETS[preset]
         fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
         refined, refinement, about["Refinement"], prior = refine_as_preset(model, clip, concepts, preset, prior)

@@ -83,18 +83,37 @@ class FindAliases(io.ComfyNode):
                     advanced=True,
                     tooltip="Seed of the noise.",
                 ),
+                io.Int.Input(
+                    "neighbours",
+                    default=8,
+                    min=0,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How many near words that are no aliases are offered to be kept, for each concept.",
+                ),
             ],
             outputs=[
                 ConceptsType.Output("concepts", tooltip="The concepts with the aliases found, for CFR Refine."),
                 ImagesType.Output("images", tooltip="The same images with these concepts, for masks and training."),
                 io.String.Output("lines", tooltip="The concepts as text, as the node Concepts takes it."),
+                io.String.Output(
+                    "neighbours",
+                    tooltip="Near words that are no aliases (wolf for dog), and those of keep, one a line: for "
+                    "preserve of Prior, so that they stay.",
+                ),
             ],
             has_intermediate_output=True,
         )
 
     @classmethod
-    def execute(cls, model, clip, images, words, keep, nearest, threshold, most, pictures, seed) -> io.NodeOutput:
-        settings = AliasSettings(words, keep, nearest, threshold, most, pictures, seed)
-        renamed, lines = find_aliases(model, clip, images, settings)
-        found = tuple(entry.concept for entry in renamed)
-        return io.NodeOutput(found, renamed, "\n".join(map(as_line, found)), ui={"text": ("\n".join(lines),)})
+    def execute(
+        cls, model, clip, images, words, keep, nearest, threshold, most, pictures, seed, neighbours=8
+    ) -> io.NodeOutput:
+        settings = AliasSettings(words, keep, nearest, threshold, most, pictures, seed, neighbours)
+        found = find_aliases(model, clip, images, settings)
+        told = [*found.lines, f"near, and no aliases: {', '.join(found.neighbours) or 'nothing'}"]
+        as_text = "\n".join(map(as_line, found.concepts))
+        return io.NodeOutput(
+            found.concepts, found.images, as_text, "\n".join(found.neighbours), ui={"text": ("\n".join(told),)}
+        )

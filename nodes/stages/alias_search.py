@@ -8,8 +8,8 @@ from comfy import model_management
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.aliases import explained, nearest, with_aliases
-from ...mace.concepts.concept import merge, normalised
+from ...mace.concepts.aliases import explained, nearest, neighbours, with_aliases
+from ...mace.concepts.concept import Concept, merge, normalised
 from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.subjects import parse_names
 from ...mace.method.tokens import fill
@@ -33,6 +33,7 @@ SHOWN = 3
 class AliasSettings:
     """What the artist sets. words: to try, "" for the `nearest` of the vocabulary.  keep: words that stay as they are.
     threshold: what an alias must explain, 0..1.  most: aliases added to one concept.  pictures: looked at, of each.
+    neighbours: words that are no aliases, to be kept, at most so many a concept.
     """
 
     words: str = ""
@@ -42,6 +43,22 @@ class AliasSettings:
     most: int = 8
     pictures: int = 4
     seed: int = 0
+    neighbours: int = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the model said. images: with the concepts that have their aliases.  lines: one on each for the artist.
+    neighbours: words next to the concepts, by their token embeddings, that are no aliases."""
+
+    images: tuple[ConceptImages, ...]
+    lines: list[str]
+    neighbours: tuple[str, ...]
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """The concepts with their aliases."""
+        return tuple(entry.concept for entry in self.images)
 
 
 @dataclass(frozen=True)
@@ -180,10 +197,8 @@ def left_of(count: int) -> int:
     return min(count, max(LEAST_LEFT, count // SHARE_LEFT))
 
 
-def find_aliases(
-    model, clip, images: Sequence[ConceptImages], s: AliasSettings
-) -> tuple[tuple[ConceptImages, ...], list[str]]:
-    """The images with the concepts that have their aliases, and a line on each for the artist.
+def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings) -> Found:
+    """Ask the model which words are the concepts' aliases, and which are only near.
 
     Raises ValueError for pictures that a concept's own words do not explain, and for a CLIP of another model.
     """
@@ -206,7 +221,9 @@ def find_aliases(
     lines = [
         _told(new, new.aliases[len(old.aliases) :], own) for old, new, own in zip(concepts, found, scores, strict=True)
     ]
-    return tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True)), lines
+    renamed = tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True))
+    near = neighbours(found, tried, s.neighbours)
+    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *near])))
 
 
 def _told(concept, added, scores) -> str:
