@@ -61,6 +61,10 @@ REFINER_FULL = levels([2] * 4, [1, 2, 4, 4], *REFINER_DEPTHS)
 REFINER_SMALL = levels([2] * 4, [1] * 4, *REFINER_DEPTHS)
 # KOALA's depths: the least that counts as SDXL.
 SDXL_SMALL = levels([1] * 3, [1] * 3, [0, 2, 5], [0, 0, 1, 1, 1, 1], 1)
+# SDXL's smaller kin: no transformer in the middle (-1), or no middle at all (-2).
+SSD1B_DEPTHS = [0, 0, 2, 2, 4, 4], [0, 0, 0, 1, 1, 2, 10, 4, 4], -1
+VEGA_DEPTHS = [0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 1, 2, 2, 2], -1
+KOALA_DEPTHS = [0, 2, 5], [0, 0, 2, 2, 5, 5], -2
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,9 @@ KINDS = {
     "sd15_inpaint": Kind("SD15", SD_FULL, SD_SMALL, in_channels=9),
     "sd21": Kind("SD20", SD_FULL, SD2_SMALL, "V_PREDICTION", v_bias=0.2),
     "sdxl": Kind(*_SDXL),
+    "ssd1b": Kind("SSD1B", levels([2] * 3, [1, 2, 4], *SSD1B_DEPTHS), levels([2] * 3, [1] * 3, *SSD1B_DEPTHS)),
+    "vega": Kind("Segmind_Vega", levels([2] * 3, [1, 2, 4], *VEGA_DEPTHS), levels([2] * 3, [1] * 3, *VEGA_DEPTHS)),
+    "koala": Kind("KOALA_700M", levels([1] * 3, [1, 2, 4], *KOALA_DEPTHS), levels([1] * 3, [1] * 3, *KOALA_DEPTHS)),
     "sdxl_refiner": Kind("SDXLRefiner", REFINER_FULL, REFINER_SMALL),
     "sdxl_v": Kind(*_SDXL, "V_PREDICTION", extra=(("v_pred", ()),)),
     "sdxl_edm": Kind(*_SDXL, "EDM", extra=_PLAYGROUND),
