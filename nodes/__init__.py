@@ -6,7 +6,9 @@ from .baselines.ablation import BaselineAC
 from .baselines.esd import BaselineESD
 from .baselines.forget import BaselineFMN
 from .baselines.negative import NegativePrompt
+from .baselines.oce import OrthogonalErasure
 from .baselines.sld import SafeLatentDiffusion
+from .baselines.speed import NullSpaceErasure
 from .baselines.uce import UnifiedConceptEditing
 from .erase.concepts import Concepts
 from .erase.erase import EraseConcepts
@@ -50,6 +52,8 @@ NODES: list[type[io.ComfyNode]] = [
     ResidualPrompt,
     EvaluateErasure,
     UnifiedConceptEditing,
+    NullSpaceErasure,
+    OrthogonalErasure,
     SafeLatentDiffusion,
     NegativePrompt,
     BaselineESD,

@@ -12,6 +12,8 @@ SIZE = dict(width=64, height=64, seed=0)
 ESD = dict(steps=100, eta=1.0, start_guidance=3.0, sampling_steps=8, batch=1, prompt="{}", **SIZE)
 AC = dict(train="cross-attention (to_k, to_v)", steps=100, batch=8, images=64, sampling_steps=8, guidance=6.0, **SIZE)
 FMN = dict(train="cross-attention", end_of_text=False, steps=35, batch=1, seed=0)
+SPEED = dict(threshold=0.1, retain_scale=1.0)
+OCE = dict(erase_scale="auto", preserve_scale="auto")
 RATES = {"ESD-x": "1e-4", "ESD-u": "1e-5", "AC": "1e-4", "FMN": "1e-4"}
 METHODS = {"ESD-x": "ESD-x (cross-attention)", "ESD-u": "ESD-u (all but cross-attention)"}
 
@@ -44,15 +46,32 @@ def forget(bench: Bench, work: Work, name: str, **settings) -> Made:
     return run(bench, "FMN", model=bench.model, images=work.images, **chosen)[0], {}
 
 
+def others(bench: Bench, work: Work) -> dict[str, str]:
+    """The inputs that preserve all other things by name."""
+    erased = {concept.target for concept in work.concepts}
+    kept = "\n".join(thing for thing in bench.words["concepts"] if thing not in erased)
+    return dict(preserve=kept, retention="none")
+
+
 def uce(bench: Bench, work: Work, name: str, **settings) -> Made:
     """UCE, preserving all other things by name, as MACE's prior knows them from its captions.
 
     With nothing to preserve it loses all of them.
     """
-    erased = {concept.target for concept in work.concepts}
-    kept = "\n".join(thing for thing in bench.words["concepts"] if thing not in erased)
-    chosen = dict(preserve=kept, retention="none", erase_scale=1.0, preserve_scale=0.1, lamb=0.5, **settings)
+    chosen = dict(erase_scale=1.0, preserve_scale=0.1, lamb=0.5, **others(bench, work), **settings)
     return run(bench, "UCE", model=bench.model, concepts=work.concepts, **chosen)[0], {}
+
+
+def speed(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """SPEED, preserving all other things by name."""
+    chosen = {**SPEED, **others(bench, work), **settings}
+    return run(bench, "SPEED", model=bench.model, concepts=work.concepts, **chosen)[0], {}
+
+
+def oce(bench: Bench, work: Work, name: str, **settings) -> Made:
+    """OCE, preserving all other things by name, which by its published weights for objects does not count."""
+    chosen = {**OCE, **others(bench, work), **settings}
+    return run(bench, "OCE", model=bench.model, concepts=work.concepts, **chosen)[0], {}
 
 
 def sld(bench: Bench, work: Work, name: str, **settings) -> Made:
@@ -68,6 +87,8 @@ def negative(bench: Bench, work: Work, name: str, **settings) -> Made:
 
 BASELINES: dict[str, Callable[..., Made]] = {
     "UCE": uce,
+    "SPEED": speed,
+    "OCE": oce,
     "ESD-x": esd,
     "ESD-u": esd,
     "AC": ablation,
