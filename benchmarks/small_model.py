@@ -21,6 +21,8 @@ GRID: tuple[Weights, ...] = (
     ("1e-4", "1e3", READING), ("1e-4", "1e4", READING), ("1e-3", "1e5", READING),
 )  # fmt: skip
 CAPTIONS = "vocabulary.txt"
+# Of the text encoders; the others are identities.
+LIVE_LAYERS = 2
 # Of the demo model's captions one in so many is read, of the other things one in so many asked for.
 EVERY_CAPTION, EVERY = 3, 6
 
@@ -48,6 +50,9 @@ class Small:
         self.model, self.clip, self.vae = self.host.load_checkpoint(checkpoint)
         if kind.idle:
             skip_idle(self.model.model.diffusion_model)
+            for encoder in (self.clip.cond_stage_model.clip_l, self.clip.cond_stage_model.clip_g):
+                for layer in encoder.transformer.text_model.encoder.layers[LIVE_LAYERS:]:
+                    layer.forward = lambda x, *given: x
         studio = Studio(self.host, self.clip, self.vae, kind.steps, kind.sampler, pooled=True, channels=kind.channels)
         self.studio, self.examiner, self.words = studio, Examiner(studio, STYLE), vocabulary()
         self.prior = self._made_prior(folder) if prior else None

@@ -44,9 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--ui", action="store_true", help="then leave ComfyUI running and print its address")
     demo.add_argument(
         "--model",
-        choices=("sd", "sd3"),
+        choices=("sd", "sdxl", "sd3"),
         default="sd",
-        help="the demo model (the default), or a small one of SD3's layout, erased from by Erase Concepts",
+        help="the demo model (the default), or a small one of SDXL's or SD3's layout, erased from by Erase Concepts",
     )
     host = commands.add_parser(
         "host",

@@ -64,6 +64,10 @@ class Model:
 
 MODELS = {
     "sd": Model(hosts.CHECKPOINT_NAME, "MACE: dog, airplane, ship and the style Twemoji erased in one run", ROWS),
+    "sdxl": Model(
+        "mace_demo_sdxl.safetensors", "A small SDXL: dog, airplane and ship erased", SMALL_ROWS,
+        compact="demo_sdxl.safetensors",
+    ),
     "sd3": Model(
         "mace_demo_sd3.safetensors", "A small SD3: dog, airplane and ship erased in closed form", SMALL_ROWS,
         "euler", 10, "EmptySD3LatentImage", "demo_sd3.safetensors",

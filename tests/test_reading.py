@@ -55,8 +55,16 @@ def test_a_model_that_reads_all_alike_has_the_papers_metric():
 def test_nothing_to_read():
     with pytest.raises(ValueError, match="no value projection"):
         reading_metric([])
-    with pytest.raises(ValueError, match="zeros only"):
+    with pytest.raises(ValueError, match="no value projection that reads anything"):
         reading_metric([torch.zeros(4, WIDTH)])
+    with pytest.raises(ValueError, match="not finite"):
+        reading_metric([torch.full((4, WIDTH), torch.nan)])
+
+
+def test_a_layer_of_zeros_does_not_count():
+    values = [torch.eye(WIDTH)[:4], torch.ones(3, WIDTH) + torch.eye(WIDTH)[:3]]
+    found = reading_metric([values[0], torch.zeros(5, WIDTH), values[1]])
+    assert torch.equal(found, reading_metric(values))
 
 
 def test_refinement_is_the_least_squares_solution(values, tokens):

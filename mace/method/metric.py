@@ -26,20 +26,23 @@ RIDGE = 1e-4
 def reading_metric(values: Iterable[Tensor], device: torch.device | None = None) -> Tensor:
     """R [d, d] float64 of a model's value projections W_v [d_out, d].
 
-    device: where to compute, default the CPU. Raises ValueError without a projection and for one that is zero.
+    device: where to compute, default the CPU. Projections of zeros read nothing, as those of layers that were taken out
+    of a model, and do not count. Raises ValueError without any other, and for values that are not finite.
     """
     where = working_device(device or torch.device("cpu"))
     total, count = None, 0
     for weight in values:
         rows = weight.to(where, torch.float64)
         size = rows.square().sum()
-        if not size > 0:
-            raise ValueError("a value projection holds zeros only: the model reads nothing of its prompts there")
+        if size == 0:
+            continue
+        if not torch.isfinite(size):
+            raise ValueError("a value projection holds values that are not finite (NaN or infinity)")
         product = rows.mT @ rows * (rows.shape[1] / size)
         total = product if total is None else total.add_(product)
         count += 1
     if total is None:
-        raise ValueError("there is no value projection to take the reading metric from")
+        raise ValueError("there is no value projection that reads anything to take the reading metric from")
     total /= count
     total.diagonal().add_(RIDGE)
     return torch.cholesky_inverse(torch.linalg.cholesky(total))
