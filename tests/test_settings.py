@@ -68,8 +68,15 @@ def test_the_demo_models_weights_grow_with_the_list():
 
 
 def test_what_is_offered_first_stays_first():
-    assert list(PRESETS) == [PAPER, "demo model (mace_demo)", "small SD3 (mace_demo_sd3)"]
+    demo = ["demo model (mace_demo)", "small SD3 (mace_demo_sd3)", "demo model, lists of any length"]
+    assert list(PRESETS) == [PAPER, *demo]
     assert all(preset.found_on for name, preset in PRESETS.items() if name != PAPER)
+
+
+def test_lambda1_grows_with_the_list_and_mu_does_not():
+    lists = PRESETS["demo model, lists of any length"].refine
+    for count in (1, 10, 100):
+        assert lists(count).lambda1 == pytest.approx(1e-4 * count) and lists(count).mu == 1
 
 
 def preset_of(tmp_path, **entry):
