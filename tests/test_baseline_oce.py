@@ -191,7 +191,7 @@ def test_node_equals_the_numerics_on_the_hosts_embeddings(comfy_host, demo):
     moment = kept_moment(read.T @ read / len(read), preserved.T @ preserved, OceWeights(2000.0, 1.0, 10.0, 10.0))
     names = sorted(done.patches)
     assert len(names) == 4 and all(name.endswith("attn2.to_v.weight") for name in names)
-    weight = model.model.state_dict()[names[0]].double()
+    weight = model.get_key_patches()[names[0]][0][0].double()
     expected = oce(weight, erased, anchors, moment, 2000.0)
     (_, (kind, (change,)), _, _, _) = done.patches[names[0]][0]
     assert kind == "diff"

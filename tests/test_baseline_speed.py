@@ -210,7 +210,7 @@ def test_node_equals_the_written_out_problem(comfy_host, demo):
     targets, destinations = torch.stack([read["dog"][1], read["hot dog"][2]]), torch.stack([read["sky"][1]] * 2)
     names = sorted(done.patches)
     assert len(names) == 4 and all(name.endswith("attn2.to_v.weight") for name in names)
-    weight = model.model.state_dict()[names[0]].double()
+    weight = model.get_key_patches()[names[0]][0][0].double()
     expected = by_multipliers(weight, targets, destinations, fixed, 1.0)
     (_, (kind, (change,)), _, _, _) = done.patches[names[0]][0]
     assert kind == "diff"
