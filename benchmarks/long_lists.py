@@ -11,14 +11,13 @@ published is of 2,072 concepts. The last line is one JSON object.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 
 import torch
 
 from benchmarks.fusion import FUSE, KEYS, REFINE, make_lora
-from benchmarks.measure import load, log, timed
+from benchmarks.measure import load, log, resident, timed
 from benchmarks.synthetic import CPU, ROWS, WIDTH, make_concept, make_model
 from mace.method.fuse import fuse
 from mace.method.moments import concept_moments
@@ -44,7 +43,8 @@ def measure(count: int, most_bytes: int = 0) -> dict:
     )
     first, _ = timed(solve, weights, moments, loras, prior)
     again, _ = timed(solve, weights, moments, loras, prior, [0.5 + 0.5 * (i % 2) for i in range(count)])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Of this process alone: what getrusage says begins with the memory of the process that started it.
+    peak = resident("VmHWM")
     return {"concepts": count, "sums_s": made, "solve_s": first, "other_strengths_s": again, "peak_bytes": peak}
 
 

@@ -144,6 +144,7 @@ def every_block(sdxl):
     skip_idle(unet)
 
 
+@pytest.mark.long
 def test_a_lora_is_trained_and_fused_and_the_model_evaluated(comfy_host, sdxl, every_block, judges):
     """All stages of the first model: pictures, masks, refinement, training, fusion with the pooled text, evaluation."""
     model, clip, vae = sdxl
