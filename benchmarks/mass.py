@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.erasure.bench import MAPPINGS, Bench
+from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.questions import Question, asked
 from benchmarks.erasure.tasks import mass_order
 from devtools.cache import REPO
@@ -51,7 +51,7 @@ class Mass:
         self.bench = bench = Bench(open_host(folder), STEPS)
         (folder / "input" / "vocabulary.txt").write_text("\n".join(captions(bench.words["concepts"])), encoding="utf-8")
         build = bench.host.module("nodes.stages.prior").build_prior
-        self.prior = build(bench.clip, "vocabulary.txt", 1_000_000, 0)[0]
+        bench.prior = build(bench.clip, "vocabulary.txt", 1_000_000, 0)[0]
         self.measures = bench.host.module("nodes.stages.refine").MEASURE_NAMES
         self.order = mass_order(bench.words)
         self.kept = [name for name in bench.words["concepts"] if name not in self.order][::3]
@@ -65,32 +65,23 @@ class Mass:
             "captions": forms,
         }
 
-    def refined(self, erased: Sequence[str], lambda1: float, mu: float, metric: str, **more):
+    def refined(self, erased: Sequence[str], lambda1: float, mu: float, metric: str):
         """The MODEL without some things, by CFR Refine."""
-        lines = "\n".join(f"{name} -> {MAPPINGS.get(name, 'sky')}" for name in erased)
-        run = self.bench.host.run
-        chosen = run("MACE_Concepts", concepts=lines, type="object", preset="none", prompt_file="none")[0]
-        settings = dict(
-            lambda1=repr(lambda1), mu=repr(mu), lambda3="0", mu_measures=self.measures[metric], strength=1.0
-        )
-        settings |= dict(projections="both", lambda1_form="paper", prior=self.prior, clip=self.bench.clip)
-        return run("MACE_CFRRefine", model=self.bench.model, concepts=chosen, **{**settings, **more})[0]
-
-    def shares(self, model, groups: dict[str, list[Question]]) -> dict[str, float]:
-        """By group, how much of what the model draws right before is still drawn."""
-        examiner, found = self.bench.examiner, {}
-        for name, group in groups.items():
-            base = examiner.ask(self.bench.model, group, "base").right
-            found[name] = round(float((base * examiner.ask(model, group).right).sum() / base.sum()), 3)
-        return found
+        weights = dict(lambda1=repr(lambda1), mu=repr(mu), lambda3="0", mu_measures=self.measures[metric])
+        return self.bench.prepare(erased, **weights).refined
 
 
 def rows_of(mass: Mass, grid: Sequence[tuple[float, float, str]]) -> Iterator[dict]:
     """A row for each list and weights."""
+    examiner = mass.bench.examiner
     for (lambda1, mu, metric), count in itertools.product(grid, COUNTS):
         # One thing alone: two of them, so that it is no matter of one name.
         lists = [mass.order[:count]] if count > 1 else [[name] for name in mass.order[5:9:3]]
-        found = [mass.shares(mass.refined(own, lambda1 * count, mu, metric), mass.questions(own)) for own in lists]
+        models = [mass.refined(own, lambda1 * count, mu, metric) for own in lists]
+        found = [
+            examiner.shares(mass.bench.model, model, mass.questions(own))
+            for model, own in zip(models, lists, strict=True)
+        ]
         about = {"concepts": count, "lambda1": lambda1 * count, "mu": mu, "mu measures": metric}
         yield about | {name: round(sum(row[name] for row in found) / len(found), 3) for name in found[0]}
 

@@ -90,13 +90,9 @@ class Small:
             mu_measures=self.measures[metric], own_words=own_words, pooled_text=pooled,
         )[0]  # fmt: skip
 
-    def shares(self, model, groups: dict[str, list[Question]], key: str | None = None, **how) -> dict[str, float]:
-        """By group, how much of what the model draws right before is still drawn. key, how: see `Examiner.ask`."""
-        found = {}
-        for name, group in groups.items():
-            base = self.examiner.ask(self.model, group, "base").right
-            found[name] = round(float((base * self.examiner.ask(model, group, key, **how).right).sum() / base.sum()), 3)
-        return found
+    def shares(self, model, groups: dict[str, list[Question]], **how) -> dict[str, float]:
+        """By group, how much of what the model draws right before is still drawn. how: see `Studio.draw`."""
+        return self.examiner.shares(self.model, model, groups, **how)
 
     def drawn_before(self) -> float:
         """The share of all its things that the model draws, as the judge names them."""

@@ -137,7 +137,7 @@ def test_patches_and_record_only(comfy_host, demo, without_dog):
 
 @pytest.mark.host
 def test_destinations(comfy_host):
-    become = comfy_host.module("nodes.baselines.uce").destination_of
+    become = comfy_host.module("nodes.baselines.closed_form").destination_of
     (explicit,) = concepts(comfy_host, "nudity", type="explicit")
     assert become(explicit, "by type") == "" and become(explicit, "mappings") == "a person wearing clothes"
     (artist,) = concepts(comfy_host, "Claude Monet", type="style")

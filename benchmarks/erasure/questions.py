@@ -76,6 +76,14 @@ class Examiner:
                 self._kept[key, question] = found
         return Answers.gathered([self._kept[key, question] for question in questions])
 
+    def shares(self, base, model, groups: Mapping[str, Sequence[Question]], **how) -> dict[str, float]:
+        """By group, how much of what a base model draws right is still drawn by another. how: see `Studio.draw`."""
+        found = {}
+        for name, group in groups.items():
+            before = self.ask(base, group, "base").right
+            found[name] = round(float((before * self.ask(model, group, **how).right).sum() / before.sum()), 3)
+        return found
+
     def _answers(self, model, questions: Sequence[Question], **how) -> Answers:
         judge = self.studio.judge
         seeds = [question.seed for question in questions]

@@ -26,7 +26,7 @@ from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
 from ..schema import AUTO, BASELINES, ConceptsType, read_weights
 from ..stages.prior import BUILT_IN, draw_captions, literal
-from .speed import checked_preserve, kept_inputs, kept_phrases, last_tokens, projections_input
+from .closed_form import checked_preserve, kept_inputs, kept_phrases, last_tokens, projections_input
 
 MOST_CAPTIONS = 1_000_000
 SCALES = ("erase_scale", "preserve_scale", "global_scale", "lamb")

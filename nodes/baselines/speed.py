@@ -1,6 +1,6 @@
 """SPEED: an edit of the concepts' last tokens within the null space of what is preserved."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
@@ -18,87 +18,28 @@ from ...mace.baselines.speed import (
     speed,
 )
 from ...mace.concepts.captions import leave_out
-from ...mace.concepts.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
-from ...mace.concepts.lists import RETENTION
 from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import concept_moments, working_device
-from ..host import files
 from ..host.model.fp8 import fp8_note
-from ..host.model.unet import ATTACHMENT, PROJECTIONS, cross_attention_keys, patched
+from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
 from ..schema import BASELINES, ConceptsType
-from ..stages.prior import keepers
-from .uce import BY_TYPE, MAPPINGS, NOTHING, destination_of
+from .closed_form import (
+    BY_TYPE,
+    MAPPINGS,
+    NOTHING,
+    checked_preserve,
+    destination_of,
+    kept_inputs,
+    kept_phrases,
+    last_tokens,
+    projections_input,
+)
 
 MOST_SCALE = 1e6
 MOST_COPIES = 1000
 # A phrase, what it becomes, and whether all tokens are edited or the last one alone.
 Edit = tuple[str, str, bool]
-
-
-def kept_inputs(nothing: str) -> list:
-    """What to preserve, and the lists of it. nothing: what holds without any, as a sentence."""
-    return [
-        io.String.Input(
-            "preserve",
-            multiline=True,
-            dynamic_prompts=False,
-            default="",
-            placeholder="concepts to preserve, one a line",
-            tooltip=f"Concepts to preserve, one a line; aliases after | are preserved too. {nothing}",
-        ),
-        io.Combo.Input(
-            "retention",
-            options=[files.NONE, *RETENTION],
-            default=files.NONE,
-            tooltip="MACE's lists of concepts to keep (Tables 7 and 9), added to the lines.",
-        ),
-    ]
-
-
-def projections_input() -> io.Combo.Input:
-    """Which matrices are edited."""
-    return io.Combo.Input(
-        "projections",
-        options=sorted(PROJECTIONS, reverse=True),
-        default="values",
-        advanced=True,
-        tooltip="Which matrices are edited: to_v alone (values), as in the release, to_k (keys), or both.",
-    )
-
-
-def checked_preserve(preserve: str | None) -> bool | str:
-    """What validate_inputs answers to the lines to preserve: True, or what is wrong. preserve: None while linked."""
-    if preserve is None:
-        return True
-    try:
-        parse_concepts(preserve, TYPES[0], mapped=False)
-    except ConceptError as error:
-        return str(error)
-    return True
-
-
-def kept_phrases(preserve: str, retention: str, concepts: Sequence[Concept]) -> list[str]:
-    """The phrases to preserve. Raises ValueError for one that is to be erased too."""
-    kept = [concept.target for concept in keepers(preserve, TYPES[0], retention)]
-    erased = phrases_by_key(concepts)
-    for phrase in kept:
-        if normalised(phrase) in erased:
-            raise ValueError(f"{phrase!r} is both to be erased and to be preserved; take it out of one list")
-    return kept
-
-
-def last_tokens(
-    encoder: TextEncoder, prompts: Sequence[str], device: torch.device, step: Callable[[int], None]
-) -> torch.Tensor:
-    """The last token's embedding of each prompt, float64 [n, d] on `device`. step(prompts): progress."""
-    found = [torch.zeros(0, encoder.width)]
-    for part in chunks(prompts):
-        embeddings = encoder.encoded(part)
-        at = torch.tensor([encoder.length(prompt) for prompt in part], device=embeddings.device)
-        found.append(embeddings[torch.arange(len(part), device=embeddings.device), at].cpu())
-        step(len(part))
-    return torch.cat(found).to(device, torch.float64)
 
 
 def edit_batches(encoder: TextEncoder, edits: Sequence[Edit], progress: ProgressBar) -> Iterator[tuple]:

@@ -7,27 +7,16 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ...mace.baselines.uce import UceWeights, edited_tokens, uce
-from ...mace.concepts.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
-from ...mace.concepts.lists import RETENTION
 from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import concept_moments
 from ...mace.method.refine import weight_delta
-from ..host import files
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
 from ..schema import BASELINES, ConceptsType
-from ..stages.prior import keepers
+from .closed_form import BY_TYPE, MAPPINGS, NOTHING, checked_preserve, destination_of, kept_inputs, kept_phrases
 
-BY_TYPE, MAPPINGS, NOTHING = "by type", "mappings", "nothing"
 MOST_SCALE = 1e6
-
-
-def destination_of(concept: Concept, choice: str) -> str:
-    """The phrase that a concept is edited to; empty for nothing."""
-    if choice == NOTHING or choice == BY_TYPE and concept.type == "explicit":
-        return ""
-    return concept.mapping
 
 
 def edit_batches(encoder: TextEncoder, edits: Sequence[tuple[str, str]], progress: ProgressBar) -> Iterator[tuple]:
@@ -58,21 +47,7 @@ class UnifiedConceptEditing(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to erase from. LoRAs and merges before this node count."),
                 io.Clip.Input("clip", tooltip="Its text encoder; a clip skip set before this node counts."),
                 ConceptsType.Input("concepts", tooltip="What to erase, from Concepts: targets and aliases."),
-                io.String.Input(
-                    "preserve",
-                    multiline=True,
-                    dynamic_prompts=False,
-                    default="",
-                    placeholder="concepts to preserve, one a line",
-                    tooltip="Concepts to preserve, one a line; aliases after | are preserved too. With none at all "
-                    "the empty prompt is preserved, as in the release.",
-                ),
-                io.Combo.Input(
-                    "retention",
-                    options=[files.NONE, *RETENTION],
-                    default=files.NONE,
-                    tooltip="MACE's lists of concepts to keep (Tables 7 and 9), added to the lines.",
-                ),
+                *kept_inputs("With none at all the empty prompt is preserved, as in the release."),
                 scale("erase_scale", 1.0, "Weight of the edits, without unit. Larger erases more; 0 changes nothing."),
                 scale("preserve_scale", 0.1, "Weight of what is preserved, without unit. Larger keeps more."),
                 scale(
@@ -97,24 +72,14 @@ class UnifiedConceptEditing(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, preserve=None):
-        if preserve is None:  # linked: it is there only when the node runs
-            return True
-        try:
-            parse_concepts(preserve, TYPES[0], mapped=False)
-        except ConceptError as error:
-            return str(error)
-        return True
+        return checked_preserve(preserve)
 
     @classmethod
     def execute(
         cls, model, clip, concepts, preserve, retention, erase_scale, preserve_scale, lamb, destination=BY_TYPE
     ) -> io.NodeOutput:
         weights = UceWeights(erase_scale, preserve_scale, lamb)
-        kept = [concept.target for concept in keepers(preserve, TYPES[0], retention)]
-        erased = phrases_by_key(concepts)
-        for phrase in kept:
-            if normalised(phrase) in erased:
-                raise ValueError(f"{phrase!r} is both to be erased and to be preserved; take it out of one list")
+        kept = kept_phrases(preserve, retention, concepts)
         keys = cross_attention_keys(model)
         encoder = TextEncoder(clip)
         encoder.check_width(model)
