@@ -21,16 +21,18 @@ def test_nearest_by_loops():
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(40, 8, generator=generator)
     table[[3, 17]] = 0
-    tokens = [5, 9]
-    middle = [float(table[5, k] + table[9, k]) / 2 for k in range(8)]
-    cosines = {}
-    for row in range(40):
-        if row not in (3, 17, *tokens):
-            values = table[row].tolist()
-            length = sum(v * v for v in values) ** 0.5 * sum(m * m for m in middle) ** 0.5
-            cosines[row] = sum(v * m for v, m in zip(values, middle, strict=True)) / length
-    expected = sorted(cosines, key=lambda row: -cosines[row])
-    assert nearest(table, tokens, 10) == expected[:10] and nearest(table, tokens, 100) == expected
+    groups = [[5, 9], [20]]
+    expected = []
+    for tokens in groups:
+        middle = [sum(float(table[token, k]) for token in tokens) / len(tokens) for k in range(8)]
+        cosines = {}
+        for row in range(40):
+            if row not in (3, 17, *tokens):
+                values = table[row].tolist()
+                length = sum(v * v for v in values) ** 0.5 * sum(m * m for m in middle) ** 0.5
+                cosines[row] = sum(v * m for v, m in zip(values, middle, strict=True)) / length
+        expected.append(sorted(cosines, key=lambda row: -cosines[row]))
+    assert nearest(table, groups, 10) == [own[:10] for own in expected] and nearest(table, groups, 100) == expected
 
 
 DEER, DOG = Concept("deer", "street", "object", ("buck",)), Concept("dog", "open sky", "object")

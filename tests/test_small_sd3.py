@@ -129,4 +129,4 @@ def test_its_own_words_for_a_thing_are_found(comfy_host, sd3):
     assert set(found[0][0].aliases) == {"canine", "hound"}
     near = comfy_host.module("nodes.stages.alias_search").nearest_words
     text = comfy_host.module("nodes.host.any_text").AnyText(clip)
-    assert {"puppy", "hound"} & set(near(text, "dog", 20))
+    assert {"puppy", "hound"} & set(near(text, ["dog"], 20)[0])

@@ -28,19 +28,23 @@ def explained(errors: Tensor, own: Tensor, empty: Tensor) -> Tensor:
     return (empty.double().sum() - errors.double().sum(dim=1)) / whole
 
 
-def nearest(table: Tensor, tokens: Sequence[int], count: int) -> list[int]:
-    """Rows of a table of token embeddings [V, d] by falling cosine to the mean of `tokens`' rows, these left out.
+def nearest(table: Tensor, groups: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """For each group of rows of a table of token embeddings [V, d], the rows by falling cosine to the group's mean.
 
-    At most `count`; rows of zeros, which mean nothing, are no candidates.
+    At most `count` each, without the group's own; rows of zeros, which mean nothing, are no candidates.
     """
     rows = table.float()
     lengths = rows.norm(dim=1)
-    middle = rows[list(tokens)].mean(dim=0)
-    cosines = (rows @ middle) / lengths.clamp_min(torch.finfo(rows.dtype).tiny)
-    cosines[lengths == 0] = -torch.inf
-    cosines[list(tokens)] = -torch.inf
-    best = cosines.topk(min(count, int((cosines > -torch.inf).sum())))
-    return best.indices.tolist()
+    meaningless = lengths == 0
+    lengths.clamp_min_(torch.finfo(rows.dtype).tiny)
+    found = []
+    for group in groups:
+        cosines = (rows @ rows[list(group)].mean(dim=0)) / lengths
+        cosines[meaningless] = -torch.inf
+        cosines[list(group)] = -torch.inf
+        best = cosines.topk(min(count, int((cosines > -torch.inf).sum())))
+        found.append(best.indices.tolist())
+    return found
 
 
 def with_aliases(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from comfy import model_management
@@ -70,16 +71,19 @@ class Draw:
     noise: Tensor
 
 
-def nearest_words(encoder: TextEncoder | AnyText, phrase: str, count: int) -> list[str]:
-    """The whole words of the encoder's vocabulary that lie nearest to a phrase by their token embeddings."""
-    tokens = encoder.phrase_tokens(phrase)
+def nearest_words(encoder: TextEncoder | AnyText, phrases: Sequence[str], count: int) -> list[list[str]]:
+    """For each phrase, the whole words of the encoder's vocabulary that lie nearest to it by their token embeddings."""
     words, table = encoder.vocabulary()
-    if not tokens or not table[tokens].any():
-        return []
-    places = [place for place in words if place < len(table)]
-    kept = torch.tensor(sorted({*places, *tokens}))
-    rows = nearest(table[kept], torch.searchsorted(kept, torch.tensor(tokens)).tolist(), count)
-    return [words[int(kept[row])] for row in rows]
+    groups = [encoder.phrase_tokens(phrase) for phrase in phrases]
+    # A phrase that the encoder knows nothing of has nothing near it.
+    known = [bool(group) and bool(table[group].any()) for group in groups]
+    places = {place for place in words if place < len(table)}
+    kept = torch.tensor(sorted(places.union(*groups)))
+    rows = [torch.searchsorted(kept, torch.tensor(group)).tolist() for group, own in zip(groups, known, strict=True) if own]
+    # Pieces of words are no candidates, though a phrase may be made of them.
+    near = iter(nearest(table[kept], rows, count + len(kept) - len(places)))
+    named = [[words.get(int(kept[row])) for row in next(near)] if own else [] for own in known]
+    return [list(islice(filter(None, own), count)) for own in named]
 
 
 def draws_of(images: ConceptImages, pictures: int, seed: int) -> list[Draw]:
@@ -206,9 +210,9 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     encoder.check_width(model)
     concepts, kept = [entry.concept for entry in images], parse_names(s.keep)
     named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))
-    tried = []
-    for entry in images:
-        words = parse_names(s.words) or nearest_words(encoder, entry.concept.target, s.nearest)
+    tried, given = [], parse_names(s.words)
+    near = [given] * len(images) if given else nearest_words(encoder, [own.target for own in concepts], s.nearest)
+    for entry, words in zip(images, near, strict=True):
         tried.append(encoder.fitting([word for word in words if normalised(word) not in named], entry.template.format))
     draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
     total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
@@ -222,8 +226,8 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
         _told(new, new.aliases[len(old.aliases) :], own) for old, new, own in zip(concepts, found, scores, strict=True)
     ]
     renamed = tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True))
-    near = neighbours(found, tried, s.neighbours)
-    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *near])))
+    stay = neighbours(found, tried, s.neighbours)
+    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])))
 
 
 def _told(concept, added, scores) -> str:
