@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mace.formats.prior_file import prior_from_file, prior_to_file
 from mace.method.moments import pack
-from mace.method.prior import COCO_CAPTIONS, PROBE_TOKENS, PriorError, PriorTexts, make_prior, probe, step_aside
+from mace.method.prior import COCO_CAPTIONS, PROBE_TOKENS, PriorError, PriorTexts, make_prior, probe
 from tests.oracle import outer_sum
 
 WIDTH = 6
@@ -313,48 +313,6 @@ def test_an_encoder_that_gives_nan(prior):
     broken[1, 3, 2] = float("nan")
     with pytest.raises(PriorError):
         prior.check(probe(broken))
-
-
-def sums(width, tokens):
-    """Sums of texts, by their names: of their tokens and of their pooled vectors."""
-
-    def of(names):
-        found = torch.cat([tokens[name] for name in names]).double()
-        return found.T @ found, found[::WINDOW, :4].T @ found[::WINDOW, :4]
-
-    return of
-
-
-def test_what_steps_aside_was_never_in_it():
-    """A prior without some captions and concepts is the prior that was made without them, to 1e-9."""
-    captions = ("a dog", "a cat", "a dog", "the sky", "two dogs")
-    prompts = (("a ship", "the ship"), ("a rose",))
-    every = (*captions, *prompts[0], *prompts[1])
-    tokens = {name: normal(WINDOW, WIDTH, seed=place) for place, name in enumerate(dict.fromkeys(every))}
-    of = sums(WIDTH, tokens)
-
-    def made(captions, preserved, prompts):
-        general, pooled = of(captions) if captions else (None, None)
-        kept, pooled_kept = of([name for own in prompts for name in own]) if prompts else (None, None)
-        about = (preserved, probe(encoder()), "captions", ("bird",), (pooled, pooled_kept))
-        return make_prior(general, len(captions), kept, *about, PriorTexts(captions, prompts))
-
-    whole = made(captions, ("ship", "rose"), prompts)
-    out = ("a dog", "a dog", "two dogs")
-    less = step_aside(whole, out, of(out), ("ship",), of(prompts[0]))
-    anew = made(("a cat", "the sky"), ("rose",), prompts[1:])
-    for name in ("mean", "preserve", "pooled_mean", "pooled_preserve"):
-        close(getattr(less, name), getattr(anew, name))
-    assert replace(less, stepped_aside=(0, ())).texts == anew.texts
-    assert (less.captions, less.preserved, less.stepped_aside) == (2, ("rose",), (3, ("ship",)))
-    nothing = step_aside(less, ("a cat", "the sky"), of(("a cat", "the sky")), ("rose",), of(prompts[1]))
-    assert nothing.mean is nothing.preserve is nothing.pooled_mean is nothing.pooled_preserve is None
-    assert nothing.stepped_aside == (5, ("ship", "rose"))
-    assert step_aside(whole, (), (None, None), (), (None, None)).mean is whole.mean
-    with pytest.raises(ValueError, match="not all in it"):
-        step_aside(whole, ("a dog",), of(("a dog",)), (), (None, None))
-    with pytest.raises(ValueError, match="does not hold its texts"):
-        step_aside(replace(whole, texts=None), (), (None, None), (), (None, None))
 
 
 def test_a_file_of_an_earlier_version_has_no_texts(prior):

@@ -76,10 +76,12 @@ def nearest_words(encoder: TextEncoder | AnyText, phrases: Sequence[str], count:
     words, table = encoder.vocabulary()
     groups = [encoder.phrase_tokens(phrase) for phrase in phrases]
     # A phrase that the encoder knows nothing of has nothing near it.
-    known = [bool(group) and bool(table[group].any()) for group in groups]
+    known = [group if group and table[group].any() else None for group in groups]
     places = {place for place in words if place < len(table)}
     kept = torch.tensor(sorted(places.union(*groups)))
-    rows = [torch.searchsorted(kept, torch.tensor(group)).tolist() for group, own in zip(groups, known, strict=True) if own]
+    rows = [
+        torch.searchsorted(kept, torch.tensor(group)).tolist() for group, own in zip(groups, known, strict=True) if own
+    ]
     # Pieces of words are no candidates, though a phrase may be made of them.
     near = iter(nearest(table[kept], rows, count + len(kept) - len(places)))
     named = [[words.get(int(kept[row])) for row in next(near)] if own else [] for own in known]

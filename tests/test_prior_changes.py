@@ -1,0 +1,90 @@
+"""A prior that changes: what steps aside for a list, and what is preserved later, as if it had always been so."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mace.method.prior import PriorTexts, make_prior, preserve_more, probe, step_aside
+
+WIDTH, WINDOW = 6, 77
+FINGERPRINT = probe(torch.randn(3, WINDOW, WIDTH, generator=torch.Generator().manual_seed(10)))
+MOMENTS = ("mean", "preserve", "pooled_mean", "pooled_preserve")
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * float(expected.abs().max()))
+
+
+def sums(width, tokens):
+    """Sums of texts, by their names: of their tokens and of their pooled vectors."""
+
+    def of(names):
+        found = torch.cat([tokens[name] for name in names]).double()
+        return found.T @ found, found[::WINDOW, :4].T @ found[::WINDOW, :4]
+
+    return of
+
+
+def test_what_steps_aside_was_never_in_it():
+    """A prior without some captions and concepts is the prior that was made without them, to 1e-9."""
+    captions = ("a dog", "a cat", "a dog", "the sky", "two dogs")
+    prompts = (("a ship", "the ship"), ("a rose",))
+    every = (*captions, *prompts[0], *prompts[1])
+    tokens = {name: normal(WINDOW, WIDTH, seed=place) for place, name in enumerate(dict.fromkeys(every))}
+    of = sums(WIDTH, tokens)
+
+    def made(captions, preserved, prompts):
+        general, pooled = of(captions) if captions else (None, None)
+        kept, pooled_kept = of([name for own in prompts for name in own]) if prompts else (None, None)
+        about = (preserved, FINGERPRINT, "captions", ("bird",), (pooled, pooled_kept))
+        return make_prior(general, len(captions), kept, *about, PriorTexts(captions, prompts))
+
+    whole = made(captions, ("ship", "rose"), prompts)
+    out = ("a dog", "a dog", "two dogs")
+    less = step_aside(whole, out, of(out), ("ship",), of(prompts[0]))
+    anew = made(("a cat", "the sky"), ("rose",), prompts[1:])
+    for name in MOMENTS:
+        close(getattr(less, name), getattr(anew, name))
+    assert replace(less, stepped_aside=(0, ())).texts == anew.texts
+    assert (less.captions, less.preserved, less.stepped_aside) == (2, ("rose",), (3, ("ship",)))
+    nothing = step_aside(less, ("a cat", "the sky"), of(("a cat", "the sky")), ("rose",), of(prompts[1]))
+    assert nothing.mean is nothing.preserve is nothing.pooled_mean is nothing.pooled_preserve is None
+    assert nothing.stepped_aside == (5, ("ship", "rose"))
+    assert step_aside(whole, (), (None, None), (), (None, None)).mean is whole.mean
+    with pytest.raises(ValueError, match="not all in it"):
+        step_aside(whole, ("a dog",), of(("a dog",)), (), (None, None))
+    with pytest.raises(ValueError, match="does not hold its texts"):
+        step_aside(replace(whole, texts=None), (), (None, None), (), (None, None))
+
+
+def test_what_is_preserved_later_was_always_in_it():
+    """A prior with further concepts to preserve is the prior that was made with them."""
+    prompts = (("a ship", "the ship"), ("a rose",))
+    every = ("a cat", "the sky", *prompts[0], *prompts[1])
+    of = sums(WIDTH, {name: normal(WINDOW, WIDTH, seed=place) for place, name in enumerate(every)})
+
+    def made(preserved, prompts, captions=every[:2]):
+        general, pooled = of(captions) if captions else (None, None)
+        kept, pooled_kept = of([name for own in prompts for name in own]) if prompts else (None, None)
+        about = (preserved, FINGERPRINT, "captions" if captions else "", (), (pooled, pooled_kept))
+        return make_prior(general, len(captions), kept, *about, PriorTexts(captions, prompts))
+
+    whole, alone = made(("ship", "rose"), prompts), made(("rose",), prompts[1:], ())
+    grown = preserve_more(made(("ship",), prompts[:1]), ("rose",), prompts[1:], of(prompts[1]), FINGERPRINT)
+    first = preserve_more(made((), ()), ("ship", "rose"), prompts, of([*prompts[0], *prompts[1]]), FINGERPRINT)
+    for found in (grown, first):
+        for name in MOMENTS:
+            close(getattr(found, name), getattr(whole, name))
+        assert (found.preserved, found.texts, found.captions) == (whole.preserved, whole.texts, 2)
+    only = preserve_more(None, ("rose",), prompts[1:], of(prompts[1]), FINGERPRINT)
+    assert torch.equal(only.preserve, alone.preserve) and torch.equal(only.pooled_preserve, alone.pooled_preserve)
+    assert only.mean is only.pooled_mean is None and (only.captions, only.texts) == (0, alone.texts)
+    # An older prior that holds no pooled texts of what it preserves does not learn of some of them.
+    older = replace(made(("ship",), prompts[:1]), pooled_preserve=None, texts=None)
+    later = preserve_more(older, ("rose",), prompts[1:], of(prompts[1]), FINGERPRINT)
+    assert later.pooled_preserve is None and later.texts is None and later.preserved == ("ship", "rose")
