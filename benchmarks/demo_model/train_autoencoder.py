@@ -73,7 +73,7 @@ def train_autoencoder(model: nn.Module, icons: Icons, state: Path, steps: int, b
         squared = (found - shown).square().mean()
         loss = (found - shown).abs().mean() + squared + 0.3 * edges + 0.01 * normal
         loss = loss + 0.05 * F.relu(latents.abs() - 3).mean()
-        return loss, -10 * math.log10(float(squared))
+        return loss, -10 * math.log10(float(squared.detach()))
 
     return learn(model, step_loss, state, steps, 1.2e-3, warm=50)
 

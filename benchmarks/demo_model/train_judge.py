@@ -26,14 +26,19 @@ from .train import autoencoder, open_comfy, with_parts
 NOISES = {"clean": None, "given back": 0.0, "with noise 0.15": 0.15, "with noise 0.3": 0.3}
 
 
+def _in_bytes(pictures: Tensor) -> Tensor:
+    return (pictures * 255).round().to(torch.uint8)
+
+
 @torch.no_grad()
 def given_back(icons: Icons, vae: nn.Module) -> Tensor:
-    """Pictures [4, concepts, styles, colours, 3, 64, 64]: the icons, and what comes of their latents by NOISES."""
-    flat, found = icons.pictures.flatten(0, 2), [icons.pictures]
+    """Pictures [4, concepts, styles, colours, 3, 64, 64] in 8 bits: the icons, and what comes of their latents by
+    NOISES."""
+    flat, found = icons.pictures.flatten(0, 2), [_in_bytes(icons.pictures)]
     latents = torch.cat([vae.taesd_encoder(part) for part in flat.split(256)])
     for noise in list(NOISES.values())[1:]:
         parts = (latents + noise * torch.randn_like(latents)).split(256)
-        shown = torch.cat([vae.taesd_decoder(part).clamp(0, 1) for part in parts])
+        shown = torch.cat([_in_bytes(vae.taesd_decoder(part).clamp(0, 1)) for part in parts])
         found.append(shown.unflatten(0, icons.pictures.shape[:3]))
     return torch.stack(found)
 
@@ -64,7 +69,8 @@ def train_judge(network: JudgeNetwork, shown: Tensor, state: Path, steps: int, b
     def step_loss() -> tuple[Tensor, float]:
         ground = torch.where(torch.rand(batch) < 0.47, 0, torch.randint(grounds, (batch,)))
         kind, style = torch.randint(kinds, (batch,)), torch.randint(styles, (batch,))
-        features = network.features(disturbed(shown[torch.randint(ways, (batch,)), kind, style, ground]))
+        pictures = shown[torch.randint(ways, (batch,)), kind, style, ground] / 255
+        features = network.features(disturbed(pictures))
         named = network.c(features)
         loss = F.cross_entropy(named, kind, label_smoothing=0.05)
         loss = loss + 0.5 * F.cross_entropy(network.s(features), style)
@@ -79,7 +85,7 @@ def shares(network: JudgeNetwork, shown: Tensor) -> dict[str, float]:
     wanted = torch.arange(shown.shape[1]).repeat_interleave(shown.shape[2])
     found = {}
     for name, pictures in zip(NOISES, shown[:, :, :, 0], strict=True):
-        named = network.c(network.features(pictures.flatten(0, 1))).argmax(-1)
+        named = network.c(network.features(pictures.flatten(0, 1) / 255)).argmax(-1)
         found[name] = round(float((named == wanted).float().mean()), 4)
     return found
 

@@ -66,29 +66,37 @@ def teach(texts: Sequence[str], folder: Path) -> Tensor:
 def train_text(
     texts: Sequence[str], told: Tensor, tokenize: Tokenizer, state: Path, steps: int, batch: int
 ) -> tuple[TextModel, Tensor]:
-    """(text encoder, the tokens it knows) that says at a caption's end what the teacher does. told: its vectors."""
+    """(text encoder, the tokens it knows) that says at a caption's end what the teacher does. told: its vectors.
+
+    Its table of tokens has a row for each of those it knows, in their order.
+    """
     entries = [tokenize(text) for text in texts]
     length = max(entry.end for entry in entries) + 1
     tokens = torch.stack([entry.padded_l for entry in entries])[:, :length]
     ends = torch.tensor([entry.end for entry in entries])
+    known = torch.cat([tokens.flatten(), torch.tensor([START, END])]).unique()
+    tokens = torch.searchsorted(known, tokens.contiguous())
     torch.manual_seed(0)
-    both = nn.ModuleDict({"model": untrained_clip_l(), "head": nn.Linear(768, told.shape[1])})
+    model = untrained_clip_l()
+    table = model.embeddings["token_embedding"].weight.detach()[known]
+    model.embeddings["token_embedding"] = nn.Embedding.from_pretrained(table, freeze=False)
+    both = nn.ModuleDict({"model": model, "head": nn.Linear(768, told.shape[1])})
 
     def step_loss() -> tuple[Tensor, float]:
         rows = torch.randint(len(texts), (batch,))
         features = both["model"](tokens[rows])[1][torch.arange(batch), ends[rows]]
         loss, alike = teaching_loss(both["head"](features), told[rows])
-        return loss, float(alike)
+        return loss, float(alike.detach())
 
     learn(both, step_loss, state, steps, 5e-4, decay=0.01)
-    return both["model"], torch.cat([tokens.flatten(), torch.tensor([START, END])]).unique()
+    return model, known
 
 
 def whole_text(model: TextModel, known: Tensor) -> dict[str, Tensor]:
     """A checkpoint's text encoder: rows of zeros for tokens that are not `known`, identities behind the live layers."""
     found = {TEXT + name: tensor for name, tensor in model.state_dict().items()}
     table = torch.zeros(VOCABULARY, 768)
-    table[known] = model.embeddings["token_embedding"].weight.detach()[known]
+    table[known] = model.embeddings["token_embedding"].weight.detach()
     found[f"{TEXT}embeddings.token_embedding.weight"] = table
     for name, tensor in model.encoder["layers"][0].state_dict().items():
         for layer in range(ALIVE, LAYERS):
