@@ -5,13 +5,19 @@ import json
 import logging
 import re
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from benchmarks.demo_model.checkpoint import write
+from devtools import cli
+from devtools.cache import DevError
 from devtools.compact import read_compact
 from devtools.demo_model import COMPACT_SHA256, METADATA, DamagedModelError, expand
+from devtools.environment import Environment
 
 COMPACT = Path(__file__).resolve().parent.parent / "assets" / "demo" / "demo_sd.safetensors"
 EXPANDED_BYTES = 302_658_134
@@ -123,6 +129,28 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(OSError):
         expand(COMPACT, tmp_path / "model.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_the_cache_is_by_the_files_checksum_and_a_damaged_file_is_told(tmp_path, monkeypatch, demo_checkpoint, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = Environment(Path(sys.executable), tmp_path, pinned=False)
+    made = cli.demo_checkpoint(here)
+    assert made.parent.name == f"demo-{COMPACT_SHA256[:12]}" and digest(made) == digest(demo_checkpoint)
+    made.unlink()
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(COMPACT.read_bytes() + b"\0")
+    monkeypatch.setattr(cli, "COMPACT_MODEL", broken)
+    with pytest.raises(DevError, match="cannot be expanded"):
+        cli.demo_checkpoint(here)
+    assert "broken.safetensors is damaged" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("mace_demo.safetensors"))
+
+
+def test_the_small_models_command_writes_the_same_tensors(tmp_path, demo_checkpoint):
+    write(COMPACT, tmp_path / "model.safetensors")
+    found, expected = load_file(tmp_path / "model.safetensors"), load_file(demo_checkpoint)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.host

@@ -154,7 +154,7 @@ def test_the_judge_learns(comfy_host, demo_checkpoint, icons, tmp_path):
     assert disturbed(icons.pictures[:, 0, 0]).shape == (9, 3, 64, 64)
     torch.manual_seed(0)
     network = JudgeNetwork(9, 2).train()
-    assert falls(train_judge(network, shown, tmp_path / "judge.pt", 60, 32))
+    assert falls(train_judge(network, shown, tmp_path / "judge.pt", 40, 16))
     found = shares(network, shown)
     assert list(found) == ["clean", "given back", "with noise 0.15", "with noise 0.3"] and found["clean"] > 0.5
     names = {"concepts": json.dumps(icons.concepts), "styles": json.dumps(["Noto", "Twemoji"])}
