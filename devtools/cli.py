@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from . import demo_model, process
 from . import host as hosts
+from . import process
 from .cache import REPO, DevError, cache_root, host_base, locked, sha256_file
 from .environment import REQUIREMENTS, Environment, missing_modules, prepare
 
@@ -106,8 +106,9 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def demo_checkpoint() -> Path:
-    """The demo model as a full checkpoint in the cache, made when it is not there yet."""
+def demo_checkpoint(environment: Environment) -> Path:
+    """The demo model as a full checkpoint in the cache, made when it is not there yet; it is another one when the
+    compact file is."""
     if not COMPACT_MODEL.exists():
         raise DevError(f"{COMPACT_MODEL} is missing. Get it again: git checkout -- assets/demo")
     folder = cache_root() / f"demo-{sha256_file(COMPACT_MODEL)[:12]}"
@@ -116,10 +117,10 @@ def demo_checkpoint() -> Path:
         with locked(folder / "lock", say):
             if not checkpoint.exists():
                 say("Expanding the demo model ...")
-                try:
-                    demo_model.expand(COMPACT_MODEL, checkpoint)
-                except (demo_model.DamagedModelError, OSError) as error:
-                    raise DevError(f"The demo model cannot be expanded: {error}") from error
+                # In the environment, which has numpy.
+                command = [environment.python, "-m", "devtools.demo_model", COMPACT_MODEL, checkpoint]
+                if process.call(command, env=environment.variables(), cwd=REPO):
+                    raise DevError("The demo model cannot be expanded; the lines above say why.")
     return checkpoint
 
 
@@ -137,7 +138,7 @@ def inside() -> tuple[Environment, dict[str, str]]:
     """The environment, and the variables for a command in it."""
     environment = prepare(say)
     variables = environment.variables()
-    variables["MACE_DEMO_CHECKPOINT"] = str(demo_checkpoint())
+    variables["MACE_DEMO_CHECKPOINT"] = str(demo_checkpoint(environment))
     browser = find_browser()
     if browser:
         variables["MACE_BROWSER"] = browser

@@ -1,19 +1,25 @@
 """Expand the compact demo model to an ordinary SD1.5 checkpoint.
 
-The compact file leaves out what can be rebuilt: the rows of the token embedding that are zero, ten text layers
-that change nothing, and autoencoder blocks whose convolutions are zero. Standard library only: the tensors are
-moved as bytes, which also makes the result the same to the bit everywhere.
+    python dev.py run python -m devtools.demo_model assets/demo/demo_sd.safetensors mace_demo.safetensors
+
+The compact file leaves out what can be rebuilt (see devtools.compact): the rows of the token embedding that are zero,
+ten text layers that change nothing, and autoencoder blocks whose convolutions are zero. The result is the same to the
+bit everywhere, which is why its header is written here and not by safetensors, whose metadata has no order.
 """
 
 import hashlib
 import json
-import math
 import os
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
-COMPACT_SHA256 = "85f397372d230fb9ceeee52068d1e05bc83c72856a0b54401ef2ec915d7d2b96"
+import numpy as np
+
+from .compact import read_compact
+
+COMPACT_SHA256 = "8fc76702a893936c6b7472cd1102b1fb715a9eae0c77ff4d5b14e6995a30b14f"
 METADATA = {
     "format": "pt",
     "modelspec.title": "mace-comfyui demo model",
@@ -22,15 +28,7 @@ METADATA = {
     "Text encoder distilled from all-MiniLM-L6-v2: Apache-2.0.",
     "source_sha256": COMPACT_SHA256,
 }
-
-TEXT = "cond_stage_model.transformer.text_model."
-EMBEDDING = TEXT + "embeddings.token_embedding."
-LAYER = TEXT + "encoder.layers."
-VOCABULARY, WIDTH, TEXT_LAYERS = 49408, 768, 12
-MISSING_BLOCKS = {"taesd_encoder": (1, 4, 5, 9), "taesd_decoder": (10, 14, 15, 18)}
-BLOCK_CHANNELS = 64
-DTYPE_BYTES = {"F32": 4, "I32": 4, "F16": 2}
-HALF_ONE = struct.pack("<e", 1.0)
+DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
 
 
 class DamagedModelError(ValueError):
@@ -42,15 +40,21 @@ def expand(compact_path, out_path) -> Path:
 
     `out_path` appears complete or not at all; its folder is made if need be. Raises DamagedModelError when the
     compact file is not the shipped one, to the bit, and OSError when reading or writing fails."""
-    out = Path(out_path)
-    tensors = _rebuild(_read(Path(compact_path)))
+    out, compact = Path(out_path), Path(compact_path)
+    if hashlib.sha256(compact.read_bytes()).hexdigest() != COMPACT_SHA256:
+        raise DamagedModelError(
+            f"{compact} is damaged or is another file: its checksum is not that of the shipped demo model. "
+            f"Get it again, for instance with: git checkout -- {compact.name} (in its folder)."
+        )
+    tensors = read_compact(compact)
     # Larger elements first keeps every tensor aligned; within that, by name.
-    names = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name][0]], name))
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header, offset = {"__metadata__": METADATA}, 0
     for name in names:
-        dtype, shape, data = tensors[name]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
+        tensor = tensors[name]
+        ends = [offset, offset + tensor.nbytes]
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": ends}
+        offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
@@ -61,7 +65,8 @@ def expand(compact_path, out_path) -> Path:
             file.write(struct.pack("<Q", len(text)))
             file.write(text)
             for name in names:
-                file.write(tensors[name][2])
+                # A file's bytes are little-endian wherever it is written.
+                file.write(tensors[name].astype(tensors[name].dtype.newbyteorder("<"), copy=False).tobytes())
         os.chmod(temporary, 0o644)
         os.replace(temporary, out)
     except BaseException:
@@ -70,50 +75,13 @@ def expand(compact_path, out_path) -> Path:
     return out
 
 
-def _read(path: Path) -> dict:
-    """The compact file's tensors: name -> (dtype, shape, bytes)."""
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != COMPACT_SHA256:
-        raise DamagedModelError(
-            f"{path} is damaged or is another file: its checksum is not that of the shipped demo model. "
-            f"Get it again, for instance with: git checkout -- {path.name} (in its folder)."
-        )
-    length = struct.unpack("<Q", content[:8])[0]
-    data = memoryview(content)[8 + length :]
-    tensors = {}
-    for name, entry in json.loads(content[8 : 8 + length]).items():
-        if name != "__metadata__":
-            start, end = entry["data_offsets"]
-            tensors[name] = (entry["dtype"], entry["shape"], data[start:end])
-    return tensors
+def main() -> None:
+    """The command."""
+    try:
+        expand(*sys.argv[1:])
+    except (DamagedModelError, OSError) as error:
+        sys.exit(f"dev.py: the demo model cannot be expanded: {error}")
 
 
-def _rebuild(compact: dict) -> dict:
-    tensors = {name: tensor for name, tensor in compact.items() if not name.startswith(EMBEDDING)}
-    tensors[EMBEDDING + "weight"] = _scatter(compact[EMBEDDING + "ids"], compact[EMBEDDING + "rows"])
-    live = {int(name[len(LAYER) :].split(".")[0]) for name in compact if name.startswith(LAYER)}
-    for index in set(range(TEXT_LAYERS)) - live:
-        for name in [name for name in compact if name.startswith(LAYER + "0.")]:
-            suffix = name[len(LAYER) + 2 :]
-            # With zero output projections a layer is its residual path alone: the identity.
-            one = "layer_norm" in suffix and suffix.endswith("weight")
-            tensors[f"{LAYER}{index}.{suffix}"] = _filled(compact[name][1], HALF_ONE if one else b"\0\0")
-    for half, indices in MISSING_BLOCKS.items():
-        for index in indices:
-            for convolution in (0, 2, 4):
-                stem = f"first_stage_model.{half}.{index}.conv.{convolution}."
-                tensors[stem + "weight"] = _filled([BLOCK_CHANNELS, BLOCK_CHANNELS, 3, 3], b"\0\0")
-                tensors[stem + "bias"] = _filled([BLOCK_CHANNELS], b"\0\0")
-    return tensors
-
-
-def _filled(shape, element: bytes) -> tuple:
-    return "F16", shape, element * math.prod(shape)
-
-
-def _scatter(ids: tuple, rows: tuple) -> tuple:
-    row_bytes = WIDTH * DTYPE_BYTES["F16"]
-    table = bytearray(VOCABULARY * row_bytes)
-    for position, (token,) in enumerate(struct.iter_unpack("<i", ids[2])):
-        table[token * row_bytes : (token + 1) * row_bytes] = rows[2][position * row_bytes : (position + 1) * row_bytes]
-    return "F16", [VOCABULARY, WIDTH], table
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.demo_model.compact import packed, unpacked
+from devtools.compact import packed, read_compact, unpacked, write_compact
 
 
 def there_and_back(tensors):
@@ -41,6 +41,27 @@ def test_few_numbers_and_vectors_are_kept_in_half_precision():
     arrays, found = there_and_back({"i": identity, "v": vector})
     assert "i|q8" not in arrays and np.array_equal(found["i"], identity)
     assert np.array_equal(found["v"], vector.astype(np.float16))
+
+
+def test_what_is_asked_for_stays_in_half_precision():
+    matrix = np.random.default_rng(0).normal(size=(90, 80)).astype(np.float32)
+    matrix[5:60] = 0
+    arrays, metadata = packed({"own.weight": matrix, "other.weight": matrix}, r"^own\.")
+    assert arrays["own.weight|half"].shape == (35, 80) and arrays["other.weight|q8"].shape == (35, 80)
+    assert np.array_equal(unpacked(arrays, metadata)["own.weight"], matrix.astype(np.float16))
+
+
+def test_a_number_by_itself_is_exact():
+    number = np.float32(0.18215)
+    _, found = there_and_back({"scale": number})
+    assert found["scale"].dtype == np.float32 and found["scale"].shape == () and found["scale"] == number
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    tensors = {"w": np.random.default_rng(0).normal(size=(80, 90)), "v": np.arange(5.0)}
+    write_compact(tmp_path / "model.safetensors", tensors)
+    found, (_, memory) = read_compact(tmp_path / "model.safetensors"), there_and_back(tensors)
+    assert found.keys() == memory.keys() and all(np.array_equal(found[name], memory[name]) for name in found)
 
 
 def test_another_format_is_refused():

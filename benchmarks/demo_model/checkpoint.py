@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .compact import packed, unpacked
-from .text import whole_clip_g
+from devtools import compact
+
+from .text import TEXT, whole_clip_g
 
 WIDTH = 768
-CLIP_L, VAE = "cond_stage_model.transformer.text_model.", "first_stage_model."
+VAE = "first_stage_model."
 # SD3's latents: 16 channels, and what the host takes off and multiplies by on their way into the model.
 CHANNELS, SHIFT, SCALE = 16, 0.0609, 1.5305
 # What the host multiplies SDXL's latents by.
@@ -39,8 +39,8 @@ def sd3_checkpoint(transformer: Mapping[str, Tensor], demo: Mapping[str, Tensor]
     """
     found = {f"model.diffusion_model.{name}": tensor for name, tensor in transformer.items()}
     for name, tensor in demo.items():
-        if name.startswith(CLIP_L):
-            found[f"text_encoders.clip_l.transformer.text_model.{name.removeprefix(CLIP_L)}"] = tensor
+        if name.startswith(TEXT):
+            found[f"text_encoders.clip_l.transformer.text_model.{name.removeprefix(TEXT)}"] = tensor
         elif name.startswith(VAE):
             found[name] = tensor
     # Not read by SD3, but the host keeps one, with whatever was in memory where a file has none.
@@ -67,8 +67,8 @@ def sdxl_checkpoint(small: Mapping[str, Tensor], demo: Mapping[str, Tensor]) -> 
     """
     found = {f"model.diffusion_model.{name}": tensor for name, tensor in _own(small, UNET).items()}
     for name, tensor in demo.items():
-        if name.startswith(CLIP_L):
-            found[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix(CLIP_L)}"] = tensor
+        if name.startswith(TEXT):
+            found[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix(TEXT)}"] = tensor
         elif name.startswith(VAE):
             found[name] = tensor
     found[VAE + "vae_scale"], found[VAE + "vae_shift"] = torch.tensor(SDXL_SCALE), torch.tensor(0.0)
@@ -105,23 +105,22 @@ def _open_clip(alive: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def read_compact(path: Path) -> dict[str, Tensor]:
     """The tensors of a compact file, float16. Raises ValueError for another file."""
-    with safe_open(path, "np") as file:
-        arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    return {name: torch.from_numpy(value) for name, value in unpacked(arrays, metadata).items()}
+    return {name: torch.from_numpy(value) for name, value in compact.read_compact(path).items()}
 
 
 def write_compact(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a compact file."""
-    arrays, metadata = packed({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
-    save_file({name: torch.from_numpy(value) for name, value in arrays.items()}, path, metadata)
+    compact.write_compact(path, {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
 
 
-def write(compact: Path, out: Path) -> None:
-    """Write the checkpoint of a small SD3's or SDXL's compact file. Raises ValueError for another file."""
-    small, demo = read_compact(compact), load_file(os.environ["MACE_DEMO_CHECKPOINT"])
-    whole = sdxl_checkpoint if any(name.startswith(CLIP_G) for name in small) else sd3_checkpoint
+def write(small_file: Path, out: Path) -> None:
+    """Write the checkpoint of a small model's compact file, SD1.5's, SDXL's or SD3's. Raises ValueError for another."""
+    found = read_compact(small_file)
+    if not any(name.startswith(TEXT) for name in found):
+        whole = sdxl_checkpoint if any(name.startswith(CLIP_G) for name in found) else sd3_checkpoint
+        found = whole(found, load_file(os.environ["MACE_DEMO_CHECKPOINT"]))
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(whole(small, demo), out, {"format": "pt"})
+    save_file(found, out, {"format": "pt"})
 
 
 def main() -> None:

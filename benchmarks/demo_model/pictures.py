@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.pictures import vocabulary
 
+ICONS = Path(__file__).with_name("icons.npz")
 STYLES = ("Noto", "Twemoji")
 WHITE = (255, 255, 255)
 
@@ -41,6 +42,12 @@ class Icons:
             flat = self.pictures.flatten(0, 2)
             found = torch.cat([encoder(part.to(device)) for part in flat.split(256)])
         return found.clone().unflatten(0, self.pictures.shape[:3])
+
+
+def all_names() -> tuple[str, ...]:
+    """The names of all that the models draw, things and scenes, in the icons' order."""
+    known = vocabulary()
+    return tuple(sorted(known["concepts"] + known["scenes"]))
 
 
 @dataclass(frozen=True)

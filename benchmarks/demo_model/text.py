@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 START, END, LENGTH, VOCABULARY = 49406, 49407, 77, 49408
+# Where CLIP-L stands in a checkpoint of SD1.5's layout.
+TEXT = "cond_stage_model.transformer.text_model."
 
 
 class _Attention(nn.Module):
@@ -75,11 +77,21 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def untrained_clip_l() -> TextModel:
+    """A CLIP-L of two layers with random weights."""
+    model = TextModel(768, 12, 2, quick_gelu)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    return model
+
+
 def clip_l(state: dict[str, Tensor]) -> TextModel:
     """The demo model's text encoder from its checkpoint."""
-    prefix = "cond_stage_model.transformer.text_model."
     model = TextModel(768, 12, 2, quick_gelu)
-    model.load_state_dict({name: state[prefix + name].float() for name in model.state_dict()})
+    model.load_state_dict({name: state[TEXT + name].float() for name in model.state_dict()})
     return model.eval().requires_grad_(False)
 
 
@@ -104,6 +116,11 @@ class Tokenizer:
         ids = torch.tensor(self._tokenizer(text)["input_ids"][:LENGTH])
         padded = [torch.cat([ids, torch.full((LENGTH - len(ids),), pad)]) for pad in (END, 0)]
         return Tokens(*padded, len(ids) - 1)
+
+    def words(self, tokens: Tensor) -> list[str]:
+        """What tokens [n] are written as, sorted; one that ends a word and one that does not may read alike."""
+        written = self._tokenizer.convert_ids_to_tokens(tokens.tolist())
+        return sorted(word.removesuffix("</w>") for word in written)
 
 
 # CLIP-G is 1280 wide with 20 heads and 5120 hidden units. So many of them are alive, the others are zeros.
@@ -131,6 +148,14 @@ def untrained_clip_g(teacher: TextModel, known: Tensor) -> TextModel:
         table = nn.Embedding.from_pretrained(own["token_embedding"][known], freeze=False)
         model.embeddings["token_embedding"] = table
     return model
+
+
+def teaching_loss(found: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """(cosine and contrast, the mean cosine) of features [B, d] to their teacher's [B, d], which have length one."""
+    found = F.normalize(found, dim=-1)
+    alike = (found * told).sum(-1).mean()
+    apart = F.cross_entropy(found @ told.mT / 0.05, torch.arange(len(found), device=found.device))
+    return 1 - alike + 0.2 * apart, alike
 
 
 def train_clip_g(
@@ -163,15 +188,12 @@ def train_clip_g(
             group["lr"] = 5e-4 * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         rows = torch.tensor(random.sample(range(len(texts)), batch), device=device)
         features = model(own[rows])[1][torch.arange(batch, device=device), ends[rows]]
-        found = F.normalize(head(features), dim=-1)
-        alike = (found * told[rows]).sum(-1)
-        apart = F.cross_entropy(found @ told[rows].mT / 0.05, torch.arange(batch, device=device))
-        loss = (1 - alike).mean() + 0.2 * apart
+        loss, alike = teaching_loss(head(features), told[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if step % 100 == 0 or step == steps - 1:
-            say(f"CLIP-G {step}: cosine to CLIP-L {float(alike.mean()):.4f}")
+            say(f"CLIP-G {step}: cosine to CLIP-L {float(alike):.4f}")
     with torch.no_grad():
         table = torch.zeros(VOCABULARY, WIDTH, device=device)
         table[known] = model.embeddings["token_embedding"].weight
@@ -196,9 +218,13 @@ class Texts:
     """What the denoiser reads of captions, row 0 the empty prompt's, and the ways it is shown in training.
 
     l, g: hidden states [P, 77, 768 or 1280], g None without CLIP-G.  pooled: [P, c].  ends: where each prompt ends.
+    plain: as SD1.5 reads them, with the last norm and without pooled text.
     """
 
-    def __init__(self, texts: list[str], tokenize: Tokenizer, model_l: TextModel, model_g: TextModel | None, device):
+    def __init__(
+        self, texts: list[str], tokenize: Tokenizer, model_l: TextModel, model_g: TextModel | None, device, plain=False
+    ):
+        self.plain = plain
         tokens = [tokenize(text) for text in ("", *texts)]
         self.ends = torch.tensor([entry.end for entry in tokens], device=device)
         self.l, normed = self._encoded(model_l, [entry.padded_l for entry in tokens], device)
@@ -212,7 +238,7 @@ class Texts:
         with torch.no_grad():
             for part in torch.stack(tokens).split(512):
                 raw, normed = model(part.to(device))
-                hidden.append(raw.half())
+                hidden.append((normed if self.plain else raw).half())
                 pooled.append(normed[torch.arange(len(part), device=device), self.ends[at : at + len(part)]])
                 at += len(part)
         return torch.cat(hidden), torch.cat(pooled)
@@ -221,14 +247,19 @@ class Texts:
         """Contexts of prompts as the host gives them, [B, 77, d]."""
         return torch.cat([part[rows].float() for part in (self.l, self.g) if part is not None], -1)
 
-    def mixed(self, rows: Tensor, shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def pooled_of(self, rows: Tensor) -> Tensor | None:
+        """The pooled text of prompts [B, c], None where the model reads none."""
+        return None if self.plain else self.pooled[rows]
+
+    def mixed(self, rows: Tensor, shown: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(contexts, pooled text) of prompts as training shows them, so that each place is read by itself too.
 
         shown: the token positions given [n], all 77 where None.
 
         The words with their own end (42 %), with the empty prompt's (30 %), with another prompt's (18 %), or the end
         without the words (10 %); pooled text their own (52 %), zeros (24 %), another prompt's (9 %), or their own with
-        nothing in the context (15 %). CLIP-L is left out half of the time where there is a CLIP-G beside it.
+        nothing in the context (15 %), which a plain text never has. CLIP-L is left out half of the time where there is
+        a CLIP-G beside it.
         """
         count, device = len(rows), rows.device
         rand = lambda: torch.rand(count, device=device)  # noqa: E731
@@ -237,7 +268,7 @@ class Texts:
         behind = torch.where(kind < 0.72, torch.zeros_like(rows), other)
         behind = torch.where((kind < 0.42) | (kind >= 0.9), rows, behind)
         before = torch.where(kind >= 0.9, torch.zeros_like(rows), rows)
-        alone = pool >= 0.85
+        alone = (pool >= 0.85) & (not self.plain)
         behind, before = (torch.where(alone, torch.zeros_like(rows), part) for part in (behind, before))
         ends = self.ends[rows][:, None]
         places = torch.arange(LENGTH, device=device)[None] if shown is None else shown[None]
@@ -249,6 +280,8 @@ class Texts:
                     (places < ends)[..., None], part[before[:, None], places], part[behind[:, None], shifted]
                 )
                 parts.append(mixed.float())
+        if self.plain:
+            return parts[0], None
         if self.g is not None:
             parts[0] = parts[0] * (rand() < 0.5)[:, None, None]
         pooled = self.pooled[torch.where((pool >= 0.76) & ~alone, other, rows)]

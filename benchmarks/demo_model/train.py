@@ -22,9 +22,14 @@ from devtools.cache import REPO
 from mace.measure.judge import Judge
 
 from .checkpoint import CLIP_G, UNET, read_compact, write_compact
-from .denoisers import Diffusion, Flow, TailBias, sd3_transformer, sdxl_unet, skip_idle
-from .pictures import Caption, Draws, Icons, captions
+from .denoisers import TailBias, sd3_transformer, sd15_unet, sdxl_unet, skip_idle
+from .noise import Diffusion, Flow
+from .pictures import ICONS, Caption, Draws, Icons, captions
+from .shrink import shrink
 from .text import Texts, Tokenizer, clip_g, clip_l, train_clip_g
+
+# Where the UNet stands in a checkpoint of SD1.5's layout.
+OWN_UNET = "model.diffusion_model."
 
 
 def say(text: str) -> None:
@@ -51,6 +56,15 @@ def own_weights(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.
     return {name.removeprefix(prefix): value.float() for name, value in state.items() if name.startswith(prefix)}
 
 
+def with_parts(state: dict[str, torch.Tensor], parts: Path | None) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors with those of text.safetensors and autoencoder.safetensors of a folder in their place."""
+    found = dict(state)
+    for name in ("text", "autoencoder"):
+        if parts is not None and (parts / f"{name}.safetensors").exists():
+            found |= read_compact(parts / f"{name}.safetensors")
+    return found
+
+
 def autoencoder(state: dict, device: torch.device):
     """The demo model's, the host's class."""
     from comfy.taesd.taesd import TAESD
@@ -61,6 +75,7 @@ def autoencoder(state: dict, device: torch.device):
 
 
 def pooled_off(given: dict) -> dict:
+    """What a network reads, with zeros for pooled text."""
     return given | {"y": torch.zeros_like(given["y"])}
 
 
@@ -76,11 +91,13 @@ class Judged:
     ) -> tuple[dict[str, float], torch.Tensor]:
         """(share named right by how the text is given, the pictures of all of it). rows: of the texts, by concept."""
         order = torch.stack([rows[name] for name in self.concepts])
-        whole, pooled = self.texts.whole(order), self.texts.pooled[order]
-        empty = self.way.context(self.texts.whole(order[:1] * 0), self.texts.pooled[order[:1] * 0])
+        whole, pooled = self.texts.whole(order), self.texts.pooled_of(order)
+        empty = self.way.context(self.texts.whole(order[:1] * 0), self.texts.pooled_of(order[:1] * 0))
         given = self.way.context(whole, pooled)
-        ways = {"all": given, "without pooled": pooled_off(given)}
-        ways["pooled alone"] = self.way.context(self.texts.whole(order * 0), pooled)
+        ways = {"all": given}
+        if pooled is not None:
+            ways["without pooled"] = pooled_off(given)
+            ways["pooled alone"] = self.way.context(self.texts.whole(order * 0), pooled)
         if self.texts.g is not None:
             ways["without CLIP-L"] = self.way.context(torch.cat([whole[..., :768] * 0, whole[..., 768:]], -1), pooled)
             ways["without CLIP-G"] = self.way.context(torch.cat([whole[..., :768], whole[..., 768:] * 0], -1), pooled)
@@ -181,8 +198,9 @@ def _save(path: Path, network, average, steps: int, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=("sdxl", "sd3"))
-    parser.add_argument("--icons", type=Path, default=Path(__file__).with_name("icons.npz"), help="the icons' file")
+    parser.add_argument("kind", choices=("sd15", "sdxl", "sd3"))
+    parser.add_argument("--icons", type=Path, default=ICONS, help="the icons' file")
+    parser.add_argument("--parts", type=Path, help="take what is here of text.safetensors and autoencoder.safetensors")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rate", type=float, default=4e-4)
@@ -197,6 +215,7 @@ def main() -> None:
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     icons_at, checkpoint = arguments.icons.resolve(), Path(os.environ["MACE_DEMO_CHECKPOINT"]).resolve()
+    parts = arguments.parts and arguments.parts.resolve()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     comfy = open_comfy(device.type == "cpu")
     torch.set_float32_matmul_precision("high")
@@ -205,7 +224,7 @@ def main() -> None:
         return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or arguments.head > 0)
 
     begun = time.time()
-    state = load_file(checkpoint)
+    state = with_parts(load_file(checkpoint), parts)
     vae = autoencoder(state, device)
     icons = Icons.read(icons_at)
     latents = icons.latents(vae.taesd_encoder, device)
@@ -216,27 +235,33 @@ def main() -> None:
     shown = captions(icons.concepts, arguments.captions, 0)
     # What the judge is asked about, each concept's row behind those.
     asked = [Caption(f"a photo of the {name}", (place,), 0, 0) for place, name in enumerate(icons.concepts)]
-    texts = Texts([caption.text for caption in shown + asked], tokenize, model_l, model_g, device)
+    plain = arguments.kind == "sd15"
+    texts = Texts([caption.text for caption in shown + asked], tokenize, model_l, model_g, device, plain)
     say(f"texts {tuple(texts.l.shape)}, pooled text's deviation {float(texts.pooled.std()):.2f}")
     rows = {name: torch.tensor(len(shown) + 1 + place, device=device) for place, name in enumerate(icons.concepts)}
     draws = Draws(latents, shown + asked)
     torch.manual_seed(0)
     if arguments.kind == "sdxl":
-        network = sdxl_unet(own_weights(state, "model.diffusion_model."), device)
+        network = sdxl_unet(own_weights(state, OWN_UNET), device)
         skip_idle(network)
     else:
-        network = sd3_transformer(device)
-    way = (Diffusion if arguments.kind == "sdxl" else Flow)(network, device)
+        network = sd15_unet(device) if plain else sd3_transformer(device)
+    way = (Flow if arguments.kind == "sd3" else Diffusion)(network, device)
     alive = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     say(f"{alive / 1e6:.1f}M parameters train; {time.time() - begun:.0f} s to prepare")
     average, steps = train(way, network, texts, draws, arguments, device, autocast)
     at, prefix = arguments.out / f"{arguments.kind}.safetensors", ""
     tensors = average.state_dict()
-    if arguments.kind == "sdxl":
-        prefix = UNET
-        tensors = {UNET + name: tensor for name, tensor in tensors.items()}
-        tensors |= {CLIP_G + name: tensor for name, tensor in model_g.state_dict().items()}
-    write_compact(at, tensors)
+    if plain:
+        prefix = OWN_UNET
+        others = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+        shrink(others | {prefix + name: tensor.cpu() for name, tensor in tensors.items()}, at, tokenize)
+    else:
+        if arguments.kind == "sdxl":
+            prefix = UNET
+            tensors = {UNET + name: tensor for name, tensor in tensors.items()}
+            tensors |= {CLIP_G + name: tensor for name, tensor in model_g.state_dict().items()}
+        write_compact(at, tensors)
     way.network = average
     judged = Judged(way, texts, icons.concepts[: arguments.judged], vae.taesd_decoder, autocast)
     result = {"kind": arguments.kind, "steps": steps, "batch": arguments.batch, "bytes": at.stat().st_size}

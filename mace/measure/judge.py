@@ -18,7 +18,22 @@ def _stage(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Judge(nn.Module):
+class JudgeNetwork(nn.Module):
+    """The layers of a judge of so many concepts and styles, with torch's starting weights."""
+
+    def __init__(self, concepts: int, styles: int):
+        super().__init__()
+        self.f = nn.Sequential(*(_stage(a, b) for a, b in zip(CHANNELS, CHANNELS[1:], strict=False)))
+        self.c = nn.Linear(CHANNELS[-1], concepts)
+        self.s = nn.Linear(CHANNELS[-1], styles)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Features [B, 160] of pictures [B, 3, SIZE, SIZE] in 0..1."""
+        # What the host gives are inference tensors, which a layer that may keep its input does not take.
+        return self.f(pictures.clone() * 2 - 1).mean((2, 3))
+
+
+class Judge(JudgeNetwork):
     """The classifier of a safetensors file, in float32 on the CPU.
 
     names: its concepts, in order, from the file's metadata "concepts"; styles: its styles, from "styles".
@@ -26,7 +41,6 @@ class Judge(nn.Module):
     """
 
     def __init__(self, path: Path):
-        super().__init__()
         try:
             with safe_open(path, framework="pt") as opened:
                 metadata = opened.metadata() or {}
@@ -38,21 +52,15 @@ class Judge(nn.Module):
             raise ValueError(
                 f"{Path(path).name} is not a judge's file: its metadata lacks {', '.join(sorted(missing))}"
             )
-        self.names: list[str] = json.loads(metadata["concepts"])
-        self.styles: list[str] = json.loads(metadata["styles"])
-        self.f = nn.Sequential(*(_stage(a, b) for a, b in zip(CHANNELS, CHANNELS[1:], strict=False)))
-        self.c = nn.Linear(CHANNELS[-1], len(self.names))
-        self.s = nn.Linear(CHANNELS[-1], len(self.styles))
+        names, styles = (json.loads(metadata[name]) for name in ("concepts", "styles"))
+        super().__init__(len(names), len(styles))
+        self.names: list[str] = names
+        self.styles: list[str] = styles
         try:
             self.load_state_dict({name: value.float() for name, value in state.items()})
         except RuntimeError as error:
             raise ValueError(f"{Path(path).name} is not a judge's file: {error}") from None
         self.eval()
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """Features [B, 160] of pictures [B, 3, SIZE, SIZE] in 0..1."""
-        # What the host gives are inference tensors, which a layer that may keep its input does not take.
-        return self.f(pictures.clone() * 2 - 1).mean((2, 3))
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
