@@ -90,12 +90,16 @@ def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, a
     of_each = [f"{name} {duration(own)}" for name, own in seconds.items() if own >= SHOWN_FROM]
     total = sum(seconds.values())
     device = "memory" if model_management.is_device_cpu(model.load_device) else "the GPU's memory"
-    size = (model.model_size() + clip.patcher.model_size()) / 1e9
+    own, text = model.model_size(), clip.patcher.model_size()
     return Estimate(
         seconds,
         (
             f"about {duration(total)}" + (f": {', '.join(of_each)}" if len(of_each) > 1 else ""),
-            f"{device}: model and text encoder {size:.1f} GB, {2 * at_once * speed.memory / 1e9:.1f} GB to draw "
-            f"{at_once} pictures at once; a copy of the model, {model.model_size() / 1e9:.1f} GB, while training",
+            f"{device}: model and text encoder {_bytes(own + text)}, {_bytes(2 * at_once * speed.memory)} to draw "
+            f"{at_once} pictures at once; a copy of the model, {_bytes(own)}, while training",
         ),
     )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
