@@ -134,7 +134,7 @@ class EraseConcepts(io.ComfyNode):
         try:
             parse_strengths(strengths or "")
         except ValueError as error:
-            return f"strengths: {error}"
+            return str(error)
         errors = []
         for kind in TYPES:
             # What is wrong under one type alone (a usual mapping equal to the phrase) shows when the node runs: were

@@ -167,7 +167,6 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
     found = estimated(speed, parts, model, clip, IMAGES)
     advice = [f"{captions} captions are read: a Prior with fewer, saved, is quicker"] if captions else []
     lines = [f"{len(new)} of {len(concepts)} concepts are new, {found.lines[0]}", *found.lines[1:], *advice]
-    send_text("\n".join(lines))
     return replace(found, lines=lines)
 
 
@@ -205,7 +204,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     start = time.perf_counter()
     plan = estimate(model, clip, vae, concepts, wanted)
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
-    plan.say(PICTURES, "drawing training images")
+    send_text("\n".join([*plan.lines, "drawing training images"]))
     settings = {"count": IMAGES, **wanted.drawing, **SAMPLING}
     images = make_images(model, clip, vae, concepts, AUTO, "", settings)
     if wanted.find_aliases:
