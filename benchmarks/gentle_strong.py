@@ -5,20 +5,22 @@
 The node itself, with the demo model's preset and its vocabulary prior, and once with Table 10's, erases one thing; at
 each place of the slider the judge looks at pictures of the thing, its synonyms and other things, and at what the base
 model draws right of them. Only what the base draws right counts. Also how far the pictures of the other things moved:
-the mean absolute difference to the base model's, of 1. The last line is one JSON object with all rows.
+the mean absolute difference to the base model's, of 1. Rows are recorded as they are found, and not measured again.
+The last line is one JSON object with all rows.
 """
 
 import json
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from torch import Tensor
 
 from benchmarks.erasure.bench import PRESET, Bench
 from benchmarks.erasure.questions import TEMPLATES, Question, asked
-from benchmarks.measure import load, log
+from benchmarks.measure import log
 from devtools.inprocess import REPO, open_host
 
 LEANS = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -57,16 +59,17 @@ def main() -> None:
             "others": asked(kept, TEMPLATES[:1]),
         }
         before = others_by(bench, bench.model, groups["others"])
-        rows = []
-        for preset in (PRESET, PAPER):
-            # The middle first, which trains: every other place is a solve.
-            for lean in sorted(LEANS, key=abs):
-                rows.append(measured(bench, preset, lean, groups, before))
-                log(rows[-1])
-    rows.sort(key=lambda row: (row["preset"], row["lean"]))
-    found = {"load": load(), "target": TARGET, "rows": rows}
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+        rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else []
+        known = {(row["preset"], row["lean"]) for row in rows}
+        # The middle first, which trains: every other place is a solve.
+        for preset, lean in sorted(product((PRESET, PAPER), LEANS), key=lambda place: abs(place[1])):
+            if (preset, lean) in known:
+                continue
+            rows.append(measured(bench, preset, lean, groups, before))
+            log(rows[-1])
+            rows.sort(key=lambda row: (row["preset"], row["lean"]))
+            RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_the_demo_models_are_listed_where_it_is(server):
 def open_template(page, name):
     """As an artist does: the templates' window, the pack, the picture."""
     page.evaluate("window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_text("mace-comfyui", exact=True).first.click()
+    page.get_by_role("dialog").get_by_text("mace-comfyui", exact=True).first.click()
     page.locator(f'[data-testid="template-workflow-{name}"]').click()
     page.wait_for_function("window.app.graph.nodes.some(node => node.type === 'MACE_EraseConcepts')")
 

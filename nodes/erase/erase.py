@@ -180,6 +180,7 @@ class EraseConcepts(io.ComfyNode):
             drawn = before_and_after(model, erased.model, clip, vae, shown, seeds, settings)
             for name, images in zip(("a_images", "b_images"), drawn, strict=True):
                 pictures[name] = ui.PreviewImage(images, cls=cls).as_dict()["images"]
+            send_text("before and after: drag the divider")
         # The concepts are for the page's sliders, which cannot know what a preset holds; what stands behind the loras
         # output has nothing to do where none are trained.
         return io.NodeOutput(

@@ -162,7 +162,9 @@ class Gallery:
             # A row of a batch would keep the whole batch in memory.
             _pictures.put(key, picture.clone(), picture.numel())
         self.drawn += len(pictures)
-        self.progress.update_absolute(end, preview=("JPEG", _strip(pictures), None))
+        # Pictures that nobody judges are shown as they are.
+        preview = None if self.judge is None else ("JPEG", _strip(pictures), None)
+        self.progress.update_absolute(end, preview=preview)
         return pictures
 
 

@@ -243,5 +243,6 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     )
     about["Fusion"] = [*lean_lines(wanted.lean), *about_fusion]
     took = f"It took {duration(time.perf_counter() - start)}."
+    send_text(took)
     lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
     return Erased(fused, loras, [*lines, took], listed)
