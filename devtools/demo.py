@@ -24,7 +24,7 @@ from .graph import GraphError, to_prompt
 from .progress import ProgressLine
 from .sheet import contact_sheet, set_aside
 
-WORKFLOW = REPO / "example_workflows" / "full.json"
+WORKFLOW = REPO / "assets" / "demo" / "example_workflows" / "full.json"
 OUTPUT = REPO / "output" / "demo"
 SEED, PICTURES, CFG, SIZE = 0, 6, 4.0, 64
 
@@ -77,8 +77,8 @@ MODELS = {
 IN_YOUR_COMFYUI = """In your own ComfyUI:
   1. copy or clone this folder into ComfyUI/custom_nodes/mace-comfyui
   2. restart ComfyUI
-  3. open Templates > mace-comfyui; the templates draw with the demo model, and their notes say what to change for
-     a model of your own"""
+  3. open Templates > mace-comfyui: they run with your own SD1.5 and SDXL checkpoints (those of mace-comfyui-demo draw
+     with the demo model, here)"""
 
 
 def node(kind: str, title: str = "", **inputs) -> dict:

@@ -16,6 +16,8 @@ from . import process
 from .cache import REPO, DevError
 
 PACK_NAME = "mace-comfyui"
+# Custom node without nodes, for the templates that draw with the demo model.
+DEMO_PACK, DEMO_NAME = Path("assets", "demo"), "mace-comfyui-demo"
 CHECKPOINT_NAME = "mace_demo.safetensors"
 LOOPBACK = "127.0.0.1"
 ACCELERATOR = (
@@ -114,7 +116,8 @@ def has_accelerator(python) -> bool:
 
 
 def prepare_base(base_dir: Path, pack_dir=REPO, checkpoint=None) -> None:
-    """Make the base directory: the pack, its demo files, the checkpoint, and settings without the first tour."""
+    """Make the base directory: the pack, its demo files, the checkpoint with the templates that draw with it, and
+    settings without the first tour."""
     (base_dir / "custom_nodes").mkdir(parents=True, exist_ok=True)
     if pack_dir is not None:
         _link_folder(Path(pack_dir).resolve(), base_dir / "custom_nodes" / PACK_NAME)
@@ -126,6 +129,8 @@ def prepare_base(base_dir: Path, pack_dir=REPO, checkpoint=None) -> None:
             for asset in (Path(pack_dir) / "assets" / "demo").glob(names):
                 # Small, and a file of the checkout: a copy, so that neither side can change the other's.
                 _put_file(asset, base_dir / "models" / folder / asset.name, (shutil.copyfile,))
+        if checkpoint is not None and (Path(pack_dir) / DEMO_PACK).is_dir():
+            _link_folder((Path(pack_dir) / DEMO_PACK).resolve(), base_dir / "custom_nodes" / DEMO_NAME)
     if checkpoint is not None:
         _put_file(Path(checkpoint), base_dir / "models" / "checkpoints" / CHECKPOINT_NAME)
     settings = base_dir / "user" / "default" / "comfy.settings.json"

@@ -6,7 +6,8 @@ written tensor by tensor, so that making SDXL takes no memory worth speaking of.
 (see devtools.inprocess) before anything here is called.
 
 small: the smallest UNets that the host's detection accepts and that still have several levels; text encoders of true
-width with three layers, which the host builds only if told so (`load` does); TAESD as the VAE.
+width with three layers, which the host builds only if told so (`load` does); TAESD as the VAE. Where `plain`, the text
+encoders are as large as any, so that the host's own loader takes the file; the layers behind the third change nothing.
 """
 
 import hashlib
@@ -123,6 +124,9 @@ NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", tor
 RESIDUAL = re.compile(r"(out_proj|c_proj|mlp\.fc2|to_out\.0|ff\.net\.2|proj_out|out_layers\.3|conv2)\.weight$")
 RESIDUAL_GAIN = 0.5
 EMBEDDING, EMBEDDING_STD = re.compile(r"(token|position|positional)_embedding(\.weight)?$"), 0.02
+# Of CLIP-L and of CLIP-G, as their files name them.
+TEXT_LAYER = re.compile(r"(?:encoder\.layers|transformer\.resblocks)\.(\d+)\.")
+LIVE_LAYERS = 3
 V_BIAS = re.compile(r"transformer_blocks\.\d+\.norm1\.bias$")
 
 
@@ -144,7 +148,7 @@ def unet_config(kind: str, small: bool) -> dict:
     return config
 
 
-def layout(kind: str, small: bool) -> dict[str, Tensor]:
+def layout(kind: str, small: bool, plain: bool = False) -> dict[str, Tensor]:
     """The file's tensors by key: on the meta device where they are to be filled, else with their values."""
     import comfy.memory_management
     import comfy.model_detection
@@ -158,7 +162,8 @@ def layout(kind: str, small: bool) -> dict[str, Tensor]:
     dynamic, comfy.memory_management.aimdo_enabled = comfy.memory_management.aimdo_enabled, False
     try:
         unet = UNetModel(**config.unet_config, device="meta", operations=comfy.ops.manual_cast)
-        text = config.clip_target().clip(device="meta", dtype=torch.float32, model_options=text_options(small))
+        options = text_options(small and not plain)
+        text = config.clip_target().clip(device="meta", dtype=torch.float32, model_options=options)
         with torch.device("meta"):
             vae = TAESD() if small else AutoencoderKL(ddconfig=KL_VAE, embed_dim=4)
     finally:
@@ -198,13 +203,15 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float16,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    plain: bool = False,
 ) -> Path:
     """Write a checkpoint with random weights to `path`, which appears complete or not at all; returns the path.
 
     kind: one of KINDS.  dtype: of all weights: fp16, bf16 or fp32.  device: where values are drawn, one tensor at a
-    time on a GPU and as many as there are cores on the CPU; other devices draw other values.
+    time on a GPU and as many as there are cores on the CPU; other devices draw other values.  plain: whether the host's
+    own loader is to take a small one.
     """
-    found, v_bias = layout(kind, small), KINDS[kind].v_bias
+    found, v_bias = layout(kind, small, plain), KINDS[kind].v_bias
     # Larger elements first keep every tensor aligned; within that, by name.
     dtypes = {key: dtype if tensor.is_meta else tensor.dtype for key, tensor in found.items()}
     keys = sorted(found, key=lambda key: (-dtypes[key].itemsize, key))
@@ -219,6 +226,9 @@ def make_checkpoint(
 
     def make(key: str) -> Tensor:
         tensor = found[key]
+        layer = TEXT_LAYER.search(key)
+        if plain and layer and int(layer[1]) >= LIVE_LAYERS and tensor.dim() > 1:
+            return torch.zeros(tensor.shape, dtype=dtypes[key])
         values = filled(key, tensor.shape, seed, device, v_bias) if tensor.is_meta else tensor
         return values.detach().to(dtypes[key]).cpu().contiguous()
 

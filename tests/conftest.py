@@ -142,7 +142,8 @@ def browser():
         chromium.close()
 
 
-def _open(browser, server):
+def open_page(browser, server):
+    """ComfyUI's page of a server, ready."""
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
     opened.goto(server.url)
     opened.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
@@ -153,7 +154,7 @@ def _open(browser, server):
 @pytest.fixture
 def page(browser, server):
     """ComfyUI's page in it, ready."""
-    opened = _open(browser, server)
+    opened = open_page(browser, server)
     yield opened
     opened.close()
 
@@ -161,6 +162,6 @@ def page(browser, server):
 @pytest.fixture(scope="module")
 def kept_page(browser, server):
     """One page for tests that only load workflows into it."""
-    opened = _open(browser, server)
+    opened = open_page(browser, server)
     yield opened
     opened.close()

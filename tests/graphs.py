@@ -7,9 +7,14 @@ REPO = Path(__file__).resolve().parent.parent
 CHECKPOINT = "mace_demo.safetensors"
 
 
+# The templates that every checkpoint runs, and those that draw with the demo model.
+TEMPLATES, DEMO_TEMPLATES = REPO / "example_workflows", REPO / "assets/demo/example_workflows"
+
+
 def workflow(name: str) -> dict:
     """An example workflow as it is shipped."""
-    return json.loads((REPO / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    folder = next(folder for folder in (TEMPLATES, DEMO_TEMPLATES) if (folder / f"{name}.json").exists())
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def node(kind: str, **inputs) -> dict:

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.browser
 
 
 def example_names():
-    return sorted(path.stem for path in (graphs.REPO / "example_workflows").glob("*.json"))
+    return sorted(path.stem for folder in (graphs.TEMPLATES, graphs.DEMO_TEMPLATES) for path in folder.glob("*.json"))
 
 
 # The page marks nodes whose files are not there: the tests have no SAM3.

@@ -136,6 +136,19 @@ def test_the_one_node_version_runs_and_has_them_too(page, server):
     assert "mace_demo_quick" in said["MACE_SaveErasedModel"]
 
 
+def test_the_words_of_the_one_node_version_have_sliders(page):
+    load(page, graphs.workflow("Erase several things"))
+    slider(page, "dog").wait_for()
+    assert sliders(page) == {"dog": 1, "airplane": 1, "ship": 1}
+    page.evaluate(
+        f"""() => {{ {NODE} const words = node.widgets.find(w => w.name === 'words');
+            words.element.value = 'dog\\nhot air balloon -> sky # high up';
+            words.element.dispatchEvent(new Event('input', {{bubbles: true}})); }}"""
+    )
+    slider(page, "hot air balloon").wait_for()
+    assert sliders(page) == {"dog": 1, "hot air balloon": 1}
+
+
 def test_the_names_of_the_list_in_the_graph(page):
     """Concepts nodes before the fusion name the sliders, also as they are being written; a hundred stay usable."""
     load(page, graphs.workflow("full"))

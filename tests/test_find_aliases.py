@@ -133,7 +133,7 @@ def test_training_takes_the_images_with_their_aliases(comfy_host, demo, find, sh
 
 def test_the_one_node_version_finds_them_too(comfy_host, demo, monkeypatch):
     """With one step of training and two words, for time."""
-    erase, presets = comfy_host.module("nodes.erase.erase"), comfy_host.module("mace.presets.presets")
+    erase, presets = comfy_host.module("nodes.stages.erasing"), comfy_host.module("mace.presets.presets")
     short = presets.Preset(lambda type: presets.LoraRow(1, 1, 1e-3))
     monkeypatch.setattr(erase, "PRESETS", {"short": short})
     monkeypatch.setattr(erase, "AliasSettings", partial(erase.AliasSettings, words="stag, horse"))

@@ -5,6 +5,7 @@ import { ALL, conceptNames, normalised, parseStrengths, withStrength, writable }
 
 const FUSING = ["MACE_FuseLoras", "MACE_EraseConcepts"];
 const CONCEPTS = "MACE_Concepts";
+const WORDS = "words";
 const PANEL = "strength sliders";
 const ROW = 22;
 const MARGIN = 10;
@@ -13,6 +14,7 @@ const UNFILTERED = 12;
 const FOLLOWED = ["refinement", "loras", "concepts", "images", "more"];
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
 
 // What the last run fused. The page keeps it when it makes the nodes anew, as undo and another tab do.
 function ranWith(node) {
@@ -37,6 +39,8 @@ function upstream(node) {
   // A refinement's list decides what is fused.
   const refined = node.inputs?.some((input) => input.name === "refinement" && input.link != null);
   follow(node, refined ? ["refinement"] : ["loras", "concepts"]);
+  // Erase Concepts has words of its own, after those that are connected.
+  if (!isLinked(node, WORDS)) names.push(...conceptNames(String(widgetOf(node, WORDS)?.value ?? "")));
   return names;
 }
 
@@ -156,7 +160,7 @@ function render(node) {
   const names = namesOf(node, state, found);
   if ([...names.keys()].join("\n") !== [...state.rows.keys()].join("\n")) showRows(node, state, names);
   if (!state.panel) return;
-  const linked = node.inputs?.some((input) => input.widget?.name === "strengths" && input.link != null);
+  const linked = isLinked(node, "strengths");
   const { note } = state.panel;
   note.textContent = linked ? "The strengths come from another node." : "There is an error in the strengths.";
   note.style.display = linked || !found ? "block" : "none";
@@ -195,8 +199,10 @@ app.registerExtension({
     const fuses = FUSING.includes(nodeData.name);
     if (!fuses && nodeData.name !== CONCEPTS) return;
     after(nodeType.prototype, "onNodeCreated", (node) => {
-      const widget = widgetOf(node, fuses ? "strengths" : "concepts");
-      if (widget) after(widget, "callback", fuses ? () => render(node) : renderAll);
+      for (const name of fuses ? ["strengths", WORDS] : ["concepts"]) {
+        const widget = widgetOf(node, name);
+        if (widget) after(widget, "callback", fuses ? () => render(node) : renderAll);
+      }
     });
     if (!fuses) return;
     after(nodeType.prototype, "onConfigure", render);

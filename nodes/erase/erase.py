@@ -1,105 +1,18 @@
 """Erase Concepts: the whole of MACE in one node."""
 
-from collections.abc import Sequence
-from dataclasses import astuple
-
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...mace.concepts.concept import Concept
-from ...mace.concepts.strengths import parse_strengths, strengths_of
-from ...mace.method.prior import Prior
-from ...mace.method.refine import ALIKE
+from ...mace.concepts.concept import TYPES, ConceptError, merge, parse_concepts
+from ...mace.concepts.strengths import parse_strengths
 from ...mace.presets.presets import PRESETS
-from ...mace.presets.table10 import auto_weights
-from ..host.model.family import usual_guidance
-from ..host.model.unet import is_unet
+from ..host.model.family import sized
 from ..host.progress import send_text
-from ..schema import AUTO, CATEGORY, ConceptsType, LorasType, PriorType, side_inputs
-from ..stages.alias_search import AliasSettings
-from ..stages.alias_search import find_aliases as search_aliases
-from ..stages.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
-from ..stages.images import make_images
-from ..stages.mask_making import ATTENTION, make_masks
-from ..stages.prior import BUILT_IN, build_prior
-from ..stages.refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
-from ..stages.train import train_loras
-from ..stages.train_options import TrainOptions
+from ..schema import CATEGORY, ConceptsType, LorasType, PriorType, side_inputs
+from ..stages.erasing import COMPARED, Wanted, check_vae, erase, sampling
+from ..stages.preview import before_and_after
 
-# The host's usual sampling, as its own txt2img template has it.
-SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
-IMAGES, CAPTIONS = 8, 4000
-
-
-def refine_as_preset(
-    model,
-    clip,
-    concepts: tuple[Concept, ...],
-    preset: str,
-    prior: Prior | None,
-    strengths: Sequence[float] | None = None,
-):
-    """(refined MODEL, Refinement, lines for the artist, the prior it was refined with) with a preset's weights.
-
-    prior: where None, built-in captions are read if the weights need them.  strengths: see `refine_model`.
-    """
-    chosen = PRESETS[preset]
-    own = None if chosen.refine is None else chosen.refine(len(concepts))
-    if prior is None and (own or auto_weights(concepts)).lambda1:
-        send_text("reading captions for the prior")
-        prior, _ = build_prior(clip, BUILT_IN, CAPTIONS, 0, concepts=concepts, model=model)
-    send_text("refining")
-    # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
-    written = (AUTO,) * 3 if own is None else tuple(map(repr, astuple(own)[:3]))
-    measures = MEASURE_NAMES[own.metric if own else ALIKE]
-    weights, lines = choose_weights(concepts, *written, PAPER, measures)
-    settings = written_settings(*written, PAPER, measures)
-    refined, refinement, about = refine_model(
-        model, clip, concepts, weights, prior, settings=settings, strengths=strengths
-    )
-    return refined, refinement, [*lines, *about], refinement.prior
-
-
-def by_closed_form(
-    model,
-    clip,
-    vae,
-    concepts: tuple[Concept, ...],
-    preset: str,
-    strengths: list[float],
-    prior: Prior | None,
-    drawing: dict,
-) -> io.NodeOutput:
-    """Erasing from a model for which no LoRA is trained: the refinement is all, and moves the concepts' own words.
-
-    drawing: width, height and seed of the pictures that aliases are found by, {} where none are looked for.
-    """
-    lines = ["No LoRA is trained for this model: the refinement is all, and moves the concepts' own words too."]
-    if drawing:
-        check_vae(vae)
-        send_text("drawing pictures to find aliases by")
-        settings = {"count": AliasSettings().pictures, **SAMPLING, "cfg": usual_guidance(model), **drawing}
-        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
-        found = search_aliases(model, clip, images, AliasSettings())
-        concepts = found.concepts
-        lines += ["Aliases:", *found.lines]
-    listed = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
-    erased = model.clone()
-    if any(strengths):
-        own = strengths if min(strengths) < 1 else None
-        erased, _, about, _ = refine_as_preset(model, clip, concepts, preset, prior, own)
-        lines += ["Refinement:", *about]
-    else:
-        lines.append("All strengths are 0: the model is as it was.")
-    # What stands behind the loras output has nothing to do.
-    nothing = ExecutionBlocker(None)
-    return io.NodeOutput(erased, nothing, ui={"text": ("\n".join(lines),), "concepts": listed})
-
-
-def check_vae(vae) -> None:
-    """Raise ValueError without a VAE."""
-    if vae is None:
-        raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
+MOST_SEED = 2**63 - 1
 
 
 class EraseConcepts(io.ComfyNode):
@@ -111,15 +24,20 @@ class EraseConcepts(io.ComfyNode):
             node_id="MACE_EraseConcepts",
             display_name="Erase Concepts (MACE)",
             category=CATEGORY,
-            description="The whole of MACE in one node: draws training images, finds the concepts in them, refines, "
-            "trains an erasure LoRA for each and fuses them. Models for which no LoRA is trained (FLUX, SD3, "
-            "Qwen-Image and others) are erased from in closed form alone. The single nodes offer every setting.",
+            description="The whole of MACE in one node: write what is to go, and out comes a model without it. Draws "
+            "training images, finds the concepts in them, refines, trains an erasure LoRA for each and fuses them. "
+            "Models for which no LoRA is trained (FLUX, SD3, Qwen-Image and others) are erased from in closed form "
+            "alone. The single nodes offer every setting.",
             search_aliases=["mace", "erase", "unlearn", "remove concept", "forget", "censor", "nsfw"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to erase from."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
-                ConceptsType.Input("concepts", tooltip="What to erase, from Concepts; types may be mixed."),
+                ConceptsType.Input(
+                    "concepts",
+                    optional=True,
+                    tooltip="What to erase, from Concepts; types may be mixed. What stands in words comes after it.",
+                ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
@@ -131,7 +49,7 @@ class EraseConcepts(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=2**63 - 1,
+                    max=MOST_SEED,
                     control_after_generate=False,
                     tooltip="Seed of images and training.",
                 ),
@@ -147,8 +65,9 @@ class EraseConcepts(io.ComfyNode):
                 PriorType.Input(
                     "prior",
                     optional=True,
-                    tooltip="What to keep, from Prior or Load Prior. Without: built-in captions, read where the "
-                    "settings need them (minutes on a CPU, seconds on a GPU; kept for the next run).",
+                    tooltip="What to keep, from Prior or Load Prior. Without: 4000 built-in captions, read where the "
+                    "settings need them (for people, styles and explicit content: seconds on a GPU, up to an hour on a "
+                    "CPU; the node says so first, and keeps them for the next run).",
                 ),
                 io.Boolean.Input(
                     "find_aliases",
@@ -157,23 +76,74 @@ class EraseConcepts(io.ComfyNode):
                     tooltip="Ask the model which other words draw the same things (stag for deer), and erase them too, "
                     "as Find Aliases does with its defaults. What it found stands on the node.",
                 ),
+                io.String.Input(
+                    "words",
+                    optional=True,
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="dog\nairplane -> sky\ncat | kitty, feline",
+                    tooltip="What to erase, one a line, as in Concepts: a word alone, target -> mapping, or target | "
+                    "alias, alias -> mapping. No other node is needed for it.",
+                ),
+                io.Combo.Input(
+                    "type",
+                    optional=True,
+                    options=list(TYPES),
+                    default="object",
+                    tooltip="What the words are. It selects the prompts they are read in and the automatic settings. "
+                    "For a mixed list connect Concepts too.",
+                ),
+                io.Float.Input(
+                    "gentle_strong",
+                    display_name="gentle - strong",
+                    optional=True,
+                    default=0.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="To the left more of everything else stays as it was, to the right less is left of what is "
+                    "erased; 0 is the preset. A change trains nothing again. It multiplies the weights of what is "
+                    "kept (lambda1, lambda3 and mu of the refinement, lambda2, lambda3 and mu of the fusion) by "
+                    "100 at -1 and divides them by 100 at 1.",
+                ),
+                io.String.Input(
+                    "preview_prompt",
+                    optional=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="a photo of a dog in a park",
+                    tooltip="A prompt of yours: the node shows what it draws before and after, with two seeds. Empty: "
+                    "no pictures.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
                     "model", tooltip="The erased model: the original with patches where it reads its text."
                 ),
                 LorasType.Output("loras", tooltip="The erasure LoRAs, to save or to fuse with other strengths."),
+                io.Int.Output("width", tooltip="Width of the pictures in pixels, for Empty Latent Image."),
+                io.Int.Output("height", tooltip="Height of the pictures in pixels, for Empty Latent Image."),
             ],
             has_intermediate_output=True,
         )
 
     @classmethod
-    def validate_inputs(cls, strengths=None):
+    def validate_inputs(cls, strengths=None, words=None):
         try:
             parse_strengths(strengths or "")
         except ValueError as error:
             return str(error)
-        return True
+        errors = []
+        for kind in TYPES:
+            # What is wrong under one type alone (a usual mapping equal to the phrase) shows when the node runs: were
+            # type asked for here, the host would mark it too.
+            try:
+                merge(parse_concepts(words or "", kind))
+            except ConceptError as error:
+                errors.append(f"words: {error}")
+        return errors[0] if len(errors) == len(TYPES) else True
 
     @classmethod
     def execute(
@@ -181,45 +151,41 @@ class EraseConcepts(io.ComfyNode):
         model,
         clip,
         vae,
-        concepts,
         preset,
         width,
         height,
         seed,
         strengths,
+        concepts=None,
         prior=None,
         find_aliases=False,
+        words="",
+        type="object",
+        gentle_strong=0.0,
+        preview_prompt="",
     ) -> io.NodeOutput:
-        check_base(model)
-        own_strengths = strengths_of(strengths, concepts)
-        if not is_unet(model):
-            drawing = dict(width=width, height=height, seed=seed) if find_aliases else {}
-            return by_closed_form(model, clip, vae, concepts, preset, own_strengths, prior, drawing)
-        check_vae(vae)
-        send_text("drawing training images")
-        settings = {"count": IMAGES, "width": width, "height": height, "seed": seed, **SAMPLING}
-        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
-        about: dict[str, Sequence[str]] = {}
-        if find_aliases:
-            found = search_aliases(model, clip, images, AliasSettings())
-            images, concepts, about["Aliases"] = found.images, found.concepts, found.lines
-        chosen = PRESETS[preset]
-        fuse_as = (AUTO,) * 3 if chosen.fuse is None else tuple(map(repr, astuple(chosen.fuse(len(concepts)))[:3]))
-        refined, refinement, about["Refinement"], prior = refine_as_preset(model, clip, concepts, preset, prior)
-        send_text("finding the concepts in the images")
-        masks, about_masks, _ = make_masks(model, clip, images, ATTENTION)
-        options = TrainOptions(
-            form=chosen.loss,
-            end_of_text=chosen.end_of_text,
-            focus=chosen.focus,
-            seed=seed,
-            by_type=chosen.lora,
+        chosen = merge(concepts or (), parse_concepts(words, type))
+        if not chosen:
+            raise ConceptError("there is nothing to erase: write a word into words, such as dog, or connect Concepts")
+        shown = " ".join(preview_prompt.split())
+        if shown:
+            check_vae(vae)
+        wanted = Wanted(preset, width, height, seed, strengths, prior, find_aliases, gentle_strong, bool(shown))
+        erased = erase(model, clip, vae, chosen, wanted)
+        pictures = {}
+        if shown:
+            send_text("drawing before and after")
+            settings = {"width": width, "height": height, **sampling(model)}
+            seeds = [(seed + number) % (MOST_SEED + 1) for number in range(COMPARED)]
+            drawn = before_and_after(model, erased.model, clip, vae, shown, seeds, settings)
+            for name, images in zip(("a_images", "b_images"), drawn, strict=True):
+                pictures[name] = ui.PreviewImage(images, cls=cls).as_dict()["images"]
+            send_text("before and after: drag the divider")
+        # The concepts are for the page's sliders, which cannot know what a preset holds; what stands behind the loras
+        # output has nothing to do where none are trained.
+        return io.NodeOutput(
+            erased.model,
+            ExecutionBlocker(None) if erased.loras is None else erased.loras,
+            *sized(model, width, height),
+            ui={"text": ("\n".join(erased.lines),), "concepts": erased.listed, **pictures},
         )
-        loras, about_training = train_loras(refined, clip, images, masks, options)
-        fused, about_fusion, listed = fused_model(
-            model, loras, refinement, prior, clip, CLOSED_FORM, strengths, fuse_as, next(iter(TOWARDS))
-        )
-        about |= {"Masks": about_masks, "Training": about_training, "Fusion": about_fusion}
-        lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
-        # The concepts are for the page's sliders, which cannot know what a preset holds.
-        return io.NodeOutput(fused, loras, ui={"text": ("\n".join(lines),), "concepts": listed})

@@ -36,8 +36,9 @@ class BuildPrior(io.ComfyNode):
             node_id="MACE_Prior",
             display_name="Prior (MACE)",
             category=CATEGORY,
-            description="What the erased model is to keep: everyday captions, and concepts you name. Takes minutes on "
-            "a CPU and seconds on a GPU; Save Prior keeps the result for other lists of concepts.",
+            description="What the erased model is to keep: everyday captions, and concepts you name. Takes seconds on "
+            "a GPU; on a CPU 4000 captions take up to an hour, so take fewer there. Save Prior keeps the result for "
+            "other lists of concepts.",
             search_aliases=["preserve", "retain", "mace", "coco", "captions", "regularization"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model to erase from, clip skip included."),

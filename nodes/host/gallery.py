@@ -74,9 +74,9 @@ class Prompts:
 class Gallery:
     """The pictures of one MODEL, as a KSampler with the seed and a batch of one draws each.
 
-    judge: of `nodes.host.judges.judges`.  settings: width, height, steps, cfg, sampler_name, scheduler.  batch:
-    pictures drawn together; samplers that draw noise at every step draw them one by one.  title: what progress calls
-    the model.
+    judge: of `nodes.host.judges.judges`, None where nobody judges.  settings: width, height, steps, cfg, sampler_name,
+    scheduler.  batch: pictures drawn together; samplers that draw noise at every step draw them one by one.  title:
+    what progress calls the model.
     """
 
     def __init__(self, model, prompts: Prompts, vae, judge, settings: dict, batch: int, progress: ProgressBar, title):
@@ -100,10 +100,17 @@ class Gallery:
             send_text(f"{self.title}: {min(start + BLOCK, len(asked))} of {len(asked)} pictures judged")
         return seen, pictures
 
-    def _block(self, asked: Sequence[Asked], shown: set[int]) -> tuple[list[dict], dict[int, Tensor]]:
-        keys = [content_sha256(self.key, self.prompts.encoder.tokenize(prompt), prompt, seed) for prompt, seed in asked]
-        seen = [_seen.get((self.judge.key, key)) for key in keys]
-        wanted = [place for place in range(len(asked)) if seen[place] is None or place in shown]
+    def draw(self, asked: Sequence[Asked]) -> list[Tensor]:
+        """The pictures uint8 [H, W, 3] asked for, without a judge. Advances progress as `look` does."""
+        keys = self._keys(asked)
+        pictures = self._pictures_of(asked, keys, range(len(asked)))
+        return [pictures[place] for place in range(len(asked))]
+
+    def _keys(self, asked: Sequence[Asked]) -> list[str]:
+        return [content_sha256(self.key, self.prompts.encoder.tokenize(prompt), prompt, seed) for prompt, seed in asked]
+
+    def _pictures_of(self, asked: Sequence[Asked], keys: Sequence[str], wanted: Sequence[int]) -> dict[int, Tensor]:
+        """The pictures of the places in `wanted`, from the store or drawn."""
         pictures = {place: _pictures.get(keys[place]) for place in wanted}
         missing = [place for place in wanted if pictures[place] is None]
         self.progress.update((len(asked) - len(missing)) * self.settings["steps"])
@@ -114,6 +121,13 @@ class Gallery:
             pictures.update(
                 zip(part, self._draw([asked[place] for place in part], [keys[p] for p in part]), strict=True)
             )
+        return pictures
+
+    def _block(self, asked: Sequence[Asked], shown: set[int]) -> tuple[list[dict], dict[int, Tensor]]:
+        keys = self._keys(asked)
+        seen = [_seen.get((self.judge.key, key)) for key in keys]
+        wanted = [place for place in range(len(asked)) if seen[place] is None or place in shown]
+        pictures = self._pictures_of(asked, keys, wanted)
         unseen = [place for place in wanted if seen[place] is None]
         for start in range(0, len(unseen), self.batch):
             part = unseen[start : start + self.batch]
@@ -148,7 +162,9 @@ class Gallery:
             # A row of a batch would keep the whole batch in memory.
             _pictures.put(key, picture.clone(), picture.numel())
         self.drawn += len(pictures)
-        self.progress.update_absolute(end, preview=("JPEG", _strip(pictures), None))
+        # Pictures that nobody judges are shown as they are.
+        preview = None if self.judge is None else ("JPEG", _strip(pictures), None)
+        self.progress.update_absolute(end, preview=preview)
         return pictures
 
 

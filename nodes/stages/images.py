@@ -51,7 +51,7 @@ class Sampling:
         Every concept is sampled with the same seed in a batch of its own: which others are in the list changes
         nothing. Advances progress by `steps`.
         """
-        key = content_sha256(self._key, self.encoder.content(concept.target, self.negative), concept.target, template)
+        key = self._key_of(concept, template)
         found = _store.get(key)
         if found is None:
             latents = self._sample(fill(template, concept.target))
@@ -62,6 +62,14 @@ class Sampling:
             self.progress.update(self.settings["steps"])
         latents, pictures = found
         return ConceptImages(concept, latents, pictures, template)
+
+    def kept(self, concept: Concept, template: str) -> bool:
+        """Whether the images of a concept are kept, so that none are drawn."""
+        return _store.get(self._key_of(concept, template)) is not None
+
+    def _key_of(self, concept: Concept, template: str) -> str:
+        content = self.encoder.content(concept.target, self.negative)
+        return content_sha256(self._key, content, concept.target, template)
 
     def _sample(self, prompt: str) -> Tensor:
         s = self.settings
@@ -98,8 +106,19 @@ def make_images(
 ) -> tuple[ConceptImages, ...]:
     """Training images of every concept, by the host's sampler. settings: see `Sampling`."""
     templates = [template_of(concept, prompt) for concept in concepts]
+    sampling = _sampling(model, clip, vae, negative, settings, len(concepts))
+    return tuple(sampling.images(*pair) for pair in zip(concepts, templates, strict=True))
+
+
+def undrawn(model, clip, vae, concepts: Sequence[Concept], prompt: str, negative: str, settings: dict) -> list[Concept]:
+    """The concepts whose images `make_images` would have to draw, since none are kept from before."""
+    sampling = _sampling(model, clip, vae, negative, settings, len(concepts))
+    return [concept for concept in concepts if not sampling.kept(concept, template_of(concept, prompt))]
+
+
+def _sampling(model, clip, vae, negative: str, settings: dict, count: int) -> Sampling:
     width, height = sized(model, settings["width"], settings["height"])
     settings = {**settings, "width": width, "height": height}
-    progress = ProgressBar(len(concepts) * settings["steps"])
-    sampling = Sampling(model, text_to_draw_with(clip, model), vae, negative, progress, **settings)
-    return tuple(sampling.images(*pair) for pair in zip(concepts, templates, strict=True))
+    return Sampling(
+        model, text_to_draw_with(clip, model), vae, negative, ProgressBar(count * settings["steps"]), **settings
+    )

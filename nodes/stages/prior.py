@@ -87,6 +87,17 @@ def general_moment(
     return tuple(None if part is None else part - own.cpu() for part, own in zip(total, less, strict=True))
 
 
+def origin_of(captions: str, count: int, seed: int) -> tuple:
+    """What the captions drawn depend on. captions: BUILT_IN or a file of the input folder."""
+    return captions, files.file_stamp("" if captions == BUILT_IN else captions), count, seed
+
+
+def captions_to_read(encoder: TextEncoder | PortText, captions: str, count: int, seed: int) -> int:
+    """How many captions `build_prior` would read: none where their sum is kept from before."""
+    known = _last_general.get(encoder.clip.cond_stage_model, (None, None))[0]
+    return 0 if known == (encoder.identity, origin_of(captions, count, seed)) else count
+
+
 def build_prior(
     clip,
     captions: str,
@@ -115,7 +126,7 @@ def build_prior(
     kept_prompts = tuple(tuple(fill(template, concept.target) for template in concept.prompts) for concept in keep)
     prompts = [prompt for own in kept_prompts for prompt in own]
     progress = ProgressBar(len(drawn) + len(left_out) + len(prompts))
-    origin = (captions, files.file_stamp("" if captions == BUILT_IN else captions), count, seed)
+    origin = origin_of(captions, count, seed)
     general, pooled = general_moment(encoder, drawn, left_out, origin, progress) if kept else (None, None)
     preserve, pooled_preserve = encoder.gram(prompts, progress.update) if prompts else (None, None)
     prior = make_prior(

@@ -1,6 +1,5 @@
 """Weights of detectors and segmenters as they are published: .safetensors, or .pth without running what is in it."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        except Exception as error:  # for damage, PyTorch's reader raises whatever it met
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise ValueError(f"{path.name} cannot be read as weights: {reason}") from error
     for wrapping in ("model", "state_dict"):

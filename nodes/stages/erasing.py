@@ -1,0 +1,248 @@
+"""The whole of an erasure as a stage: images, masks, refinement, training and fusion, with a preset's settings."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+
+from ...mace.concepts.concept import Concept
+from ...mace.concepts.strengths import strengths_of
+from ...mace.formats.lora_set import LoraSet
+from ...mace.method.prior import Prior
+from ...mace.method.refine import ALIKE, Refinement
+from ...mace.presets.leaning import holding, leaning
+from ...mace.presets.presets import PRESETS, Preset
+from ...mace.presets.table10 import auto_weights
+from ..host.model.family import usual_guidance
+from ..host.model.unet import is_unet
+from ..host.progress import duration, send_text
+from ..host.text import TextEncoder
+from ..schema import AUTO
+from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
+from .estimate import TRAINED, Estimate, estimated, measure_speed
+from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
+from .images import make_images, undrawn
+from .mask_making import ATTENTION, make_masks
+from .prior import BUILT_IN, build_prior, captions_to_read
+from .refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
+from .train import train_loras
+from .train_options import TrainOptions
+
+# The host's usual sampling, as its own txt2img template has it.
+SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
+IMAGES, CAPTIONS, CAPTION_SEED = 8, 4000, 0
+# Parts of the work, as the estimate names them.
+PICTURES, OTHER_WORDS, READING = "pictures", "other words", "reading"
+TRAINING, COMPARING = "training", "before and after"
+# The pictures before and after, one for each seed.
+COMPARED = 2
+LEAN = "gentle_strong"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the artist sets. preset: one of PRESETS.  width, height: of training images in pixels, 0 for the model's
+    own.  strengths: as in `mace.concepts.strengths`.  prior: what to keep, None for built-in captions where the weights
+    need them.  find_aliases: whether the model is asked for them.  lean: -1 (gentle) to 1 (strong), see
+    `mace.presets.leaning`.  compared: whether pictures before and after come last, for the estimate.
+    """
+
+    preset: str
+    width: int
+    height: int
+    seed: int
+    strengths: str = ""
+    prior: Prior | None = None
+    find_aliases: bool = False
+    lean: float = 0.0
+    compared: bool = False
+
+    @property
+    def drawing(self) -> dict:
+        """Size and seed of the training images."""
+        return dict(width=self.width, height=self.height, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Erased:
+    """model: the erased MODEL.  loras: None where none are trained.  lines: for the artist.  listed: [target, strength]
+    of every concept."""
+
+    model: object
+    loras: LoraSet | None
+    lines: list[str]
+    listed: list
+
+
+def check_vae(vae) -> None:
+    """Raise ValueError without a VAE."""
+    if vae is None:
+        raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")
+
+
+def sampling(model) -> dict:
+    """How pictures of a MODEL are drawn: steps, cfg, sampler_name, scheduler."""
+    return SAMPLING if is_unet(model) else {**SAMPLING, "cfg": usual_guidance(model)}
+
+
+def needs_captions(concepts: Sequence[Concept], chosen: Preset) -> bool:
+    """Whether a preset's refinement of a list has a weight for captions."""
+    return bool((auto_weights(concepts) if chosen.refine is None else chosen.refine(len(concepts))).lambda1)
+
+
+def refine_as_preset(
+    model,
+    clip,
+    concepts: tuple[Concept, ...],
+    preset: str,
+    prior: Prior | None,
+    strengths: Sequence[float] | None = None,
+    lean: float = 0.0,
+):
+    """(refined MODEL, Refinement, lines for the artist, the prior it was refined with) with a preset's weights.
+
+    prior: where None, built-in captions are read if the weights need them.  strengths: see `refine_model`.  lean: see
+    `mace.presets.leaning`.
+    """
+    chosen = PRESETS[preset]
+    own = None if chosen.refine is None else chosen.refine(len(concepts))
+    if prior is None and needs_captions(concepts, chosen):
+        send_text("reading captions for the prior")
+        prior, _ = build_prior(clip, BUILT_IN, CAPTIONS, CAPTION_SEED, concepts=concepts, model=model)
+    send_text("refining")
+    # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
+    written = (AUTO,) * 3
+    if own or lean:
+        written = tuple(map(repr, astuple(leaning(own or auto_weights(concepts), lean))[:3]))
+    measures = MEASURE_NAMES[own.metric if own else ALIKE]
+    weights, lines = choose_weights(concepts, *written, PAPER, measures)
+    settings = written_settings(*written, PAPER, measures)
+    refined, refinement, about = refine_model(
+        model, clip, concepts, weights, prior, settings=settings, strengths=strengths
+    )
+    return refined, refinement, [*lines, *about], refinement.prior
+
+
+def leant(refinement: Refinement, lean: float) -> Refinement:
+    """A refinement as the fusion takes it, which solves Eq. 19 again: with its weights at `lean`.
+
+    Its LoRAs are those of the refinement as it is: another lean trains nothing.
+    """
+    if not lean:
+        return refinement
+    weights = leaning(refinement.weights, lean)
+    return replace(refinement, weights=weights, settings={**refinement.settings, LEAN: repr(lean)})
+
+
+def lean_lines(lean: float) -> list[str]:
+    """What `lean` does, for the artist."""
+    return [f"gentle - strong {lean:g}: what holds the rest weighs {holding(lean):.3g} times as much"] if lean else []
+
+
+def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Estimate:
+    """What of an erasure is new, and how long it will take; measured on the first concept.
+
+    A concept whose images are kept from before counts as done, for its LoRA is kept longer; nothing is measured where
+    all are.
+    """
+    settings = {"count": IMAGES, **wanted.drawing, **SAMPLING}
+    send_text("measuring what a prompt and a picture take")
+    new = undrawn(model, clip, vae, concepts, AUTO, "", settings)
+    if not new:
+        return Estimate({}, ())
+    chosen = PRESETS[wanted.preset]
+    speed = measure_speed(model, clip, new[0], wanted.width, wanted.height)
+    steps = SAMPLING["steps"]
+    usual = AliasSettings()
+    asked = usual.nearest + left_of(usual.nearest) * min(usual.pictures, IMAGES) * len(TIMESTEPS)
+    captions = 0
+    if wanted.prior is None and needs_captions(concepts, chosen):
+        captions = captions_to_read(TextEncoder(clip), BUILT_IN, CAPTIONS, CAPTION_SEED)
+    parts = {
+        PICTURES: (0, len(new) * IMAGES * steps * 2),
+        OTHER_WORDS: (len(new) * usual.nearest, len(new) * asked) if wanted.find_aliases else (0, 0),
+        READING: (captions + 2 * sum(len(concept.readings) for concept in new), 0),
+        TRAINING: (0, TRAINED * sum(chosen.lora(concept.type).steps for concept in new)),
+        COMPARING: (0, 2 * COMPARED * steps * 2 if wanted.compared else 0),
+    }
+    found = estimated(speed, parts, model, clip, IMAGES)
+    advice = [f"{captions} captions are read: a Prior with fewer, saved, is quicker"] if captions else []
+    lines = [f"{len(new)} of {len(concepts)} concepts are new, {found.lines[0]}", *found.lines[1:], *advice]
+    return replace(found, lines=lines)
+
+
+def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
+    """Erasing from a model for which no LoRA is trained: the refinement is all, and moves the concepts' own words."""
+    lines = ["No LoRA is trained for this model: the refinement is all, and moves the concepts' own words too."]
+    strengths = strengths_of(wanted.strengths, concepts)
+    if wanted.find_aliases:
+        check_vae(vae)
+        send_text("drawing pictures to find aliases by")
+        settings = {"count": AliasSettings().pictures, **sampling(model), **wanted.drawing}
+        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+        found = find_aliases(model, clip, images, AliasSettings())
+        concepts = found.concepts
+        lines += ["Aliases:", *found.lines]
+    listed = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
+    erased = model.clone()
+    if any(strengths):
+        own = strengths if min(strengths) < 1 else None
+        erased, _, about, _ = refine_as_preset(model, clip, concepts, wanted.preset, wanted.prior, own, wanted.lean)
+        lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
+    else:
+        lines.append("All strengths are 0: the model is as it was.")
+    return Erased(erased, None, lines, listed)
+
+
+def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
+    """Every stage, one after the other. Raises what the stages raise."""
+    check_base(model)
+    # A name that no concept has is said now, not after the training.
+    strengths_of(wanted.strengths, concepts)
+    if not is_unet(model):
+        return by_closed_form(model, clip, vae, concepts, wanted)
+    check_vae(vae)
+    start = time.perf_counter()
+    plan = estimate(model, clip, vae, concepts, wanted)
+    about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
+    send_text("\n".join([*plan.lines, "drawing training images"]))
+    settings = {"count": IMAGES, **wanted.drawing, **SAMPLING}
+    images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+    if wanted.find_aliases:
+        plan.say(OTHER_WORDS, "asking for other words")
+        found = find_aliases(model, clip, images, AliasSettings())
+        images, concepts, about["Aliases"] = found.images, found.concepts, found.lines
+    plan.say(READING, "reading prompts")
+    refined, refinement, about["Refinement"], prior = refine_as_preset(
+        model, clip, concepts, wanted.preset, wanted.prior
+    )
+    plan.say(TRAINING, "finding the concepts in the images")
+    masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
+    chosen = PRESETS[wanted.preset]
+    options = TrainOptions(
+        form=chosen.loss,
+        end_of_text=chosen.end_of_text,
+        focus=chosen.focus,
+        seed=wanted.seed,
+        by_type=chosen.lora,
+    )
+    loras, about["Training"] = train_loras(refined, clip, images, masks, options)
+    plan.say(COMPARING, "fusing")
+    fuse_as = (AUTO,) * 3
+    if chosen.fuse is not None:
+        fuse_as = tuple(map(repr, astuple(leaning(chosen.fuse(len(concepts)), wanted.lean))[:3]))
+    fused, about_fusion, listed = fused_model(
+        model,
+        loras,
+        leant(refinement, wanted.lean),
+        prior,
+        clip,
+        CLOSED_FORM,
+        wanted.strengths,
+        fuse_as,
+        next(iter(TOWARDS)),
+    )
+    about["Fusion"] = [*lean_lines(wanted.lean), *about_fusion]
+    took = f"It took {duration(time.perf_counter() - start)}."
+    send_text(took)
+    lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
+    return Erased(fused, loras, [*lines, took], listed)

@@ -1,0 +1,173 @@
+"""Erase Concepts in the real host, on the demo model: words, gentle - strong, the estimate, before and after."""
+
+import pytest
+import torch
+
+from tests.stages import delta_of, fuse, report, train
+from tests.test_refine_node import concepts, refine
+
+pytestmark = pytest.mark.host
+
+GIVEN = dict(preset="short", width=64, height=64, seed=3, strengths="")
+STEPS, CAPTIONS = 4, 20
+
+
+@pytest.fixture(scope="module")
+def erasing(comfy_host):
+    return comfy_host.module("nodes.stages.erasing")
+
+
+@pytest.fixture
+def erase(comfy_host, demo, erasing, monkeypatch):
+    """The node with a preset that trains a few steps, for time."""
+    presets = comfy_host.module("mace.presets.presets")
+    short = presets.Preset(lambda type: presets.LoraRow(2, STEPS, 3e-3))
+    monkeypatch.setattr(erasing, "PRESETS", {"short": short})
+    monkeypatch.setattr(erasing, "IMAGES", 2)
+    monkeypatch.setattr(erasing, "CAPTIONS", CAPTIONS)
+    monkeypatch.setattr(erasing, "SAMPLING", {**erasing.SAMPLING, "steps": 3})
+
+    def run(**inputs):
+        model, clip, vae = demo
+        return comfy_host.run("MACE_EraseConcepts", model=model, clip=clip, vae=vae, **{**GIVEN, **inputs})
+
+    return run
+
+
+def same(first, second):
+    assert list(first.patches) == list(second.patches)
+    return all(torch.equal(delta_of(first, key), delta_of(second, key)) for key in first.patches)
+
+
+def size(model):
+    return sum(float(delta_of(model, key).square().sum()) for key in model.patches) ** 0.5
+
+
+def test_words_alone_are_enough(comfy_host, erase):
+    node = erase(words="dog -> sky")
+    assert same(node[0], erase(concepts=concepts(comfy_host, "dog -> sky"))[0])
+    assert tuple(node[2:]) == (64, 64)
+    listed = [entry.concept.target for entry in node[1].loras]
+    assert listed == ["dog"] and node.ui["concepts"] == [["dog", 1.0]]
+
+
+def test_words_come_after_the_concepts_that_are_connected(comfy_host, erase):
+    node = erase(words="cat | kitty", type="style", concepts=concepts(comfy_host, "dog -> sky"))
+    found = [(entry.concept.target, entry.concept.type, entry.concept.aliases) for entry in node[1].loras]
+    assert found == [("dog", "object", ()), ("cat", "style", ("kitty",))]
+    with pytest.raises(ValueError, match="'dog' is in the list twice"):
+        erase(words="dog", concepts=concepts(comfy_host, "dog -> sky"))
+
+
+def test_nothing_to_erase_says_what_to_do(erase):
+    for words in ("", "  \n# dog"):
+        with pytest.raises(ValueError, match="there is nothing to erase: write a word into words, such as dog"):
+            erase(words=words)
+
+
+def test_an_error_in_the_text_is_said_before_anything_runs(comfy_host):
+    def check(**text):
+        return comfy_host.validate("MACE_EraseConcepts", **text)
+
+    assert check(words="dog\nship -> a -> b").startswith("words: line 2: more than one '->'")
+    assert check(strengths="dog = 2", words="dog").startswith("strengths: line 1: 'dog = 2' is not a concept")
+    # A mapping that is the usual one of one type alone is an error of that type alone.
+    assert check(words="sky") is True and check(words="", strengths="") is True and check() is True
+
+
+def test_a_strength_of_what_is_not_there_is_said_before_the_training(erase, erasing, monkeypatch):
+    monkeypatch.setattr(erasing, "make_images", None)
+    with pytest.raises(ValueError, match="strengths: there is no concept 'cat'"):
+        erase(words="dog", strengths="cat = 0.5")
+
+
+def test_the_middle_is_the_single_nodes_to_the_bit(comfy_host, demo, erase):
+    model, clip, vae = demo
+    chosen = concepts(comfy_host, "frog -> forest")
+    refined, refinement = refine(comfy_host, model, clip, chosen).result
+    shown = comfy_host.run(
+        "MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=chosen, prompt="auto", negative="", count=2,
+        width=64, height=64, seed=3, steps=3, cfg=7.0, sampler_name="euler", scheduler="normal",
+    )[0]  # fmt: skip
+    masks = comfy_host.run("MACE_MaskConcept", model=model, clip=clip, images=shown, backend="attention")[0]
+    loras = train(comfy_host, clip, refined, shown, masks=masks, steps=str(STEPS), seed=3)[0]
+    expected = fuse(comfy_host, model, loras, refinement=refinement, clip=clip)[0]
+    assert same(erase(concepts=chosen, gentle_strong=0.0)[0], expected)
+
+
+def test_gentle_to_strong_changes_more_and_trains_nothing(erase):
+    nodes = {lean: erase(words="horse -> forest", gentle_strong=lean) for lean in (0.0, -1.0, -0.5, 0.5, 1.0)}
+    sizes = [size(nodes[lean][0]) for lean in sorted(nodes)]
+    assert sizes == sorted(sizes) and sizes[0] < 0.7 * sizes[2] < 0.7 * sizes[4]
+    said = report(nodes[0.5])
+    assert "0 LoRAs trained, 1 of 1 kept from before" in said
+    assert "gentle - strong 0.5: what holds the rest weighs 0.1 times as much" in said
+    assert "another list" not in said and "gentle" not in report(nodes[0.0])
+    middle, gentle = (nodes[lean][0].get_attachment("mace_stages")[-1] for lean in (0.0, -0.5))
+    assert gentle["refinement"]["settings"]["gentle_strong"] == "-0.5" and middle["refinement"]["mu"] > 0
+    assert gentle["refinement"]["mu"] == pytest.approx(10 * middle["refinement"]["mu"])
+    assert gentle["weights"]["mu"] == pytest.approx(10 * middle["weights"]["mu"])
+
+
+def test_the_presets_own_fusion_leans_too(comfy_host, erase, erasing, monkeypatch):
+    presets = comfy_host.module("mace.presets.presets")
+    weights, fused = comfy_host.module("mace.method.refine"), comfy_host.module("mace.method.fuse")
+    own = presets.Preset(
+        lambda type: presets.LoraRow(1, 1, 1e-3),
+        lambda count: weights.RefineWeights(mu=5.0),
+        lambda count: fused.FuseWeights(mu=3.0),
+    )
+    monkeypatch.setattr(erasing, "PRESETS", {"short": own})
+    said = report(erase(words="horse -> forest", gentle_strong=-0.5))
+    assert "mu 5" in said.partition("Fusion:")[0] and "mu 30" in said.partition("Fusion:")[2]
+
+
+def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, monkeypatch):
+    said = []
+    for name in ("estimate", "erasing"):
+        monkeypatch.setattr(comfy_host.module(f"nodes.stages.{name}"), "send_text", said.append)
+    first = report(erase(words="ship -> sky\nbird -> sky", find_aliases=False, preview_prompt="a photo of the ship"))
+    plan = next(text for text in said if "about" in text)
+    assert plan.startswith("2 of 2 concepts are new, about ") and "memory: model and text encoder" in plan
+    assert plan.splitlines()[-1] == "drawing training images" and said.index(plan) == 1
+    assert plan.splitlines()[0] in first and first.splitlines()[-1].startswith("It took ")
+    more = report(erase(words="ship -> sky\nbird -> sky\ntruck -> sky"))
+    assert "1 of 3 concepts are new, about " in more
+    assert "Estimate" not in report(erase(words="ship -> sky"))
+
+
+def test_captions_are_in_the_estimate_and_their_cure(comfy_host, erase, monkeypatch):
+    monkeypatch.setattr(comfy_host.module("nodes.stages.prior"), "_last_general", {})
+    first = report(erase(words="apple", type="style"))
+    assert "20 captions are read: a Prior with fewer, saved, is quicker" in first
+    assert "captions are read" not in report(erase(words="banana", type="style"))
+
+
+def test_before_and_after_of_a_prompt(comfy_host, demo, erase, monkeypatch):
+    gallery = comfy_host.module("nodes.host.gallery")
+    drawn, sampled = [], gallery.sampled
+    monkeypatch.setattr(
+        gallery, "sampled", lambda model, *rest, **more: drawn.append(model) or sampled(model, *rest, **more)
+    )
+    node = erase(words="dog -> sky", preview_prompt=" a photo\n of the dog ")
+    before, after = (node.ui[name] for name in ("a_images", "b_images"))
+    assert len(before) == len(after) == 2 and len(drawn) == 2
+    pictures = [torch.from_numpy(pixels(comfy_host, image)) for image in (*before, *after)]
+    assert pictures[0].shape == (64, 64, 3)
+    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+    # As a KSampler with the seed draws it.
+    latents = comfy_host.sample(demo[0], demo[1], "a photo of the dog", seed=3, steps=3, cfg=7.0, sampler="euler")
+    expected = (comfy_host.decode(demo[2], latents)[0].movedim(0, -1) * 255).round()
+    assert (pictures[0] - expected).abs().max() <= 1
+    # The base is drawn once; nothing is without a prompt.
+    again = erase(words="dog -> sky", preview_prompt="a photo of the dog", gentle_strong=0.5)
+    assert len(drawn) == 3 and torch.equal(torch.from_numpy(pixels(comfy_host, again.ui["a_images"][0])), pictures[0])
+    assert "a_images" not in erase(words="dog -> sky").ui and len(drawn) == 3
+
+
+def pixels(host, image):
+    import numpy
+    from PIL import Image
+
+    folder = host.folder_paths.get_temp_directory()
+    return numpy.asarray(Image.open(f"{folder}/{image['filename']}"), dtype="float32")

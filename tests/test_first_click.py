@@ -1,0 +1,140 @@
+"""The first click: the registry archive in a clean ComfyUI, a stranger's checkpoint, a template, a word, queue."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from devtools import host, random_models
+from devtools.client import Client
+from tests.archive import build_archive, install_archive
+from tests.conftest import open_page
+from tests.pages import press_queue, queued, reports
+
+pytestmark = pytest.mark.browser
+
+TEMPLATES = ("Erase one object", "Erase several things")
+KINDS = {"sd15": "a_stranger_sd15.safetensors", "sdxl": "a_stranger_sdxl.safetensors"}
+# What makes it quick on a processor; with an artist's GPU the sizes stay at 0, which is the model's own.
+SIDE, STEPS = 64, 2
+
+
+@pytest.fixture(scope="module")
+def clean(comfy_host, server_base, tmp_path_factory):
+    """A server with the unpacked archive, two checkpoints of random weights, and nothing else of ours."""
+    base = server_base("clean")
+    pack = install_archive(build_archive(tmp_path_factory.mktemp("archive") / "node.zip"), base / "custom_nodes")
+    for kind, name in KINDS.items():
+        random_models.make_checkpoint(base / "models/checkpoints" / name, kind, small=True, plain=True)
+    comfy = Path(os.environ["MACE_COMFYUI"])
+    with host.start(comfy, sys.executable, base, pack_dir=None, cpu=True, extra_args=["--cache-classic"]) as running:
+        running.client, running.pack = Client(running.url), pack
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(browser, clean):
+    opened = open_page(browser, clean)
+    opened.console = []
+    opened.on("console", lambda message: opened.console.append((message.type, message.text, message.location)))
+    opened.on("pageerror", lambda error: opened.console.append(("error", str(error), {})))
+    yield opened
+    opened.close()
+
+
+def test_two_templates_are_listed_and_no_other(clean):
+    listed = host.get_json(clean.url + "/workflow_templates")
+    assert sorted(listed["mace-comfyui"]) == sorted(TEMPLATES) and "mace-comfyui-demo" not in listed
+
+
+def test_the_demo_models_are_listed_where_it_is(server):
+    listed = host.get_json(server.url + "/workflow_templates")
+    assert sorted(listed["mace-comfyui"]) == sorted(TEMPLATES) and "full" in listed["mace-comfyui-demo"]
+
+
+def open_template(page, name):
+    """As an artist does: the templates' window, the pack, the picture."""
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_role("dialog").get_by_text("mace-comfyui", exact=True).first.click()
+    page.locator(f'[data-testid="template-workflow-{name}"]').click()
+    page.wait_for_function("window.app.graph.nodes.some(node => node.type === 'MACE_EraseConcepts')")
+
+
+def choose(page, **values):
+    """Set widgets of Erase Concepts, Load Checkpoint and KSampler by name."""
+    page.evaluate(
+        """values => window.app.graph.nodes.forEach(node => (node.widgets ?? []).forEach(widget => {
+            if (['MACE_EraseConcepts', 'CheckpointLoaderSimple', 'KSampler'].includes(node.type)
+                && widget.name in values) widget.value = values[widget.name]; }))""",
+        values,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_runs_on_a_strangers_checkpoint(page, clean, name, kind):
+    page.console.clear()
+    open_template(page, name)
+    marked = page.evaluate("window.app.graph.nodes.filter(node => node.has_errors).map(node => node.type)")
+    assert marked == []
+    first = queued(page)
+    erase = next(node["inputs"] for node in first.values() if node["class_type"] == "MACE_EraseConcepts")
+    assert (erase["width"], erase["height"]) == (0, 0) and erase["words"] and erase["preview_prompt"]
+    latent = next(node["inputs"] for node in first.values() if node["class_type"] == "EmptyLatentImage")
+    assert latent["width"][1] == 2 and latent["height"][1] == 3
+    # As it is, the first checkpoint of the list is chosen.
+    assert (
+        next(n for n in first.values() if n["class_type"].startswith("Check"))["inputs"]["ckpt_name"] == KINDS["sd15"]
+    )
+    choose(page, ckpt_name=KINDS[kind], width=SIDE, height=SIDE, steps=STEPS)
+    entry = press_queue(page, clean, 600)
+    said = reports(page)["MACE_EraseConcepts"]
+    words = json.loads((clean.pack / f"example_workflows/{name}.json").read_text())
+    count = 1 if name == TEMPLATES[0] else 3
+    assert words["nodes"] and f"{count} concepts, {count} LoRAs" in said
+    saved = [output["images"] for output in entry["outputs"].values() if "images" in output]
+    assert len(saved) == 1 and len(saved[0]) == 1
+    shown = next(output for output in entry["outputs"].values() if "a_images" in output)
+    assert len(shown["a_images"]) == len(shown["b_images"]) == 2
+    page.get_by_role("slider", name="divider between before and after").wait_for()
+    ours = [line for line in page.console if line[0] == "error" and "mace" in f"{line[1]} {line[2]}".lower()]
+    assert ours == []
+
+
+def test_the_divider_moves_by_mouse_and_keyboard(page, clean):
+    divider = page.get_by_role("slider", name="divider between before and after")
+    before = page.get_by_role("img", name="before", exact=True)
+    box = divider.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    dragged = int(divider.input_value())
+    assert 10 < dragged < 30 and f"{100 - dragged}%" in before.evaluate("image => image.style.clipPath")
+    divider.press("ArrowRight")
+    assert int(divider.input_value()) == dragged + 1
+    first = before.get_attribute("src")
+    page.get_by_role("button", name="seed 1 of 2").click()
+    assert before.get_attribute("src") != first
+    # It belongs to the run: neither the workflow nor the prompt holds it.
+    node = page.evaluate("window.app.graph.serialize().nodes.find(node => node.type === 'MACE_EraseConcepts')")
+    assert len(node["widgets_values"]) == 10
+    assert not any("before" in name for entry in queued(page).values() for name in entry["inputs"])
+
+
+def test_the_cores_compare_where_nodes_are_drawn_with_vue(browser, clean):
+    opened = open_page(browser, clean)
+    try:
+        opened.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+        opened.wait_for_function("window.LiteGraph.vueNodesMode")
+        open_template(opened, TEMPLATES[0])
+        choose(opened, width=SIDE, height=SIDE, steps=STEPS)
+        press_queue(opened, clean, 600)
+        opened.locator('[data-testid="image-compare-viewport"] img').nth(1).wait_for()
+        assert opened.locator('[data-testid="before-batch"]').count() == 1
+        assert opened.get_by_role("slider", name="divider between before and after").count() == 0
+    finally:
+        opened.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+        opened.close()
