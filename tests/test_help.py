@@ -56,7 +56,7 @@ def _long_enough(words: list[str]) -> bool:
 
 
 def _said(words: list[str]) -> bool:
-    """Whether one text holds these words. Numbers and what is quoted may be a value there, and a quarter of the rest."""
+    """Whether one text holds these words. Numbers and what is quoted may be values there, and a quarter of the rest."""
     patterns, plain = [], 0
     for word in words:
         filled = FILLED.sub(VALUE, word)

@@ -149,11 +149,11 @@ def test_what_does_not_go_together_is_refused(comfy_host, demo, flux, dog):
         refine(comfy_host, model, text, dog, mu="10", prior=prior)
 
 
-def erase(comfy_host, flux, chosen, strengths=""):
+def erase(comfy_host, flux, chosen, strengths="", **more):
     model, text = flux
     return comfy_host.run(
         "MACE_EraseConcepts", model=model, clip=text, vae=None, concepts=chosen, preset="paper (Table 10)",
-        width=64, height=64, seed=0, strengths=strengths,
+        width=64, height=64, seed=0, strengths=strengths, **more,
     )  # fmt: skip
 
 
@@ -171,6 +171,17 @@ def test_erase_concepts_is_the_refinement_alone(comfy_host, flux):
     changes = [edited(own, TOKENS) - flux[0].model.state_dict()[TOKENS] for own in (node[0], half[0])]
     assert 0.1 < (changes[0] - changes[1]).norm() / changes[0].norm() < 0.9
     assert not erase(comfy_host, flux, chosen, "* = 0")[0].patches
+
+
+def test_gentle_to_strong_of_the_refinement_alone(comfy_host, flux, dog):
+    sizes = []
+    for lean in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        node = erase(comfy_host, flux, None, words="dog -> cat", gentle_strong=lean)
+        sizes.append(float((edited(node[0], TOKENS) - flux[0].model.state_dict()[TOKENS]).norm()))
+        if lean == 0:
+            assert torch.equal(edited(node[0], TOKENS), edited(erase(comfy_host, flux, dog)[0], TOKENS))
+    assert sizes == sorted(sizes) and sizes[0] < 0.9 * sizes[-1]
+    assert "gentle - strong 1: what holds the rest weighs 0.01 times as much" in report(node)
 
 
 @pytest.mark.parametrize("layout", ["ComfyUI", "kohya (A1111, Forge)"])

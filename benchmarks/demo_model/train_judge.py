@@ -35,9 +35,9 @@ def given_back(icons: Icons, vae: nn.Module) -> Tensor:
     """Pictures [4, concepts, styles, colours, 3, 64, 64] in 8 bits: the icons, and what comes of their latents by
     NOISES."""
     flat, found = icons.pictures.flatten(0, 2), [_in_bytes(icons.pictures)]
-    latents = torch.cat([vae.taesd_encoder(part) for part in flat.split(256)])
+    latents = torch.cat([vae.taesd_encoder(part) for part in flat.split(32)])
     for noise in list(NOISES.values())[1:]:
-        parts = (latents + noise * torch.randn_like(latents)).split(256)
+        parts = (latents + noise * torch.randn_like(latents)).split(32)
         shown = torch.cat([_in_bytes(vae.taesd_decoder(part).clamp(0, 1)) for part in parts])
         found.append(shown.unflatten(0, icons.pictures.shape[:3]))
     return torch.stack(found)
