@@ -1,18 +1,19 @@
 """Import LoRA as Erasure LoRA: one concept's LoRA of another program."""
 
-import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ... import install
 from ...mace.concepts.concept import Concept
 from ...mace.formats.lora_layouts import LAYOUTS, PEFT, layout_of, read
 from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, join
 from ...mace.formats.lora_set_file import FORMAT, REFINED_ON_KEY, concept_of
 from ..host import files
+from ..host.folders import file_names, path_of, path_or_raise
 from ..host.lora_files import CONFIG
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import cross_attention_keys
@@ -29,15 +30,11 @@ def config_path(path: str) -> str:
 def read_config(path: str) -> Mapping | None:
     """PEFT's configuration beside an adapter file, None where there is none. Raises ValueError for a broken one."""
     try:
-        with open(config_path(path), encoding="utf-8") as opened:
-            config = json.load(opened)
+        return install.read_config(Path(config_path(path)))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise LoraSetError(f"{config_path(path)} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise LoraSetError(f"{config_path(path)} is damaged: it holds no settings")
-    return config
 
 
 def the_concept(concepts: tuple[Concept, ...] | None, metadata: Mapping[str, str], name: str) -> Concept:
@@ -81,7 +78,7 @@ class ImportLora(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model the LoRA is for: its layers are checked against it."),
                 io.Combo.Input(
                     "lora_name",
-                    options=folder_paths.get_filename_list("loras"),
+                    options=file_names("loras"),
                     tooltip="A safetensors file of models/loras or output/loras. A PEFT folder put there is listed by "
                     "its adapter_model.safetensors; its adapter_config.json is read too.",
                 ),
@@ -99,12 +96,12 @@ class ImportLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name="", **_):
-        path = folder_paths.get_full_path("loras", lora_name) if lora_name else None
+        path = path_of("loras", lora_name)
         return None if path is None else (files.path_stamp(path), files.path_stamp(config_path(path)))
 
     @classmethod
     def execute(cls, model, lora_name, concepts=None, more=None) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        path = path_or_raise("loras", lora_name)
         if not lora_name.lower().endswith((".safetensors", ".sft")):
             raise LoraSetError(
                 f"{lora_name} is not a safetensors file. Files of other kinds can run programs when they are read: "

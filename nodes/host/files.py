@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .folders import add_folder, entries, is_file
+
 PRIORS = "mace_priors"
 LORAS = "mace_loras"
 JUDGES = "mace_judges"
@@ -23,17 +25,13 @@ def register_folders() -> None:
     """Make the folders mace_priors, mace_loras and mace_judges of models/ and output/ known to the host."""
     for kind in (PRIORS, LORAS, JUDGES):
         for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
-            folder_paths.add_model_folder_path(kind, os.path.join(root, kind))
-        folder_paths.folder_names_and_paths[kind][1].add(".safetensors")
+            add_folder(kind, os.path.join(root, kind), ".safetensors")
 
 
 def input_files(*endings: str) -> list[str]:
     """The files of the host's input folder, not of folders in it, with one of these endings, sorted."""
-    root = folder_paths.get_input_directory()
-    if not os.path.isdir(root):
-        return []
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.name.lower().endswith(endings) and entry.is_file())
+    found = entries(folder_paths.get_input_directory())
+    return [entry.name for entry in found if entry.name.lower().endswith(endings) and is_file(entry)]
 
 
 def input_path(name: str) -> Path:
@@ -46,7 +44,12 @@ def input_path(name: str) -> Path:
 
 def file_stamp(name: str | None) -> tuple[str, int, int] | None:
     """What changes when an input file changes: name, size and time; None for no file and for a linked name."""
-    return None if name in (NONE, "", None) else path_stamp(folder_paths.get_annotated_filepath(name))
+    if not isinstance(name, str) or name in (NONE, ""):
+        return None
+    try:
+        return path_stamp(folder_paths.get_annotated_filepath(name))
+    except ValueError:  # outside the folder, which is told when the node runs
+        return (name, -1, -1)
 
 
 def path_stamp(path: str | None) -> tuple[str, int, int] | None:
@@ -55,7 +58,7 @@ def path_stamp(path: str | None) -> tuple[str, int, int] | None:
         return None
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return (path, -1, -1)
     return (path, status.st_size, status.st_mtime_ns)
 
