@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..model.fp8 import Wide
+from ..model.sampling import numbers_of
 from ..model.unet import ATTACHMENT, BASE, REFINED, tensor_bytes, weights_sha256
 
 _weights: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -172,13 +173,8 @@ def _model_sha256(model, without: tuple[Tensor, ...]) -> str:
     # The same weights can be told to predict another way, or to compute in another dtype.
     sampling, form = (model.get_model_object(name) for name in ("model_sampling", "latent_format"))
     how = [type(network), network.model_type, network.concat_keys, model.model_dtype(), network.manual_cast_dtype]
-    how += [type(sampling).__mro__[1:], sampling.state_dict(), _plain(sampling), type(form), vars(form)]
+    how += [type(sampling).__mro__[1:], sampling.state_dict(), numbers_of(sampling), type(form), vars(form)]
     return content_sha256(_weights[network], patches, model.model_options, {k: v for k, v in more.items() if v}, how)
-
-
-def _plain(module: nn.Module) -> dict:
-    """The numbers and texts a module is set to, besides its tensors."""
-    return {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
 
 
 def _is_difference(change, tensors: set[int]) -> bool:
