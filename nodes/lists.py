@@ -56,6 +56,11 @@ def joined_pictures(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part[..., :channels] for part in parts])
 
 
+def all_masks(parts: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """MASKs in order, None where there is none."""
+    return [part for part in parts if part is not None] or None
+
+
 def joined_boxes(parts: Sequence) -> object:
     """BOUNDING_BOXes as one, a list of boxes for each picture in order.
 

@@ -15,7 +15,7 @@ from ..host.detectors.found import Found
 from ..host.detectors.model_files import AUTO
 from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_names, segmenter_names
 from ..host.kept.on_disk import written
-from ..lists import joined_boxes, joined_images, takes_lists
+from ..lists import all_masks, joined_boxes, joined_images, takes_lists
 from ..schema import CATEGORY, SHOWN, ImagesType
 from ..stages.mask_making import ATTENTION, BOXES, EXTERNAL, NOTHING_FOUND, WHOLE, MaskSettings, make_masks
 
@@ -215,7 +215,7 @@ class MaskConcept(io.ComfyNode):
         )
 
     @classmethod
-    @takes_lists(images=joined_images, mask=list, boxes=joined_boxes)
+    @takes_lists(images=joined_images, mask=all_masks, boxes=joined_boxes)
     def execute(
         cls,
         model,

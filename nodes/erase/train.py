@@ -8,7 +8,7 @@ from ...mace.method.schedule import Cfis, Uniform
 from ...mace.presets.presets import PRESETS
 from ..host.lora_files import slug
 from ..host.model.unet import PROJECTIONS
-from ..lists import joined_images, takes_lists
+from ..lists import all_masks, joined_images, takes_lists
 from ..schema import AUTO, CATEGORY, MOST_RATE, ImagesType, LorasType, read_number
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
@@ -177,7 +177,7 @@ class TrainErasureLora(io.ComfyNode):
         return True
 
     @classmethod
-    @takes_lists(images=joined_images, masks=list)
+    @takes_lists(images=joined_images, masks=all_masks)
     def execute(
         cls,
         model,

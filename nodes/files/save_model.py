@@ -18,6 +18,7 @@ from ..host.model.fp8 import FP8
 from ..host.model.sampling import described, samples_as_saved, sampling_keys
 from ..host.model.unet import ATTACHMENT, effective_weight, is_quantised, weights_sha256
 from ..host.model.unsaved import unsaved
+from ..host.prefixes import expanded, prefix_error
 from ..schema import CATEGORY
 
 AS_LOADED = "as loaded"
@@ -162,7 +163,7 @@ class SaveErasedModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None):
-        return filename_prefix is None or files.prefix_error(filename_prefix) or True
+        return filename_prefix is None or prefix_error(filename_prefix) or True
 
     @classmethod
     def execute(cls, model, filename_prefix, dtype, clip=None, vae=None) -> io.NodeOutput:
@@ -173,7 +174,7 @@ class SaveErasedModel(io.ComfyNode):
                 "diffusion model alone"
             )
         predict_key, extra = sampling_keys(model)
-        metadata = modelspec(model, os.path.basename(files.expanded(filename_prefix)), predict_key)
+        metadata = modelspec(model, os.path.basename(expanded(filename_prefix)), predict_key)
         lost = unsaved(model)
         if not args.disable_metadata:
             metadata["prompt"] = json.dumps(cls.hidden.prompt or {})

@@ -70,4 +70,4 @@ def family(model) -> Base | None:
         base = SDXL
     else:
         base = _BY_WIDTH.get((model.model.model_config.unet_config.get("context_dim"), predicted == "v"))
-    return base and replace(base, prediction=predicted)
+    return base if base is None or base.prediction == predicted else replace(base, prediction=predicted)

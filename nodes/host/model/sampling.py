@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 # Sigmas come back from a file through their logarithms.
 SAME_SIGMA = 1e-4
+_NAMES = {comfy.model_base.ModelType.EPS: "epsilon", comfy.model_base.ModelType.V_PREDICTION: "v"}
 
 
 def sampling_keys(model) -> tuple[str | None, dict[str, Tensor]]:
@@ -43,10 +44,11 @@ def sampling_keys(model) -> tuple[str | None, dict[str, Tensor]]:
 
 def prediction(model) -> str:
     """What a MODEL predicts: epsilon, v, or in the host's words (edm), for "epsilon" would be wrong of it."""
+    if "model_sampling" not in model.object_patches:
+        kind = model.model.model_type
+        return _NAMES.get(kind, kind.name.lower())
     key, _ = sampling_keys(model)
-    if key is None and "model_sampling" in model.object_patches:
-        return _class_with(model.get_model_object("model_sampling"), "calculate_denoised").__name__.lower()
-    return key or model.model.model_type.name.lower()
+    return key or _class_with(model.get_model_object("model_sampling"), "calculate_denoised").__name__.lower()
 
 
 def samples_as_saved(model, tensors: Mapping[str, Tensor], prefix: str) -> bool:
