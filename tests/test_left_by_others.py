@@ -78,6 +78,7 @@ def test_odd_entries_in_folder_paths(comfy_host, odd_entry, tmp_path, kind, odd)
 @pytest.mark.parametrize("odd", ["none", "folders that cannot grow", "a number"])
 def test_own_folders_are_looked_in_beside_an_odd_entry(comfy_host, odd_entry, tmp_path, monkeypatch, caplog, odd):
     monkeypatch.setattr(comfy_host.folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(comfy_host.folder_paths, "output_directory", str(tmp_path / "output"))
     for kind, name in (("mace_loras", "mine.safetensors"), ("sams", "sam_vit_b.pth")):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / name).touch()
