@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from benchmarks.demo_model.checkpoint import write
+from devtools.cache import REPO
 from tests.kinds import conditioning, latents, sampled_as, unet
 
 pytestmark = pytest.mark.host
@@ -112,6 +114,23 @@ def test_the_file_is_sampled_as_the_model_was(comfy_host, case):
     same &= type(model.get_model_object("latent_format")) is type(loaded.model.latent_format)
     # What is said to be read back is, and what is said not to be is not.
     assert same == read
+
+
+def test_families_that_predict_in_one_way(comfy_host, tmp_path):
+    """An SD3's shift is no part of a file."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    write(REPO / "assets/demo/demo_sd3.safetensors", tmp_path / "sd3.safetensors")
+    model, _, _ = comfy_host.load_checkpoint(tmp_path / "sd3.safetensors")
+    for case, other, lost in (
+        ("as it was", model, False),
+        ("the same shift", ModelSamplingSD3().patch(model, 3.0)[0], False),
+        ("another shift", ModelSamplingSD3().patch(model, 5.0)[0], True),
+    ):
+        path, text = save(comfy_host, other, f"sd3 {case}")
+        assert ("model_sampling (CONST, ModelSamplingDiscreteFlow, shift 5" in text) == lost, case
+        assert ("model_sampling" in text) == lost, case
+        path.unlink()
 
 
 def test_the_hosts_own_saving_of_the_same(comfy_host, demo):

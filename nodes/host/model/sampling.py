@@ -11,7 +11,6 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_sampling
 import torch
-from comfy.supported_models_base import BASE
 from torch import Tensor, nn
 
 # Sigmas come back from a file through their logarithms.
@@ -64,9 +63,10 @@ def samples_as_saved(model, tensors: Mapping[str, Tensor], prefix: str) -> bool:
 def _as_loaded(model, tensors: Mapping[str, Tensor], prefix: str) -> tuple[nn.Module, object]:
     """(model_sampling, latent_format) that the host gives a file of the MODEL's family with these tensors."""
     kind = type(model.model.model_config)
-    if kind.model_type is BASE.model_type and kind.get_model is not BASE.get_model:
-        # Families that predict in one way, whatever is in the file.
-        return model.model.model_sampling, model.model.latent_format
+    if "model_type" not in kind.get_model.__code__.co_names:
+        # Families that predict in one way, whatever is in the file. While a MODEL is loaded, its patches stand there.
+        own = model.object_patches_backup
+        return tuple(own.get(name, getattr(model.model, name)) for name in ("model_sampling", "latent_format"))
     config = kind(model.model.model_config.unet_config)
     found = config.model_type(tensors, prefix)
     return comfy.model_base.model_sampling(config, found), config.latent_format
