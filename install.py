@@ -6,6 +6,7 @@ ComfyUI-Manager runs this file after installing the pack; it can also be run by 
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ DINO_FILE, SAM_FILE, BERT = "groundingdino_swint_ogc.pth", "sam_vit_b_01ec64.pth
 WEIGHTS = (".pth", ".pt", ".safetensors")
 # The files of a folder, of each choice one.
 CONFIG, WORDS = ("config.json",), ("tokenizer.json", "vocab.txt")
+MOST_CONFIG = 16 << 20
 BERT_FILES = (CONFIG, ("model.safetensors", "pytorch_model.bin"), WORDS)
 SAM_FILES = (
     CONFIG,
@@ -51,7 +53,7 @@ DINO_FILES = (*SAM_FILES, WORDS)
 
 def missing_packages(backend: str) -> str | None:
     """What to run so that a back-end of Mask Concept finds its packages, or None when it does."""
-    lacking = [name for name in IMPORTED[backend] if importlib.util.find_spec(name) is None]
+    lacking = [name for name in IMPORTED[backend] if not _is_there(name)]
     python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
     commands = []
     for options, packages in (("--no-deps ", ALONE), ("", BESIDE)):
@@ -63,6 +65,13 @@ def missing_packages(backend: str) -> str | None:
     return _missing_of_transformers(python) if backend == TRANSFORMERS else None
 
 
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # another pack put something in its place
+        return False
+
+
 def _missing_of_transformers(python: str) -> str | None:
     """What the installed transformers lacks. It is not imported, which takes seconds."""
     models = [Path(folder, "models") for folder in importlib.util.find_spec("transformers").submodule_search_locations]
@@ -72,7 +81,7 @@ def _missing_of_transformers(python: str) -> str | None:
             f"the installed transformers has no {lacking[0]}, version 4.56 or newer is needed: run {python} -m pip "
             "install --upgrade transformers, and restart ComfyUI"
         )
-    if importlib.util.find_spec("torchvision") is None:
+    if not _is_there("torchvision"):
         # Without its version pip would take the newest, and another torch with it.
         return "torchvision is not installed, which belongs to ComfyUI: install the one for the torch that is there"
     return None
@@ -80,24 +89,52 @@ def _missing_of_transformers(python: str) -> str | None:
 
 def lacking_files(folder: Path, needed: tuple) -> list[str]:
     """Of each choice in `needed` that the folder has no file of: the choice, in words."""
-    return [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
+    return [" or ".join(names) for names in needed if not any(os.path.isfile(folder / name) for name in names)]
+
+
+def read_config(path: Path) -> dict:
+    """The settings in a JSON file. Raises FileNotFoundError where there is none, ValueError where it cannot be read."""
+    try:
+        size = path.stat().st_size
+        # Neither a pipe, which would be waited for, nor weights under another name.
+        if not path.is_file() or size > MOST_CONFIG:
+            raise ValueError(f"it is no file of up to {MOST_CONFIG >> 20} MB")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(settings, dict):
+        raise ValueError("it holds no settings")
+    return settings
 
 
 def model_type(folder: Path) -> str | None:
     """What a folder's config.json says it is, or None where it says nothing that can be read."""
     try:
-        return json.loads((folder / CONFIG[0]).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        kind = read_config(folder / CONFIG[0]).get("model_type")
+    except (FileNotFoundError, ValueError):
         return None
+    return kind if isinstance(kind, str) else None
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _holds(folder: Path, *endings: str) -> bool:
-    return folder.is_dir() and any(path.is_file() and path.name.endswith(endings) for path in folder.iterdir())
+    return any(os.path.isfile(path) and path.name.endswith(endings) for path in _inside(folder))
 
 
 def _folder_step(places: list[Path], types: tuple, needed: tuple, example: str) -> str | None:
     """What to do so that one of the places holds a whole folder of these types, or None when one does."""
-    folders = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
+    folders = [path for place in places for path in _inside(place)]
     ours = [path for path in folders if model_type(path) in types]
     if not ours:
         return f"put a folder such as {example}, with config.json, into {places[0]}"

@@ -46,6 +46,13 @@ def _start_dynamic_memory() -> bool:
     return True
 
 
+def as_list(name: str, value):
+    """An input as the host gives it to nodes that take lists; of a DynamicCombo each of its own inputs."""
+    if isinstance(value, dict) and name in value:
+        return {inner: [own] for inner, own in value.items()}
+    return [value]
+
+
 class InProcessHost:
     """Imports the host once and loads the pack as the host itself does.
 
@@ -103,12 +110,15 @@ class InProcessHost:
         """Execute a node as the host does: checked inputs, inference mode. Returns its NodeOutput."""
         cls = self.node_classes[node]
         cls.GET_SCHEMA()
+        if cls.INPUT_IS_LIST:
+            inputs = {name: as_list(name, value) for name, value in inputs.items()}
         with torch.inference_mode():
             return cls.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
 
     def validate(self, node: str, **inputs):
         """What the node's validate_inputs says: True or the message."""
-        return self.node_classes[node].validate_inputs(**inputs)
+        cls = self.node_classes[node]
+        return cls.validate_inputs(**{name: [value] for name, value in inputs.items()} if cls.INPUT_IS_LIST else inputs)
 
     @staticmethod
     def load_checkpoint(path: Path):

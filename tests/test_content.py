@@ -1,7 +1,11 @@
 """Keys by content: equal for equal content, different for any other."""
 
+import collections
 import functools
+import operator
+import re
 import threading
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -79,7 +83,7 @@ def test_what_cannot_be_read_is_equal_to_itself_alone(content):
     one = threading.Lock()
     assert content.content_sha256(one) == content.content_sha256(one)
     assert content.content_sha256(one) != content.content_sha256(threading.Lock())
-    assert content.content_sha256(torch.Generator()) != content.content_sha256(torch.Generator())
+    assert content.content_sha256(threading.Condition()) != content.content_sha256(threading.Condition())
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,100 @@ def test_what_cannot_be_read_is_equal_to_itself_alone(content):
 def test_functions_and_objects_count_by_what_they_hold(content, made):
     assert content.content_sha256(made(0.5)) == content.content_sha256(made(0.5))
     assert content.content_sha256(made(0.5)) != content.content_sha256(made(0.25))
+
+
+def pack(source):
+    """A module of another pack, by its source, as the host loads one."""
+    module = types.ModuleType("their_pack")
+    exec(source, vars(module))
+    return module
+
+
+HOLDERS = {
+    "global": lambda factor: pack(f"FACTOR = {factor}\ndef f(x): return x * FACTOR").f,
+    "global in a function within": lambda factor: (
+        pack(f"FACTOR = {factor}\ndef f(x):\n return [y * FACTOR for y in x]").f
+    ),
+    "global of a function named": lambda factor: (
+        pack(f"FACTOR = {factor}\ndef g(x): return x * FACTOR\ndef f(x): return g(x)").f
+    ),
+    "functions that name one another": lambda factor: (
+        pack(f"FACTOR = {factor}\ndef f(x): return g(x)\ndef g(x): return f(x) * FACTOR").f
+    ),
+    "class": lambda factor: pack(f"class W:\n factor = {factor}").W(),
+    "method of a class": lambda factor: pack(f"class W:\n def __call__(self, x): return x * {factor}").W(),
+    "base class": lambda factor: pack(f"class V:\n factor = {factor}\nclass W(V): pass").W(),
+    "property": lambda factor: pack(f"class W:\n @property\n def factor(self): return {factor}").W(),
+    "static method": lambda factor: pack(f"class W:\n @staticmethod\n def f(x): return x * {factor}").W(),
+    "class within a function": lambda factor: (
+        pack(
+            f"def make(factor):\n class W:\n  def f(self, x): return x * factor\n return W()\nmade = make({factor})"
+        ).made
+    ),
+    "dataclass": lambda factor: pack(
+        f"import dataclasses\n@dataclasses.dataclass\nclass W:\n a: int = 1\n def f(self): return {factor}"
+    ).W(),
+    "deque": lambda factor: collections.deque([factor]),
+    "mapping with a default": lambda factor: collections.defaultdict(int, {"a": factor}),
+    "bytes that change": lambda factor: bytearray(str(factor).encode()),
+    "method of a list": lambda factor: [factor].__getitem__,
+    "getter": lambda factor: operator.itemgetter(factor),
+    "pattern": lambda factor: re.compile(str(factor)),
+    "torch's random state": lambda factor: torch.Generator().manual_seed(int(factor * 4)),
+    "random state": lambda factor: __import__("random").Random(str(factor)),
+    "setting of a module": lambda factor: set_on(torch.nn.Linear(1, 1).apply(zeroed), factor),
+    "hook of a module": lambda factor: hooked(torch.nn.Linear(1, 1).apply(zeroed), factor),
+    "setting inside a module": lambda factor: torch.nn.Sequential(set_on(torch.nn.ReLU(), factor)),
+}
+
+
+def zeroed(module):
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)
+
+
+def set_on(module, factor):
+    module.factor = factor
+    return module
+
+
+def hooked(module, factor):
+    module.register_forward_hook(scaled(factor))
+    return module
+
+
+@pytest.mark.parametrize("case", HOLDERS)
+def test_what_other_packs_write_counts_by_value(content, case):
+    made = HOLDERS[case]
+    assert content.content_sha256(made(0.5)) == content.content_sha256(made(0.5))
+    assert content.content_sha256(made(0.5)) != content.content_sha256(made(0.25))
+
+
+def test_settings_of_a_module_of_the_pack(content, monkeypatch):
+    settings = pack("FACTOR = 1.0")
+    function = pack("def f(x): return x * settings.FACTOR").f
+    function.__globals__["settings"] = settings
+    before = content.content_sha256(function)
+    assert content.content_sha256(function) == before
+    settings.FACTOR = 0.2
+    assert content.content_sha256(function) != before
+
+
+def test_what_changes_in_place_is_seen(content):
+    wrapper = Scaled([1.0])
+    module = torch.nn.Linear(1, 1)
+    before = content.content_sha256(wrapper), content.content_sha256(module)
+    wrapper.factor.append(2.0)
+    with torch.no_grad():
+        module.weight += 1
+    assert content.content_sha256(wrapper) != before[0]
+    assert content.content_sha256(module) != before[1]
+
+
+@pytest.mark.parametrize("make", [lambda: (n for n in range(3)), lambda: open(__file__)])
+def test_what_has_no_value_is_never_the_same_again(content, make):
+    value = make()
+    assert content.content_sha256(value) != content.content_sha256(value)
 
 
 def test_what_holds_itself_has_a_key(content):
@@ -139,6 +237,15 @@ def test_a_models_key(comfy_host, demo, content):
         "callback": lambda value: lambda m: m.add_callback("on_pre_run", scaled(value)),
         "weight": lambda value: lambda m: m.add_weight_wrapper(key, scaled(value)),
     }
+    puts |= {
+        "global": lambda value: lambda m: m.set_model_unet_function_wrapper(HOLDERS["global"](value)),
+        "class": lambda value: lambda m: m.set_model_sampler_cfg_function(HOLDERS["class"](value).__class__),
+        "injection": lambda value: lambda m: m.set_injections("a", [Scaled(value)]),
+        "part": lambda value: lambda m: m.add_object_patch("diffusion_model.out.1", set_on(torch.nn.SiLU(), value)),
+        "itself": lambda value: lambda m: m.set_model_unet_function_wrapper(lambda *args: (m, value)),
+        "network": lambda value: lambda m: m.set_model_unet_function_wrapper(lambda *args: (m.model, value)),
+        "sampling": lambda value: lambda m: m.add_object_patch("model_sampling", sampling_of(m, value)),
+    }
     seen = {base}
     for put in puts.values():
         assert wrapped(put(1.0)) == wrapped(put(1.0))
@@ -146,6 +253,42 @@ def test_a_models_key(comfy_host, demo, content):
     assert len(seen) == 1 + 2 * len(puts)
     comfy_host.sample(changed(0.1), demo[1], "a dog", steps=1)
     assert content.model_sha256(model) == base
+    hook = model.model.diffusion_model.register_forward_hook(scaled(None))
+    assert content.model_sha256(model) != base
+    hook.remove()
+    out = model.model.diffusion_model.out
+    out.forward = lambda x: x
+    assert content.model_sha256(model) != base
+    del out.forward
+    assert content.model_sha256(model) == base
+
+
+def sampling_of(model, factor):
+    """Another pack's sampling: a class of its own with a method of its own."""
+    theirs = type(model.model.model_sampling)
+
+    class Own(theirs):
+        def calculate_denoised(self, sigma, output, given):
+            return super().calculate_denoised(sigma, output, given) * factor
+
+    return Own(model.model.model_config)
+
+
+def test_pictures_are_of_the_function_that_is_there(comfy_host, demo):
+    """A function around the model that leaves it alone, then one that does not."""
+    dog = comfy_host.run("MACE_Concepts", concepts="dog", type="object", preset="none", prompt_file="none")[0]
+    shown = []
+    for factor in (1.0, 0.2, 1.0):
+        model = demo[0].clone()
+        model.set_model_unet_function_wrapper(
+            pack(
+                f"F = {factor}\ndef f(apply, given): return F * apply(given['input'], given['timestep'], **given['c'])"
+            ).f
+        )
+        settings = dict(count=1, width=0, height=0, seed=5, steps=2, cfg=1.0, sampler_name="euler", scheduler="normal")
+        given = {"model": model, "clip": demo[1], "vae": demo[2], "concepts": dog, "prompt": "auto", "negative": ""}
+        shown.append(comfy_host.run("MACE_ConceptImages", **given, **settings)[1].clone())
+    assert not torch.equal(shown[0], shown[1]) and torch.equal(shown[0], shown[2])
 
 
 def test_formats_that_cannot_be_edited_have_a_key(content):

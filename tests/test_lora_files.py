@@ -15,12 +15,11 @@ from mace.formats.lora_layouts import (
     SDXL,
     diffusers_blocks,
     diffusers_module,
-    layout_of,
-    read,
     to_comfyui,
     to_kohya,
     to_peft,
 )
+from mace.formats.lora_reading import layout_of, read
 from tests.lora_cases import (
     FOUR,
     SD1_BLOCKS,

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from mace.formats.lora_layouts import (
     diffusers_module,
-    read,
     to_comfyui,
     to_peft,
 )
+from mace.formats.lora_reading import read
 from mace.method.lora import merge
 from tests.lora_cases import FOUR, lora_for, sd1_lora, seeded, write
 

@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from mace.formats.lora_layouts import LAYOUTS, SD1, SDXL, layout_of, read, to_comfyui, to_kohya, to_peft
+from mace.formats.lora_layouts import LAYOUTS, SD1, SDXL, to_comfyui, to_kohya, to_peft
+from mace.formats.lora_reading import layout_of, read
 from tests.lora_cases import FOUR, THREE, key_of, lora_for, sd1_lora, write
 
 

@@ -89,7 +89,7 @@ def test_other_loras_are_refused(comfy_host, demo, made):
         (pair(key.replace("blocks.0.", "blocks.7.")), "is for another model: this one has no .*transformer_blocks.7"),
         (pair(key.replace("attn2", "attn1")), "attn1.*only to_k and to_v of its cross-attention"),
         (pair("lora_te_text_model_encoder_layers_0_mlp_fc1"), "lora_te_text.*only to_k and to_v"),
-        ({"model.weight": torch.zeros(2)}, "model.weight is no LoRA key of ComfyUI, kohya or PEFT"),
+        ({"model.weight": torch.zeros(2)}, "model.weight is no LoRA key of ComfyUI, kohya, PEFT or Diffusers"),
         ({f"{key}.lora_up.weight": up}, "the down half of this LoRA is missing"),
         (pair(key, up=torch.full((320, 2), torch.nan)), "not finite"),
     ]

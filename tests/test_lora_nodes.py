@@ -51,7 +51,8 @@ def test_families(comfy_host, kind, width, prediction, name, expected):
             unet_config={"context_dim": width, "num_res_blocks": 2, "channel_mult": [1, 2, 4]}
         ),
     }
-    found = comfy_host.module("nodes.host.model.family").family(SimpleNamespace(model=network))
+    model = SimpleNamespace(model=network, object_patches={})
+    found = comfy_host.module("nodes.host.model.family").family(model)
     assert comfy_host.module("nodes.host.model.family").res_blocks(SimpleNamespace(model=network)) == (2, 2, 2)
     if name is None:
         assert found is None

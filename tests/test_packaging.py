@@ -50,7 +50,7 @@ def test_install_compares_comfyui(tmp_path, version, word):
 def test_install_is_standard_library_only_and_offline():
     source = (REPO / "install.py").read_text(encoding="utf-8")
     imported = set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE))
-    assert imported <= {"importlib", "json", "sys", "pathlib"}
+    assert imported <= {"importlib", "json", "os", "sys", "pathlib"}
 
 
 def mask_lines(tmp_path, *names, types=None, bare=False):

@@ -160,7 +160,7 @@ def test_patches_and_wrappers_read_what_they_read_in_sampling(module, model):
     for options in seen.values():
         assert options["cond_or_uncond"] == [0] and len(options["uuids"]) == 1
         assert torch.equal(options["sigmas"], torch.full((2,), 2.0))
-        assert torch.equal(options["sample_sigmas"], torch.full((2,), 2.0))
+        assert torch.equal(options["sample_sigmas"], torch.tensor([2.0, 0.0]))
     assert seen["patch"]["block"][0] == "output" and seen["patch"]["block_index"] == 0
 
 

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..messages import MessageError
+
 # The longest list that is offered. The grammar has many more captions; up to here repeats are rare, so the
 # list grows at a constant pace.
 MAX_CAPTIONS = 200_000
@@ -32,7 +34,7 @@ _WORDS: dict[str, list[str]] = _GRAMMAR["words"]
 _IRREGULAR: dict[str, str] = _GRAMMAR["irregular"]
 
 
-class CaptionError(ValueError):
+class CaptionError(MessageError):
     """A file of captions that cannot be read; the message names the file, the place and what to do."""
 
 
@@ -123,7 +125,8 @@ def read_captions(path: str | Path) -> list[str]:
     """Captions from a file, white space collapsed, each once, in the file's order.
 
     .txt: one caption a line in UTF-8; blank lines and lines that start with # are passed over. .json: COCO
-    annotations ({"annotations": [{"caption": ...}, ...]}) or a list of texts. Raises CaptionError.
+    annotations ({"annotations": [{"caption": ...}, ...]}) or a list of texts, or of
+    such entries. Raises CaptionError.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -170,6 +173,8 @@ def _from_json(text: str, name: str) -> list[str]:
         data = [item.get("caption") if isinstance(item, dict) else None for item in data]
     elif not isinstance(data, list):
         raise CaptionError(f"{name}: neither COCO annotations nor a list of texts; give one of them")
+    # The annotations alone, as some programs write them out.
+    data = [item["caption"] if isinstance(item, dict) and "caption" in item else item for item in data]
     for i, item in enumerate(data):
         if not isinstance(item, str):
             raise CaptionError(f"{name}, {where}[{i}]: the caption is not a text; correct or remove it")

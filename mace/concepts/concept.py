@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..messages import MessageError
 from .lists import mapping_for
 from .templates import TEMPLATES
 
@@ -13,7 +14,7 @@ _ARROW = re.compile(r"->|\u2192")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 
 
-class ConceptError(ValueError):
+class ConceptError(MessageError):
     """A list of concepts that cannot be used; the message names the line and what to change."""
 
 

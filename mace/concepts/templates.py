@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 
+from ..messages import MessageError
+
 _COMMENT = re.compile(r"(^|\s)#.*$")
 
 
-class TemplateError(ValueError):
+class TemplateError(MessageError):
     """A prompt that cannot serve as a template; the message names its line."""
 
 

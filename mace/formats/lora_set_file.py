@@ -12,7 +12,8 @@ from ..concepts.concept import TYPES, Concept, normalised
 from ..method.moments import ConceptMoments, packed_width
 from ..method.prior import Prior, PriorError
 from ..method.refine import RefineWeights
-from .lora_layouts import Base, layout_of
+from .lora_layouts import Base
+from .lora_reading import layout_of
 from .lora_set import ErasureLora, LoraSet, LoraSetError, Recipe
 from .prior_file import prior_from_file, prior_to_file
 

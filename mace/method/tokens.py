@@ -10,6 +10,8 @@ join (`Pairing.with_own_words`), each with the mapping phrase's last token, whic
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
+from ..messages import MessageError
+
 # The phrase is framed by two private-use characters before the prompt is split into weighted parts, so its
 # place stays known whatever brackets stand around or inside it.
 _BEGIN, _END = "\ue000", "\ue001"
@@ -19,7 +21,7 @@ Tokenize = Callable[[str], Tokens]
 Split = Callable[[str], Sequence[str]]
 
 
-class PairingError(ValueError):
+class PairingError(MessageError):
     """A prompt whose tokens cannot be paired; the message holds the prompt and what to change."""
 
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from ...mace.concepts.concept import Concept
 from ...mace.concepts.images import chain
 from ..host.kept.on_disk import written
+from ..lists import joined_images, joined_pictures, takes_lists
 from ..schema import AUTO, CATEGORY, SHOWN, ConceptsType, ImagesType, side_inputs
 from ..stages.images import make_images, own_images, template_of
 
@@ -56,8 +57,8 @@ class ConceptImagesNode(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Your own images in place of drawn ones, for a list of one concept. Chain one node for "
-                    "each concept. All images of a chain have one size.",
+                    tooltip="Your own images in place of drawn ones, as a batch or a list, for a list of one concept. "
+                    "Chain one node for each concept. All images of a chain have one size.",
                 ),
                 ImagesType.Input("more", optional=True, tooltip="Images of another node; they come first."),
             ],
@@ -68,18 +69,20 @@ class ConceptImagesNode(io.ComfyNode):
                 ),
             ],
             has_intermediate_output=True,
+            is_input_list=True,
         )
 
     @classmethod
-    def validate_inputs(cls, prompt=None):
+    def validate_inputs(cls, prompt=(None,)):
         try:
-            if prompt is not None:
-                template_of(Concept("x", "y", "object"), prompt)
+            if prompt[0] is not None:
+                template_of(Concept("x", "y", "object"), prompt[0])
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
+    @takes_lists(images=joined_pictures, more=joined_images)
     def execute(cls, model, clip, vae, concepts, prompt, negative, images=None, more=(), **settings) -> io.NodeOutput:
         if vae is None:
             raise ValueError("the vae input is empty: this checkpoint has none; connect Load VAE")

@@ -15,6 +15,7 @@ from ..host.detectors.found import Found
 from ..host.detectors.model_files import AUTO
 from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_names, segmenter_names
 from ..host.kept.on_disk import written
+from ..lists import all_masks, joined_boxes, joined_images, takes_lists
 from ..schema import CATEGORY, SHOWN, ImagesType
 from ..stages.mask_making import ATTENTION, BOXES, EXTERNAL, NOTHING_FOUND, WHOLE, MaskSettings, make_masks
 
@@ -156,8 +157,8 @@ class MaskConcept(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Masks of any node (SAM3 Detect, Impact, hand-drawn), one for each picture in the order of "
-                    "Concept Images' pictures, or one for all. Used by the back-end external mask.",
+                    tooltip="Masks of any node (SAM3 Detect, Impact, hand-drawn), as a batch or a list, one for each "
+                    "picture in the order of Concept Images' pictures, or one for all. Used by external mask.",
                 ),
                 io.BoundingBox.Input(
                     "boxes",
@@ -210,9 +211,11 @@ class MaskConcept(io.ComfyNode):
                 io.Image.Output("overlay", tooltip="The pictures with the masks, boxes and scores laid over."),
             ],
             has_intermediate_output=True,
+            is_input_list=True,
         )
 
     @classmethod
+    @takes_lists(images=joined_images, mask=all_masks, boxes=joined_boxes)
     def execute(
         cls,
         model,

@@ -8,6 +8,7 @@ from ...mace.method.schedule import Cfis, Uniform
 from ...mace.presets.presets import PRESETS
 from ..host.lora_files import slug
 from ..host.model.unet import PROJECTIONS
+from ..lists import all_masks, joined_images, takes_lists
 from ..schema import AUTO, CATEGORY, MOST_RATE, ImagesType, LorasType, read_number
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
@@ -128,8 +129,8 @@ class TrainErasureLora(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="From Mask Concept or any node, one for each image in order; an image with an empty mask "
-                    "is skipped. Without: the whole image.",
+                    tooltip="From Mask Concept or any node, a batch or a list, one for each image in order; an image "
+                    "with an empty mask is skipped. Without: the whole image.",
                 ),
                 io.Boolean.Input(
                     "again",
@@ -153,28 +154,30 @@ class TrainErasureLora(io.ComfyNode):
                 ),
             ],
             has_intermediate_output=True,
+            is_input_list=True,
         )
 
     @classmethod
     def validate_inputs(
         cls,
-        rank=None,
-        steps=None,
-        learning_rate=None,
-        side_by_side=None,
-        cfis=None,
-        t1=None,
-        t2=None,
+        rank=(None,),
+        steps=(None,),
+        learning_rate=(None,),
+        side_by_side=(None,),
+        cfis=(None,),
+        t1=(None,),
+        t2=(None,),
     ):
         try:
-            read_options(rank or AUTO, steps or AUTO, learning_rate or AUTO, side_by_side or AUTO)
-            if cfis and t1 is not None and t2 is not None:
-                Cfis(t1, t2)
+            read_options(*(given[0] or AUTO for given in (rank, steps, learning_rate, side_by_side)))
+            if cfis[0] and t1[0] is not None and t2[0] is not None:
+                Cfis(t1[0], t2[0])
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
+    @takes_lists(images=joined_images, masks=all_masks)
     def execute(
         cls,
         model,

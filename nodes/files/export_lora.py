@@ -11,7 +11,6 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ...mace.method.lora import Lora, approximate
-from ..host import files
 from ..host.lora_files import FORMATS, search_note, write_lora
 from ..host.model.family import family, res_blocks
 from ..host.model.ports import known_ports
@@ -24,6 +23,7 @@ from ..host.model.unet import (
     weight_key,
     with_patches,
 )
+from ..host.prefixes import prefix_error
 from ..schema import CATEGORY
 
 # Above what rounding to fp16 or bf16 does to a weight, below what fine-tuning does.
@@ -146,7 +146,7 @@ class ExportLora(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None):
-        return filename_prefix is None or files.prefix_error(filename_prefix) or True
+        return filename_prefix is None or prefix_error(filename_prefix) or True
 
     @classmethod
     def execute(cls, base, edited, rank, format, filename_prefix) -> io.NodeOutput:

@@ -3,22 +3,27 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ... import install
 from ...mace.concepts.concept import Concept
-from ...mace.formats.lora_layouts import LAYOUTS, PEFT, layout_of, read
+from ...mace.formats.lora_layouts import PEFT
+from ...mace.formats.lora_reading import DIFFUSERS, READ, idle, layout_of, read
 from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, join
 from ...mace.formats.lora_set_file import FORMAT, REFINED_ON_KEY, concept_of
 from ..host import files
+from ..host.folders import file_names, path_of, path_or_raise
 from ..host.lora_files import CONFIG
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import cross_attention_keys
 from ..schema import CATEGORY, ConceptsType, LorasType
 
-_NAMES = dict(zip(LAYOUTS, ("ComfyUI", "kohya", "PEFT"), strict=True))
+_NAMES = dict(zip(READ, ("ComfyUI", "kohya", "PEFT", "Diffusers"), strict=True))
+# Where Diffusers writes the configuration of its adapters into a file.
+_IN_METADATA = "lora_adapter_metadata"
 
 
 def config_path(path: str) -> str:
@@ -29,15 +34,23 @@ def config_path(path: str) -> str:
 def read_config(path: str) -> Mapping | None:
     """PEFT's configuration beside an adapter file, None where there is none. Raises ValueError for a broken one."""
     try:
-        with open(config_path(path), encoding="utf-8") as opened:
-            config = json.load(opened)
+        return install.read_config(Path(config_path(path)))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise LoraSetError(f"{config_path(path)} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise LoraSetError(f"{config_path(path)} is damaged: it holds no settings")
-    return config
+
+
+def config_in(metadata: Mapping[str, str]) -> Mapping | None:
+    """The UNet's configuration in the metadata of a file of Diffusers, None where there is none. Raises ValueError."""
+    if _IN_METADATA not in metadata:
+        return None
+    try:
+        config = json.loads(metadata[_IN_METADATA])
+        own = {name.removeprefix("unet."): value for name, value in config.items() if name.startswith("unet.")}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise LoraSetError(f"the file's {_IN_METADATA} is damaged: {error}") from None
+    return own or None
 
 
 def the_concept(concepts: tuple[Concept, ...] | None, metadata: Mapping[str, str], name: str) -> Concept:
@@ -65,7 +78,7 @@ def check_shapes(model, lora: Mapping, name: str) -> None:
 
 
 class ImportLora(io.ComfyNode):
-    """Reads a LoRA file of ComfyUI, kohya or PEFT as the erasure LoRA of one concept."""
+    """Reads a LoRA file of ComfyUI, kohya, PEFT or Diffusers as the erasure LoRA of one concept."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,7 +86,7 @@ class ImportLora(io.ComfyNode):
             node_id="MACE_ImportLora",
             display_name="Import LoRA as Erasure LoRA (MACE)",
             category=CATEGORY,
-            description="Reads a LoRA that another program trained or saved (ComfyUI, kohya or PEFT layout) as the "
+            description="Reads a LoRA of another program (in the layout of ComfyUI, kohya, PEFT or Diffusers) as the "
             "erasure LoRA of one concept, to be fused with others. It must change only to_k and to_v of "
             "cross-attention.",
             search_aliases=["mace", "import lora", "kohya", "peft"],
@@ -81,7 +94,7 @@ class ImportLora(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model the LoRA is for: its layers are checked against it."),
                 io.Combo.Input(
                     "lora_name",
-                    options=folder_paths.get_filename_list("loras"),
+                    options=file_names("loras"),
                     tooltip="A safetensors file of models/loras or output/loras. A PEFT folder put there is listed by "
                     "its adapter_model.safetensors; its adapter_config.json is read too.",
                 ),
@@ -99,12 +112,12 @@ class ImportLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name="", **_):
-        path = folder_paths.get_full_path("loras", lora_name) if lora_name else None
+        path = path_of("loras", lora_name)
         return None if path is None else (files.path_stamp(path), files.path_stamp(config_path(path)))
 
     @classmethod
     def execute(cls, model, lora_name, concepts=None, more=None) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise("loras", lora_name)
+        path = path_or_raise("loras", lora_name)
         if not lora_name.lower().endswith((".safetensors", ".sft")):
             raise LoraSetError(
                 f"{lora_name} is not a safetensors file. Files of other kinds can run programs when they are read: "
@@ -118,7 +131,7 @@ class ImportLora(io.ComfyNode):
             )
         try:
             layout = layout_of(tensors)
-            config = read_config(path) if layout == PEFT else None
+            config = read_config(path) if layout == PEFT else config_in(metadata) if layout == DIFFUSERS else None
             found = read(tensors, blocks, config)
         except LoraSetError:
             raise
@@ -137,6 +150,10 @@ class ImportLora(io.ComfyNode):
 
         ranks = sorted({down.shape[0] for _, down in lora.values()})
         lines = [f"{concept.target}: {_NAMES[layout]} layout, {len(lora)} matrices, rank {', '.join(map(str, ranks))}"]
+        nothing = idle(lora)
+        if nothing:
+            where = "it does nothing" if nothing == len(lora) else f"{nothing} of {len(lora)} matrices do nothing"
+            lines.append(f"{where}: alpha is 0 there, or one of the two factors is")
         own = concept_of(metadata)
         if own is not None and own.target != concept.target:
             lines.append(f"the file says that it erases {own.target!r}")

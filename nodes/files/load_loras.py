@@ -1,11 +1,11 @@
 """Load Erasure LoRAs: a saved set."""
 
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ...mace.formats.lora_set import LoraSet, join
 from ...mace.formats.lora_set_file import changed_prompts, set_from_file
 from ..host import files
+from ..host.folders import file_names, path_of, path_or_raise
 from ..schema import CATEGORY, LorasType
 
 
@@ -39,7 +39,7 @@ class LoadLoras(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "loras_name",
-                    options=folder_paths.get_filename_list(files.LORAS),
+                    options=file_names(files.LORAS),
                     tooltip=f"A set in models/{files.LORAS} or output/{files.LORAS}. LoRAs of other programs are read "
                     "by Import LoRA as Erasure LoRA.",
                 ),
@@ -51,13 +51,11 @@ class LoadLoras(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, loras_name="", **_):
-        return files.path_stamp(folder_paths.get_full_path(files.LORAS, loras_name)) if loras_name else None
+        return files.path_stamp(path_of(files.LORAS, loras_name))
 
     @classmethod
     def execute(cls, loras_name, more=None) -> io.NodeOutput:
-        tensors, metadata = files.read_safetensors(
-            folder_paths.get_full_path_or_raise(files.LORAS, loras_name), loras_name
-        )
+        tensors, metadata = files.read_safetensors(path_or_raise(files.LORAS, loras_name), loras_name)
         loaded = set_from_file(tensors, metadata)
         lines = report(loaded)
         changed = changed_prompts(metadata)

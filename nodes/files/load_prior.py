@@ -1,10 +1,10 @@
 """Load Prior: saved moments."""
 
-import folder_paths
 from comfy_api.latest import io
 
 from ...mace.formats.prior_file import prior_from_file
 from ..host import files
+from ..host.folders import file_names, path_of, path_or_raise
 from ..schema import CATEGORY, PriorType
 
 
@@ -22,7 +22,7 @@ class LoadPrior(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "prior_name",
-                    options=folder_paths.get_filename_list(files.PRIORS),
+                    options=file_names(files.PRIORS),
                     tooltip=f"A file of models/{files.PRIORS} or output/{files.PRIORS}.",
                 ),
             ],
@@ -31,9 +31,9 @@ class LoadPrior(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, prior_name=""):
-        return files.path_stamp(folder_paths.get_full_path(files.PRIORS, prior_name)) if prior_name else None
+        return files.path_stamp(path_of(files.PRIORS, prior_name))
 
     @classmethod
     def execute(cls, prior_name) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise(files.PRIORS, prior_name)
+        path = path_or_raise(files.PRIORS, prior_name)
         return io.NodeOutput(prior_from_file(*files.read_safetensors(path, prior_name)))

@@ -8,6 +8,7 @@ from ...mace.formats.lora_set import ErasureLora, LoraSet
 from ...mace.formats.lora_set_file import concept_metadata, set_to_file
 from ..host import files
 from ..host.lora_files import FORMATS, search_note, slug, write_lora
+from ..host.prefixes import expanded, prefix_error
 from ..schema import CATEGORY, LorasType
 
 SET = "set (MACE)"
@@ -63,7 +64,7 @@ class SaveLoras(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None):
-        return filename_prefix is None or files.prefix_error(filename_prefix) or True
+        return filename_prefix is None or prefix_error(filename_prefix) or True
 
     @classmethod
     def execute(cls, loras, filename_prefix, format, moments) -> io.NodeOutput:
@@ -81,7 +82,7 @@ class SaveLoras(io.ComfyNode):
 
 
 def _write_all(loras: LoraSet, prefix: str, layout: str) -> list[Path]:
-    prefix = files.expanded(prefix)
+    prefix = expanded(prefix)
     with files.all_or_none(prefix) as written:
         for erasure in loras.loras:
             written.append(

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 
 import comfy.model_base
-import comfy.model_sampling
 import torch
 from comfy import model_management
 from comfy.cli_args import args
@@ -16,7 +15,10 @@ from ...mace import __version__
 from ..host import files
 from ..host.model.family import family
 from ..host.model.fp8 import FP8
+from ..host.model.sampling import described, samples_as_saved, sampling_keys
 from ..host.model.unet import ATTACHMENT, effective_weight, is_quantised, weights_sha256
+from ..host.model.unsaved import unsaved
+from ..host.prefixes import expanded, prefix_error
 from ..schema import CATEGORY
 
 AS_LOADED = "as loaded"
@@ -25,30 +27,6 @@ DTYPES = {AS_LOADED: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32"
 
 # modelspec.architecture and the native resolution of a family that has no LoRAs of ours.
 REFINER = ("stable-diffusion-xl-v1-refiner", "1024x1024")
-
-
-def sampling_keys(model) -> tuple[str | None, dict[str, torch.Tensor]]:
-    """(modelspec.predict_key, the marker tensors by which loaders recognise how the model predicts)."""
-    sampling = model.get_model_object("model_sampling")
-    extra: dict[str, torch.Tensor] = {}
-    if model.model.model_type == comfy.model_base.ModelType.EDM:
-        # Playground 2.5: loaders know it by these two, which the host's own saving leaves out.
-        form = model.model.latent_format
-        return None, {"edm_mean": form.latents_mean.flatten(), "edm_std": form.latents_std.flatten()}
-    if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and isinstance(
-        sampling, comfy.model_sampling.V_PREDICTION
-    ):
-        extra["edm_vpred.sigma_max"] = torch.as_tensor(sampling.sigma_max).float()
-        extra["edm_vpred.sigma_min"] = torch.as_tensor(sampling.sigma_min).float()
-    kind = model.model.model_type
-    if kind == comfy.model_base.ModelType.EPS:
-        return "epsilon", extra
-    if kind == comfy.model_base.ModelType.V_PREDICTION:
-        extra["v_pred"] = torch.tensor([])
-        if getattr(sampling, "zsnr", False):
-            extra["ztsnr"] = torch.tensor([])
-        return "v", extra
-    return None, extra
 
 
 def modelspec(model, title: str, predict_key: str | None) -> dict[str, str]:
@@ -118,6 +96,8 @@ def checkpoint_tensors(
     if clip is not None:
         others = {name: tensor.to("cpu") for name, tensor in clip.state_dict_for_saving().items()}, vae.get_sd()
     state = model.state_dict_for_saving(*others)
+    # The host goes by what the model was loaded as.
+    state.pop("v_pred", None)
     state.update(extra)
     if dtype is not None:
         state.update(upcast_fp8(model))
@@ -128,7 +108,7 @@ def checkpoint_tensors(
         tensor = state.pop(name).to("cpu").detach()
         if clip is None:
             name = name.removeprefix(UNET_PREFIX)
-        if dtype is not None and tensor.is_floating_point():
+        if dtype is not None and tensor.is_floating_point() and name not in extra:
             tensor = tensor.to(dtype)
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise ValueError(
@@ -183,7 +163,7 @@ class SaveErasedModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None):
-        return filename_prefix is None or files.prefix_error(filename_prefix) or True
+        return filename_prefix is None or prefix_error(filename_prefix) or True
 
     @classmethod
     def execute(cls, model, filename_prefix, dtype, clip=None, vae=None) -> io.NodeOutput:
@@ -194,13 +174,16 @@ class SaveErasedModel(io.ComfyNode):
                 "diffusion model alone"
             )
         predict_key, extra = sampling_keys(model)
-        metadata = modelspec(model, os.path.basename(files.expanded(filename_prefix)), predict_key)
-        metadata["mace.provenance"] = json.dumps(provenance(model, clip), ensure_ascii=False)
+        metadata = modelspec(model, os.path.basename(expanded(filename_prefix)), predict_key)
+        lost = unsaved(model)
         if not args.disable_metadata:
             metadata["prompt"] = json.dumps(cls.hidden.prompt or {})
             for name, value in (cls.hidden.extra_pnginfo or {}).items():
                 metadata[name] = json.dumps(value)
         tensors = checkpoint_tensors(model, clip, vae, DTYPES[dtype], extra)
+        if not samples_as_saved(model, tensors, "" if clip is None else UNET_PREFIX):
+            lost.insert(0, f"model_sampling ({described(model.get_model_object('model_sampling'))})")
+        metadata["mace.provenance"] = json.dumps({**provenance(model, clip), "not_saved": lost}, ensure_ascii=False)
         path = files.save_safetensors(filename_prefix, tensors, metadata)
         text = str(path)
         if dtype == AS_LOADED and model.model_dtype() in FP8 and model.patches:
@@ -212,6 +195,11 @@ class SaveErasedModel(io.ComfyNode):
         if clip is None and "diffusion_models" not in path.parts:
             text += (
                 "\nLoad Diffusion Model lists output/diffusion_models: name it diffusion_models/... to find it there."
+            )
+        if lost:
+            text += (
+                f"\nA checkpoint cannot hold what other nodes set on the model: {'; '.join(lost)}. Set it again where "
+                "the file is used."
             )
         own = None if clip is None else clip.layer_idx
         layers = {layer for layer in (own, *(stage["clip_layer"] for stage in stages)) if layer is not None}

@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ...mace.formats.prior_file import prior_to_file
 from ..host import files
+from ..host.prefixes import prefix_error
 from ..schema import CATEGORY, PriorType
 
 
@@ -33,7 +34,7 @@ class SavePrior(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix=None):
-        return filename_prefix is None or files.prefix_error(filename_prefix) or True
+        return filename_prefix is None or prefix_error(filename_prefix) or True
 
     @classmethod
     def execute(cls, prior, filename_prefix) -> io.NodeOutput:

@@ -1,9 +1,10 @@
 """Files in the host's folders: the artist's inputs, and outputs that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
+import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,27 +14,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .folders import add_folder, entries, is_file
+from .prefixes import expanded
+
 PRIORS = "mace_priors"
 LORAS = "mace_loras"
 JUDGES = "mace_judges"
 NONE = "none"
+# What systems say where nothing more fits: no space, a file too large, a quota.
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NUMBER = re.compile(r"os error (\d+)")
 
 
 def register_folders() -> None:
     """Make the folders mace_priors, mace_loras and mace_judges of models/ and output/ known to the host."""
     for kind in (PRIORS, LORAS, JUDGES):
         for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
-            folder_paths.add_model_folder_path(kind, os.path.join(root, kind))
-        folder_paths.folder_names_and_paths[kind][1].add(".safetensors")
+            add_folder(kind, os.path.join(root, kind), ".safetensors")
 
 
 def input_files(*endings: str) -> list[str]:
     """The files of the host's input folder, not of folders in it, with one of these endings, sorted."""
-    root = folder_paths.get_input_directory()
-    if not os.path.isdir(root):
-        return []
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.name.lower().endswith(endings) and entry.is_file())
+    found = entries(folder_paths.get_input_directory())
+    return [entry.name for entry in found if entry.name.lower().endswith(endings) and is_file(entry)]
 
 
 def input_path(name: str) -> Path:
@@ -46,7 +49,12 @@ def input_path(name: str) -> Path:
 
 def file_stamp(name: str | None) -> tuple[str, int, int] | None:
     """What changes when an input file changes: name, size and time; None for no file and for a linked name."""
-    return None if name in (NONE, "", None) else path_stamp(folder_paths.get_annotated_filepath(name))
+    if not isinstance(name, str) or name in (NONE, ""):
+        return None
+    try:
+        return path_stamp(folder_paths.get_annotated_filepath(name))
+    except ValueError:  # outside the folder, which is told when the node runs
+        return (name, -1, -1)
 
 
 def path_stamp(path: str | None) -> tuple[str, int, int] | None:
@@ -55,32 +63,9 @@ def path_stamp(path: str | None) -> tuple[str, int, int] | None:
         return None
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return (path, -1, -1)
     return (path, status.st_size, status.st_mtime_ns)
-
-
-def prefix_error(prefix: str) -> str | None:
-    """Why a file name prefix cannot be used, or None."""
-    if not prefix.strip() or not os.path.basename(os.path.normpath(prefix)).strip(". "):
-        return "the file name is empty; give one such as: checkpoints/erased"
-    root = os.path.abspath(folder_paths.get_output_directory())
-    path = os.path.abspath(os.path.join(root, prefix))
-    # On Windows a path on another drive has no common path with the folder at all.
-    if os.path.splitdrive(path)[0] != os.path.splitdrive(root)[0] or os.path.commonpath((root, path)) != root:
-        return f"{prefix!r} lies outside the output folder; give a name inside it, such as: checkpoints/erased"
-    return None
-
-
-def expanded(prefix: str) -> str:
-    """The prefix with the host's variables, such as %year%, filled in. Raises ValueError for one outside output/."""
-    problem = prefix_error(prefix)
-    if problem:
-        raise ValueError(problem)
-    # Asked of the host for a folder that is not the real one, since asking also creates the folder.
-    with tempfile.TemporaryDirectory() as elsewhere:
-        _, name, _, subfolder, _ = folder_paths.get_save_image_path(prefix, elsewhere)
-    return os.path.join(subfolder, name)
 
 
 def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -94,7 +79,7 @@ def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mappi
     with _folders_of(Path(output, prefix).parent):
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
         _check_space(folder, tensors)
-        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+        temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
         try:
             _write_tensors(temporary, tensors, metadata, folder)
             return _put_in_place(Path(temporary), Path(folder), name, counter)
@@ -114,7 +99,7 @@ def save_folder(
     with _folders_of(Path(output, prefix).parent):
         parent, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
         _check_space(parent, tensors)
-        temporary = Path(parent, f".{name}.{uuid.uuid4().hex}.tmp")
+        temporary = Path(parent, f".{uuid.uuid4().hex}.tmp")
         try:
             temporary.mkdir()
             _write_tensors(str(temporary / file_name), tensors, metadata, parent)
@@ -174,14 +159,18 @@ def _check_space(folder: str, tensors: Mapping[str, Tensor]) -> None:
 
 def _write_tensors(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: str) -> None:
     """Write a new safetensors file and flush it to disk. Raises OSError, with `folder`, when it cannot be written."""
-    # As readable as any other file: safetensors replaces it by a private one, which is given this mode.
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    mode = os.stat(path).st_mode
     try:
+        # As readable as any other file: safetensors replaces it by a private one, which is given this mode.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = os.stat(path).st_mode
         save_file(dict(tensors), path, metadata=dict(metadata))
     except Exception as error:
-        # safetensors has its own error class for a failed write; the artist needs the folder's name.
-        raise OSError(f"could not write to {folder}: {error}. Is the disk full?") from error
+        # safetensors has its own error class for a failed write, with the number in words; the artist needs the
+        # folder's name.
+        said = _NUMBER.search(str(error))
+        number = int(said[1]) if said else getattr(error, "errno", None)
+        full = " Is the disk full?" if number in _FULL else ""
+        raise OSError(f"could not write to {folder}: {str(error).rstrip('.')}.{full}") from error
     os.chmod(path, mode)
     with open(path, "rb+") as written:
         os.fsync(written.fileno())

@@ -10,6 +10,7 @@ from ...mace.concepts.concept import normalised
 from ...mace.formats.lora_layouts import Base, to_comfyui, to_kohya, to_peft
 from ...mace.method.lora import Lora
 from . import files
+from .prefixes import expanded
 
 COMFYUI, KOHYA, PEFT = FORMATS = ("ComfyUI", "kohya (A1111, Forge)", "PEFT")
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -35,7 +36,7 @@ def write_lora(
     besides the layout's own.
     Raises ValueError for a LoRA that the layout cannot hold and as `files.save_safetensors` does.
     """
-    prefix = files.expanded(prefix)
+    prefix = expanded(prefix)
     title = Path(prefix).name
     common = {"mace.version": __version__, **metadata}
     if layout == PEFT:

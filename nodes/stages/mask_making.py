@@ -61,23 +61,27 @@ def whole_image(images: ConceptImages) -> Tensor:
     return torch.ones(images.pictures.shape[:3])
 
 
-def fitted(mask: Tensor, images: Sequence[ConceptImages]) -> list[Tensor]:
-    """An external MASK [N or 1, h, w] as masks [n, H, W] for each concept's images, in their order.
+def resized(mask: Tensor, height: int, width: int) -> Tensor:
+    """A MASK [..., h, w] as masks [n, height, width]."""
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if mask.shape[1:] != (height, width):
+        mask = F.interpolate(mask[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+    return mask
+
+
+def fitted(masks: Sequence[Tensor], images: Sequence[ConceptImages]) -> list[Tensor]:
+    """External MASKs [n, h, w], together N or 1, as masks [n, H, W] for each concept's images, in their order.
 
     Raises ValueError for another number of masks than images.
     """
-    mask = mask.reshape(-1, *mask.shape[-2:])
+    mask = torch.cat([resized(part, *images[0].pictures.shape[1:3]).to("cpu") for part in masks])
     total = sum(len(entry) for entry in images)
     if len(mask) not in (1, total):
         raise ValueError(
             f"there are {len(mask)} masks for {total} images: connect the pictures output of Concept Images to the "
             "node that makes the masks, so that there is one for each image, in the same order"
         )
-    height, width = images[0].pictures.shape[1:3]
-    mask = mask.float().expand(total, -1, -1)
-    if mask.shape[1:] != (height, width):
-        mask = F.interpolate(mask[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
-    return list(mask.clamp(0, 1).to("cpu").split([len(entry) for entry in images]))
+    return list(mask.expand(total, -1, -1).clamp(0, 1).split([len(entry) for entry in images]))
 
 
 def no_empty(masks: Tensor, images: ConceptImages, nothing_found: str = WHOLE) -> tuple[Tensor, list[str]]:
@@ -162,13 +166,14 @@ def make_masks(
     clip,
     images: Sequence[ConceptImages],
     backend: str,
-    external: Tensor | None = None,
+    external: Sequence[Tensor] | None = None,
     boxes=None,
     settings: MaskSettings | None = None,
 ) -> tuple[list[Tensor], list[str], list[list[Found]]]:
     """Masks [n, H, W] of each concept's images, lines for the artist, and what was found in each image, if looked for.
 
-    Styles take the whole image, except of external masks. boxes: the host's BOUNDING_BOX, in place of a detector.
+    Styles take the whole image, except of external masks. external: MASKs.  boxes: the host's BOUNDING_BOX, in place
+    of a detector.
     Raises ValueError for external masks and boxes that are not there or do not fit, and for what a back-end lacks.
     """
     s = settings or MaskSettings()

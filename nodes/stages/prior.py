@@ -98,6 +98,16 @@ def captions_to_read(encoder: TextEncoder | PortText, captions: str, count: int,
     return 0 if known == (encoder.identity, origin_of(captions, count, seed)) else count
 
 
+def _why_none(found: int, drawn: int) -> str:
+    """Why no caption is left. found: captions there were.  drawn: those that fit the text encoder."""
+    if not found:
+        return "no captions are asked for (count is 0)"
+    if not drawn:
+        return f"all {found} captions are longer than the text encoder takes at once: shorten them"
+    long = f" ({found - drawn} others are too long for the text encoder)" if drawn < found else ""
+    return f"all {drawn} captions name what is to be erased{long}: give others"
+
+
 def build_prior(
     clip,
     captions: str,
@@ -122,7 +132,8 @@ def build_prior(
     drawn = [caption for part in chunks(found) for caption in encoder.fitting(part, literal)]
     kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))
     if not kept and not keep:
-        raise ValueError("there is nothing to keep: no caption is left and no concept to preserve is named")
+        why = _why_none(len(found), len(drawn))
+        raise ValueError(f"there is nothing to keep: {why}; and no concept to preserve is named")
     kept_prompts = tuple(tuple(fill(template, concept.target) for template in concept.prompts) for concept in keep)
     prompts = [prompt for own in kept_prompts for prompt in own]
     progress = ProgressBar(len(drawn) + len(left_out) + len(prompts))

@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 
 from ....install import BERT, BERT_FILES, WEIGHTS, lacking_files, model_type
+from ..folders import add_folder, entries, folders_of, is_file
 
 AUTO, NO_SEGMENTER = "auto", "none: fill the boxes"
 DINO_FOLDERS, SAM_FOLDERS = ("grounding-dino", "groundingdino"), ("sams",)
@@ -15,24 +16,18 @@ DINO_FOLDERS, SAM_FOLDERS = ("grounding-dino", "groundingdino"), ("sams",)
 def register_folders() -> None:
     """Make models/grounding-dino, models/groundingdino and models/sams known to the host."""
     for kind in (*DINO_FOLDERS, *SAM_FOLDERS):
-        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+        add_folder(kind, os.path.join(folder_paths.models_dir, kind))
 
 
 def _entries(kinds: Sequence[str]) -> list[os.DirEntry]:
-    found = []
-    for kind in kinds:
-        for root in folder_paths.get_folder_paths(kind):
-            if os.path.isdir(root):
-                with os.scandir(root) as entries:
-                    found += sorted(entries, key=lambda entry: entry.name)
-    return found
+    return [entry for kind in kinds for root in folders_of(kind) for entry in entries(root)]
 
 
 def weight_files(kinds: Sequence[str]) -> dict[str, Path]:
     """Single files of weights in the folders of these kinds, by name; of two with one name, the first."""
     found: dict[str, Path] = {}
     for entry in _entries(kinds):
-        if entry.is_file() and entry.name.lower().endswith(WEIGHTS):
+        if entry.name.lower().endswith(WEIGHTS) and is_file(entry):
             found.setdefault(entry.name, Path(entry.path))
     return found
 
@@ -67,7 +62,7 @@ def bert_folder() -> Path:
     """
     roots = [folder_paths.models_dir]
     for kind in ("text_encoders", *DINO_FOLDERS):
-        roots += folder_paths.get_folder_paths(kind)
+        roots += folders_of(kind)
     lacking = ""
     for root in roots:
         folder = Path(root, BERT)

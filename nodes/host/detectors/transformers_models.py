@@ -3,7 +3,6 @@
 Nothing is downloaded: a folder lies where the artist put it. Weights are read from safetensors only.
 """
 
-import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from comfy import model_management
 from torch import Tensor, nn
 
-from ....install import CONFIG, DINO_FILES, SAM_FILES, TRANSFORMERS, lacking_files, missing_packages
+from ....install import CONFIG, DINO_FILES, SAM_FILES, TRANSFORMERS, lacking_files, missing_packages, read_config
 from ....mace.concepts.phrases import caption_of
 from ..networks import Held, Network, in_batches
 from .found import Found
@@ -89,10 +88,10 @@ def _check(folder: Path, needed: Sequence[tuple]) -> None:
 def _kind(folder: Path, kinds: dict) -> str:
     """The model_type of a folder, if it is one of `kinds`. Raises ValueError."""
     try:
-        kind = json.loads((folder / CONFIG[0]).read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+        kind = read_config(folder / CONFIG[0]).get("model_type")
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG[0]} cannot be read: {error}") from error
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{folder.name} is a model of the type {kind}: choose a folder of the type {', '.join(kinds)}")
     return kind
 

@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-import folder_paths
-
 from .. import files
+from ..folders import entries, file_names, folders_of, path_of
 
 CLIP, NUDENET, CLASSIFIER = "CLIP", "NudeNet", "classifier file"
 KINDS = (CLIP, NUDENET, CLASSIFIER)
@@ -16,20 +15,17 @@ def _folders() -> dict[str, Path]:
     """The model folders that transformers reads, by name: those with a config.json in them."""
     found: dict[str, Path] = {}
     for kind in (files.JUDGES, CLIP_FOLDERS):
-        for root in folder_paths.get_folder_paths(kind):
-            if not os.path.isdir(root):
-                continue
-            with os.scandir(root) as entries:
-                for entry in sorted(entries, key=lambda e: e.name):
-                    if os.path.isfile(os.path.join(entry.path, "config.json")):
-                        found.setdefault(entry.name, Path(entry.path))
+        for root in folders_of(kind):
+            for entry in entries(root):
+                if os.path.isfile(os.path.join(entry.path, "config.json")):
+                    found.setdefault(entry.name, Path(entry.path))
     return found
 
 
 def judge_files() -> list[str]:
     """What there is to judge with: files of mace_judges, and folders of it and of clip_vision."""
     folders = _folders()
-    single = [name for name in folder_paths.get_filename_list(files.JUDGES) if Path(name).parts[0] not in folders]
+    single = [name for name in file_names(files.JUDGES) if Path(name).parts[0] not in folders]
     return [*single, *sorted(folders)]
 
 
@@ -37,7 +33,10 @@ def judge_path(name: str) -> Path | None:
     """The file or folder of one of `judge_files`, or None."""
     if name not in judge_files():
         return None
-    return _folders().get(name) or Path(folder_paths.get_full_path(files.JUDGES, name))
+    if name in (folders := _folders()):
+        return folders[name]
+    path = path_of(files.JUDGES, name)
+    return None if path is None else Path(path)
 
 
 def file_stamps(name: str | None) -> list | None:
@@ -48,8 +47,8 @@ def file_stamps(name: str | None) -> list | None:
 
 def stamps(path: Path) -> list:
     """What changes when a file, or one in a folder, changes."""
-    parts = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [files.path_stamp(str(part)) for part in parts]
+    parts = [entry.path for entry in entries(str(path))] if path.is_dir() else [str(path)]
+    return [files.path_stamp(part) for part in parts]
 
 
 def file_error(kind: str, name: str) -> str | None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import comfy.model_base
 
 from ....mace.formats.lora_layouts import SD1, SD2, SD2_V, SDXL, Base
+from .sampling import prediction
 
 LEAST_SIDE = 64
 
-_EPSILON, _V = comfy.model_base.ModelType.EPS, comfy.model_base.ModelType.V_PREDICTION
+_V = comfy.model_base.ModelType.V_PREDICTION
 _BY_WIDTH = {(768, False): SD1, (1024, False): SD2, (1024, True): SD2_V}
 
 
@@ -62,14 +63,11 @@ def sized(model, width: int, height: int) -> tuple[int, int]:
 
 def family(model) -> Base | None:
     """The family of a MODEL, by its class, the width of its text embeddings and what it predicts; None if unknown."""
-    kind = model.model.model_type
     if not _has_res_blocks(model):
         return None
+    predicted = prediction(model)
     if isinstance(model.model, comfy.model_base.SDXL):
         base = SDXL
     else:
-        base = _BY_WIDTH.get((model.model.model_config.unet_config.get("context_dim"), kind == _V))
-    # Other predictions (EDM, for one) keep the host's name: "epsilon" would be wrong of them.
-    if base is None or kind in (_EPSILON, _V) and base.prediction == ("v" if kind == _V else "epsilon"):
-        return base
-    return replace(base, prediction="v" if kind == _V else kind.name.lower())
+        base = _BY_WIDTH.get((model.model.model_config.unet_config.get("context_dim"), predicted == "v"))
+    return base if base is None or base.prediction == predicted else replace(base, prediction=predicted)

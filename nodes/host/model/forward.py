@@ -22,7 +22,7 @@ from ....mace.method.loss import grid_mask, masked_loss, token_attention, weight
 from ....mace.method.train import Stack
 from .fp8 import own_wide_layers
 from .memory import make_way
-from .predict import predict
+from .predict import in_order, predict, together
 from .unet import cross_attention_keys, is_quantised
 
 _PLACE = re.compile(r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.")
@@ -99,6 +99,12 @@ class Batch:
     pooled: Tensor | None = None
     _grids: dict = field(default_factory=dict, repr=False)
 
+    def only(self, rows: Tensor) -> "Batch":
+        """Some of the samples, by their numbers."""
+        own = (self.latents, self.sigmas, self.contexts, self.tokens)
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return Batch(*(tensor[rows] for tensor in own), self.masks[rows.to(self.masks.device)], pooled)
+
     def grid(self, height: int, width: int) -> Tensor:
         """The masks on a layer's grid, [C, height * width]; made once a batch."""
         if (height, width) not in self._grids:
@@ -154,6 +160,10 @@ def losses(copy, batch: Batch, stacked: Stack, form: str) -> Tensor:
     copy: from `trainable_copy`.  stacked: (B [C, d_out, r], A [C, r, d]) by projection; sample c uses pair c.
     form: one of mace.method.loss.LOSSES.
     """
+    parts = together(copy, batch.sigmas)
+    if len(parts) > 1:
+        own = [({key: (up[rows], down[rows]) for key, (up, down) in stacked.items()}, rows) for rows in parts]
+        return in_order([losses(copy, batch.only(rows), some, form) for some, rows in own], parts)
     loras: dict[tuple, dict[str, tuple[Tensor, Tensor]]] = {}
     for key, pair in stacked.items():
         loras.setdefault(place(key), {})["k" if ".to_k." in key else "v"] = pair

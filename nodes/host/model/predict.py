@@ -43,6 +43,25 @@ def in_pytorch(func, *args, **kwargs) -> Tensor:
     return attention_pytorch(*args, **kwargs)
 
 
+def together(model, sigmas: Tensor) -> list[Tensor]:
+    """Which of the samples at sigmas [B] are computed in one call: row numbers.
+
+    All samples of a sampling have one sigma, so other packs' functions read that of the first alone (Deep Shrink, for
+    one). Where a MODEL has such functions, samples at different sigmas are computed one after the other.
+    """
+    options = model.model_options.get("transformer_options", {})
+    others = [options.get(name) for name in ("patches", "patches_replace", "wrappers")]
+    others += [model.model_options.get("model_function_wrapper"), *map(dict, model.wrappers.values())]
+    if not any(others):
+        return [torch.arange(len(sigmas), device=sigmas.device)]
+    return [(sigmas == one).nonzero()[:, 0] for one in sigmas.unique()]
+
+
+def in_order(parts: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """Results [n, ...] for the samples of `together` as one, in the samples' order."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))[torch.cat(list(rows)).argsort()]
+
+
 @contextmanager
 def _running(model) -> Iterator[None]:
     """The host's own frame of a sampling run."""
@@ -65,11 +84,15 @@ def predict(
     """x_0 [B, ch, h, w] float32, in the model's own scale, that a loaded MODEL predicts from x at sigmas [B].
 
     contexts: text embeddings [B, N, d].  pooled: pooled text [B, c], None where the model reads none.  replace: may put
-    patches into the attn2 replace patches of this call, {(block, number, index): patch}; others' are in there. Where
-    autograd is on, self-attention runs in PyTorch's kernel. The MODEL's own options are left as they are.
+    patches into the attn2 replace patches of this call, {(block, number, index): patch}; others' are in there; samples
+    that `together` parts are not given with it. Where autograd is on, self-attention runs in PyTorch's kernel. The
+    MODEL's own options are left as they are.
     """
-    more = {} if pooled is None else {"pooled_output": pooled}
-    return predict_given(model, x, sigmas, [[contexts, more]], replace)
+    parts = []
+    for rows in (parted := together(model, sigmas)):
+        more = {} if pooled is None else {"pooled_output": pooled[rows]}
+        parts.append(predict_given(model, x[rows], sigmas[rows], [[contexts[rows], more]], replace))
+    return in_order(parts, parted)
 
 
 def predict_given(
@@ -82,7 +105,8 @@ def predict_given(
         name: dict(group) for name, group in transformer.get("patches_replace", {}).items()
     }
     replace(replaced.setdefault("attn2", {}))
-    transformer["sample_sigmas"] = sigmas
+    # A sampler's schedule falls to 0; patches look for the place of sigma in it.
+    transformer["sample_sigmas"] = torch.cat([sigmas.unique().flip(0), sigmas.new_zeros(1)])
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         transformer["optimized_attention_override"] = in_pytorch
     return call(model, x, sigmas, conditioning, options)

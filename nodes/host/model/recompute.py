@@ -33,4 +33,5 @@ def _recomputed(forward, *inputs, **options):
     if "transformer_options" in options:
         # The host counts its blocks in this one dict as it runs: by the time of the second call it would name others.
         options["transformer_options"] = dict(options["transformer_options"])
-    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+    # Patches may draw numbers (HyperTile its tiles): the second time the same ones.
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=True, **options)
