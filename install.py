@@ -17,6 +17,8 @@ NEEDED = (
     ("torch", "comes with ComfyUI"),
     ("safetensors", "comes with ComfyUI"),
     ("numpy", "comes with ComfyUI"),
+    ("pydantic", "comes with ComfyUI"),
+    ("pyyaml", "comes with ComfyUI"),
 )
 # What Mask Concept's back-ends import, and the packages that bring it. The first two are installed without what they
 # ask for: groundingdino-py pins an old supervision, which it needs for drawing alone.

@@ -27,6 +27,8 @@ _COMFYUI = re.compile(r"(diffusion_model\..+)\.(lora_up\.weight|lora_down\.weigh
 _KOHYA = re.compile(rf"lora_unet_(.+?)_({_PROJECTION.format('_')})\.(lora_up\.weight|lora_down\.weight|alpha)")
 _PEFT = re.compile(rf"base_model\.model\.(.+?)\.({_PROJECTION.format('[.]')})\.(lora_A\.weight|lora_B\.weight)")
 _PART = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_up.weight": "up", "lora_down.weight": "down"}
+# Narrower floats, and others of eight bits, torch cannot compute with.
+_REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _readable(name: str, tensor: Tensor) -> Tensor:
     """The tensor, eight-bit floats as float32. Raises ValueError for other values; only an alpha may be an integer."""
-    if not (tensor.is_floating_point() or name.endswith(".alpha")):
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    if not (tensor.dtype in _REAL or whole and name.endswith(".alpha")):
         raise ValueError(f"{name} holds {tensor.dtype}, not real numbers")
     tensor = tensor.float() if tensor.element_size() == 1 else tensor
     if not torch.isfinite(tensor).all():

@@ -1,11 +1,12 @@
 """A small classifier that says what a picture shows: the layout of the demo model's judge (assets/demo)."""
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from ..formats.records import SOME_NAMES, RecordError, read_record
 
 CHANNELS = (3, 24, 48, 96, 160)
 SIZE = 64
@@ -38,8 +39,11 @@ class Judge(nn.Module):
             raise ValueError(
                 f"{Path(path).name} is not a judge's file: its metadata lacks {', '.join(sorted(missing))}"
             )
-        self.names: list[str] = json.loads(metadata["concepts"])
-        self.styles: list[str] = json.loads(metadata["styles"])
+        try:
+            self.names = list(read_record(SOME_NAMES, metadata["concepts"], "concepts"))
+            self.styles = list(read_record(SOME_NAMES, metadata["styles"], "styles"))
+        except RecordError as error:
+            raise ValueError(f"{Path(path).name} is not a judge's file: {error}") from None
         self.f = nn.Sequential(*(_stage(a, b) for a, b in zip(CHANNELS, CHANNELS[1:], strict=False)))
         self.c = nn.Linear(CHANNELS[-1], len(self.names))
         self.s = nn.Linear(CHANNELS[-1], len(self.styles))

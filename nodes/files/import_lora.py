@@ -1,6 +1,5 @@
 """Import LoRA as Erasure LoRA: one concept's LoRA of another program."""
 
-import json
 import os
 from collections.abc import Mapping
 
@@ -12,6 +11,7 @@ from ...mace.concepts.concept import Concept
 from ...mace.formats.lora_layouts import LAYOUTS, PEFT, layout_of, read
 from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, join
 from ...mace.formats.lora_set_file import FORMAT, REFINED_ON_KEY, concept_of
+from ...mace.formats.records import AdapterRecord, RecordError, read_record
 from ..host import files
 from ..host.lora_files import CONFIG
 from ..host.model.family import family, res_blocks
@@ -29,15 +29,12 @@ def config_path(path: str) -> str:
 def read_config(path: str) -> Mapping | None:
     """PEFT's configuration beside an adapter file, None where there is none. Raises ValueError for a broken one."""
     try:
-        with open(config_path(path), encoding="utf-8") as opened:
-            config = json.load(opened)
+        with open(config_path(path), "rb") as opened:
+            return read_record(AdapterRecord, opened.read(), "its JSON").model_dump(exclude_unset=True)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except RecordError as error:
         raise LoraSetError(f"{config_path(path)} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise LoraSetError(f"{config_path(path)} is damaged: it holds no settings")
-    return config
 
 
 def the_concept(concepts: tuple[Concept, ...] | None, metadata: Mapping[str, str], name: str) -> Concept:
