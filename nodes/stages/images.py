@@ -12,6 +12,7 @@ from ...mace.concepts.concept import Concept
 from ...mace.concepts.images import IMAGE_PROMPTS, ConceptImages
 from ...mace.concepts.templates import TemplateError, checked_template
 from ...mace.concepts.text import check_characters
+from ...mace.masks.given import read_pictures
 from ...mace.method.tokens import fill
 from ..host.any_text import AnyText, text_to_draw_with
 from ..host.kept.content import content_sha256, model_sha256, module_sha256
@@ -91,8 +92,8 @@ def _finite(values: Tensor, concept: Concept) -> Tensor:
 
 
 def own_images(vae, concept: Concept, template: str, pictures: Tensor) -> ConceptImages:
-    """The artist's own pictures [n, H, W, 3] of one concept, encoded."""
-    pictures = eight_bit(vae.vae_encode_crop_pixels(pictures))
+    """The artist's own pictures of one concept, encoded. Raises ValueError for what `read_pictures` refuses."""
+    pictures = eight_bit(vae.vae_encode_crop_pixels(read_pictures(pictures, "images")))
     latents = _finite(vae.encode(pictures.float() / 255), concept).to("cpu", torch.float32)
     return ConceptImages(concept, written([latents]), written([pictures]), template)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.phrases import phrases_of
 from ...mace.masks.boxes import ALL, BEST, box_masks, read_boxes
+from ...mace.masks.given import read_masks
 from ...mace.masks.maps import UNION, feather, grow, mask_of_map, one_mask
 from ...mace.method.tokens import fill
 from ..host.detectors.found import Found
@@ -64,9 +65,9 @@ def whole_image(images: ConceptImages) -> Tensor:
 def fitted(mask: Tensor, images: Sequence[ConceptImages]) -> list[Tensor]:
     """An external MASK [N or 1, h, w] as masks [n, H, W] for each concept's images, in their order.
 
-    Raises ValueError for another number of masks than images.
+    Raises ValueError for another number of masks than images and for what `read_masks` refuses.
     """
-    mask = mask.reshape(-1, *mask.shape[-2:])
+    mask = read_masks(mask, "masks")
     total = sum(len(entry) for entry in images)
     if len(mask) not in (1, total):
         raise ValueError(
@@ -74,7 +75,7 @@ def fitted(mask: Tensor, images: Sequence[ConceptImages]) -> list[Tensor]:
             "node that makes the masks, so that there is one for each image, in the same order"
         )
     height, width = images[0].pictures.shape[1:3]
-    mask = mask.float().expand(total, -1, -1)
+    mask = mask.expand(total, -1, -1)
     if mask.shape[1:] != (height, width):
         mask = F.interpolate(mask[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
     return list(mask.clamp(0, 1).to("cpu").split([len(entry) for entry in images]))
