@@ -14,8 +14,8 @@ pytestmark = pytest.mark.host
 
 def test_the_copy_in_use_is_told(comfy_host, tmp_path, caplog):
     copy = tmp_path / "mace-old"
-    for name in ("mace", "nodes", "__init__.py"):
-        (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, copy / name)  # makes the folder
+    for name in ("mace", "nodes", "__init__.py", "install.py"):
+        (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, copy / name)
     spec = importlib.util.spec_from_file_location(
         "mace_old", copy / "__init__.py", submodule_search_locations=[str(copy)]
     )

@@ -1,6 +1,8 @@
 """Lists as people write and paste them: look-alikes are read or refused, never taken into a phrase."""
 
 import random
+import time
+from functools import partial
 
 import pytest
 
@@ -151,6 +153,20 @@ def test_lists_that_cannot_be_read_are_refused(text):
         parse_concepts(text, "object")
 
 
+def test_long_lines_are_read_in_no_time():
+    """A line of dashes, of quotes and of letters: nothing is tried again and again."""
+    began = time.process_time()
+    lines = ["-" * 60_000, '"' * 60_000, '","' * 20_000, "a" * 200_000, "a 1" * 20_000, "<" * 60_000, "= " * 30_000]
+    names = partial(parse_names, field="keep")
+    for line in [*lines, "[" * 90_000, "[1, " * 5000 + "]" * 5000]:
+        for read in (partial(parse_concepts, type="object"), parse_strengths, names):
+            try:
+                read(line)
+            except TextError:
+                pass
+    assert time.process_time() - began < 20
+
+
 def test_lists_with_comments_and_bullets_stay():
     text = "# people: all of them\n- dog  # the first\n-  cat\n\n* ship\n1. FC K\u00f6ln"
     assert [c.target for c in parse_concepts(text, "object")] == ["dog", "cat", "ship", "1. FC K\u00f6ln"]
@@ -164,6 +180,7 @@ def test_values_by_name_read_the_same_notation():
     assert parse_strengths(text) == {"a = b": 0.5, "dog": 0.25, "hot dog": 1.0, "#metoo": 0.0}
     assert parse_phrases('"a = b" = a thing\n"#metoo" \uff1d face') == {"a = b": "a thing", "#metoo": "face"}
     assert parse_phrases('"a = b"') == {"*": "a = b"}
+    assert parse_names("dog, artist\ncat, name", "keep") == ["dog", "artist", "cat", "name"]
     assert parse_names('- "Paris, Texas"\uff0c dog\n"dog"', "keep") == ["Paris, Texas", "dog"]
     read = {"dog": ["canine", "hound"], "Alien: Covenant": ["alien"]}
     assert parse_synonyms("dog: canine\u3001 hound\nAlien: Covenant | alien") == read

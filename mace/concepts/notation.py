@@ -12,7 +12,7 @@ from .text import TextError, check_characters, composed
 
 ARROW = "->"
 _ARROWS = "\u2192\u21d2\u21a6\u27f6\u27f9\u279c\u2794\u279d\u27a1"
-_ANY_ARROW = re.compile(rf"(?:[-=\u2010-\u2015\u2212\uff0d\uff1d]+\s?(?:[>\uff1e]|&gt;)|[{_ARROWS}])\ufe0f?")
+_ANY_ARROW = re.compile(rf"(?:[-=\u2010-\u2015\u2212\uff0d\uff1d]{{1,20}}\s?(?:[>\uff1e]|&gt;)|[{_ARROWS}])\ufe0f?")
 # Signs that look like the notation's own, and those.
 _ALIKE = str.maketrans("\uff5c\u2223\u2502\uff0c\u3001\uff64\uff1a\uff1d\uff1b\uff1e\uff1c", "|||,,,:=;><")
 _BULLET = re.compile(r"^(?:[-\u2010-\u2015\u2022\u2023\u25cf\u00b7]\s+)+")

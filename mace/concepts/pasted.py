@@ -8,6 +8,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import yaml
 
@@ -15,12 +16,14 @@ from .notation import ARROW, Line, written
 from .text import composed
 
 # Longer texts are no lists that somebody pasted.
-_MOST, _DEEP = 400_000, 12
+_MOST, _DEEP = 100_000, 12
 _SHOWN = 60
 _FOREIGN = re.compile(
     r"""^(?:[\[\]}]|\{(?!\})|\(\s*["']|-\s+(?:[\[-]|["']?[a-z_]+["']?:(?:\s|$))|["']?[A-Za-z_]\w*["']?:$|"(?:[^"\\]|\\.)*"\s*:\s|'[^']*'\s*:\s)"""
 )
 _TARGETS = ("target", "concept", "prompt", "name", "class", "artist", "erase", "target_concept", "concept_name")
+# Of a table: words that a list of names is not likely to hold.
+_COLUMNS = ("target", "concept", "prompt", "target_concept", "concept_name")
 _LISTS = ("concepts", "targets", "prompts", "names", "erase_concepts", "edit_concepts", "artists", "classes")
 _MAPPINGS = ("mapping", "mapping_concept", "anchor", "anchor_concept", "guided_concept", "destination", "neutral")
 _NUMBERED = re.compile(r"^(\d+)[.)]\s+")
@@ -63,16 +66,15 @@ def offer(lines: Sequence[Line], text: str, mapped: bool) -> str | None:
 
 def _table(lines: Sequence[Line]) -> list[_Entry] | None:
     """The entries of a table whose first line names its columns, None for other texts."""
-    for sign in (",", "\t"):
-        rows = list(csv.reader((line.raw for line in lines), delimiter=sign, skipinitialspace=True))
-        head = [cell.strip().casefold() for cell in rows[0]] if rows else []
-        target = next((head.index(name) for name in _TARGETS if name in head), None)
-        if len(rows) < 2 or len(head) < 2 or target is None:
-            continue
-        mapping = next((head.index(name) for name in _MAPPINGS if name in head), None)
-        cells = [[composed(cell) for cell in row] + [""] * len(head) for row in rows[1:]]
-        return [_Entry(row[target], "" if mapping is None else row[mapping]) for row in cells]
-    return None
+    try:
+        head, *rows = ([composed(cell) for cell in row] for row in csv.reader(line.raw for line in lines))
+    except (ValueError, csv.Error):  # no line at all, or no table
+        return None
+    target = next((head.index(name) for name in _COLUMNS if name in head), None)
+    if not rows or len(head) < 2 or target is None or any(len(row) != len(head) for row in rows):
+        return None
+    mapping = next((head.index(name) for name in _MAPPINGS if name in head), None)
+    return [_Entry(row[target], "" if mapping is None else row[mapping]) for row in rows]
 
 
 def _numbered(lines: Sequence[Line]) -> list[_Entry] | None:
@@ -85,7 +87,8 @@ def _numbered(lines: Sequence[Line]) -> list[_Entry] | None:
 
 def _structure(text: str) -> list[_Entry]:
     """The entries of a YAML, JSON or Python list, or of lines out of one; none where it cannot be read."""
-    if len(text) > _MOST:
+    depth = accumulate((c in "[{") - (c in "]}") for c in text)
+    if len(text) > _MOST or max(depth, default=0) > _DEEP:
         return []
     # Python's tuples are lists.
     text = re.sub(r"\((?=\s*[\"'])", "[", text)

@@ -7,8 +7,9 @@ from .concept import Concept, ConceptError
 from .named import check_comments, values_by_name, values_of
 from .notation import Line
 
-# Other ways to write a name and a number.
+# Other ways to write a name and a number, looked for in lines of some length.
 _ALIKE = re.compile(r"(.+?)\s*(?:[:,=]|[-=]+>|\s)\s*([\d.,]+)\s*(%?)")
+_LONGEST = 200
 
 
 def _strength(line: Line) -> tuple[str, float]:
@@ -16,7 +17,7 @@ def _strength(line: Line) -> tuple[str, float]:
     # A comma between digits is the decimal point of many languages.
     strength = _number(value.replace(",", "."))
     if not equals or not name.strip() or not 0.0 <= strength <= 1.0:
-        alike = _ALIKE.fullmatch(line.raw)
+        alike = _ALIKE.fullmatch(line.raw) if len(line.raw) <= _LONGEST else None
         meant = _number(alike[2].replace(",", ".")) / (100 if alike[3] else 1) if alike else -1.0
         said = f"{alike[1]} = {meant:g}" if 0.0 <= meant <= 1.0 else "dog = 0.5"
         raise ConceptError(f"{line.raw!r} is not a concept and a strength from 0 to 1, as in: {said}")

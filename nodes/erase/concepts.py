@@ -55,7 +55,8 @@ class Concepts(io.ComfyNode):
                     "The mapping is what prompts with the target are steered to: a broader or neutral phrase. Without "
                     "one, the type's usual mapping is taken (object: sky, or Table 6's for the ten CIFAR classes; "
                     "celebrity: a person; style: art; explicit: a person wearing clothes). Aliases are erased with the "
-                    "target. Text after # is a comment.",
+                    "target. Text after # is a comment; a phrase with signs of its own stands in "
+                    '"double quotes".',
                 ),
                 io.Combo.Input(
                     "type",
@@ -83,6 +84,7 @@ class Concepts(io.ComfyNode):
                 ),
             ],
             outputs=[ConceptsType.Output("concepts", tooltip="The whole list, in order.")],
+            has_intermediate_output=True,
         )
 
     @classmethod

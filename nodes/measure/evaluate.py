@@ -40,9 +40,9 @@ class EvaluateErasure(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=False,
                     default="",
-                    placeholder="dog: canine, hound",
+                    placeholder="dog | canine, hound",
                     tooltip="Other words for erased concepts that were not named when erasing, one concept a line "
-                    "(dog: canine, hound). They give Acc_g, and H becomes H_o of Eq. 8. Empty: H is H_c of Eq. 9.",
+                    "(dog | canine, hound). They give Acc_g, and H becomes H_o of Eq. 8. Empty: H is H_c of Eq. 9.",
                 ),
                 io.String.Input(
                     "keep",
