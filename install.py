@@ -18,6 +18,8 @@ NEEDED = (
     ("torch", "comes with ComfyUI"),
     ("safetensors", "comes with ComfyUI"),
     ("numpy", "comes with ComfyUI"),
+    ("pydantic", "comes with ComfyUI"),
+    ("pyyaml", "comes with ComfyUI"),
 )
 # What Mask Concept's back-ends import, and the packages that bring it. The first two are installed without what they
 # ask for: groundingdino-py pins an old supervision, which it needs for drawing alone.
@@ -92,18 +94,24 @@ def lacking_files(folder: Path, needed: tuple) -> list[str]:
     return [" or ".join(names) for names in needed if not any(os.path.isfile(folder / name) for name in names)]
 
 
-def read_config(path: Path) -> dict:
-    """The settings in a JSON file. Raises FileNotFoundError where there is none, ValueError where it cannot be read."""
+def read_text(path: Path) -> str:
+    """The text of a small file. Raises FileNotFoundError where there is none, ValueError where it cannot be read."""
     try:
         size = path.stat().st_size
         # Neither a pipe, which would be waited for, nor weights under another name.
         if not path.is_file() or size > MOST_CONFIG:
             raise ValueError(f"it is no file of up to {MOST_CONFIG >> 20} MB")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
+
+
+def read_config(path: Path) -> dict:
+    """The settings in a JSON file. Raises as `read_text`, and ValueError where they cannot be read."""
+    try:
+        settings = json.loads(read_text(path))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(settings, dict):

@@ -28,6 +28,7 @@ from .files.save_loras import SaveLoras
 from .files.save_model import SaveErasedModel
 from .files.save_prior import SavePrior
 from .host import files
+from .host.copies import tell_other_copies
 from .host.detectors import model_files
 from .host.kept.store import forget_on_request
 from .measure.evaluate import EvaluateErasure
@@ -66,6 +67,7 @@ class MaceExtension(ComfyExtension):
     """What the host asks for when it loads the pack."""
 
     async def on_load(self) -> None:
+        tell_other_copies(NODES[0])
         files.register_folders()
         model_files.register_folders()
         forget_on_request()

@@ -32,6 +32,14 @@ def test_lists_of_lists_are_by_picture():
     assert second[0].shape == third[0].shape == (0, 4) and len(second[1]) == 0
 
 
+def test_what_is_not_said_of_a_box():
+    given = [box(0, 0, 5, 5, score=None, label=None), box(1, 1, 2, 2, score=0.5, label=7)]
+    ((boxes, scores, labels),) = read_boxes(given, 1, 8, 8)
+    assert scores.tolist() == [1.0, 0.5] and labels == ("", "7") and len(boxes) == 2
+    ((boxes, scores, _),) = read_boxes(box(torch.tensor(1.0), np.float32(2), 3, 4, score=torch.tensor(0.25)), 1, 9, 9)
+    assert boxes.tolist() == [[1, 2, 4, 6]] and scores.tolist() == [0.25]
+
+
 def test_no_boxes_at_all_is_nothing_found():
     assert [len(boxes) for boxes, _, _ in read_boxes([], 2, 8, 8)] == [0, 0]
 
@@ -45,6 +53,14 @@ def test_no_boxes_at_all_is_nothing_found():
         ([[1, 2, 3, 4]], "1 is not a box with x, y"),
         ([{"x": 1, "y": 2}], "is not a box with x, y"),
         ([3, 4, 5], "3 is not a list of boxes"),
+        (box(1, 2, math.nan, 4), "width': nan.* holds a number that is not finite"),
+        (box(1, math.inf, 3, 4), "not finite"),
+        (box(1, 2, 3, 4, score=math.nan), "'score': nan.* not finite"),
+        (box(1, 2, 3, 4, score="high"), "'score': 'high'.* is not a box"),
+        (box(1, 2, 3, 10**400), "is not a box"),
+        (box(1, 2, 3, None), "is not a box"),
+        (box(1, 2, 3, torch.zeros(2)), "is not a box"),
+        ([[[1, 2, 3, 4]]], "is not a box"),
     ],
 )
 def test_what_are_no_boxes(given, message):

@@ -177,7 +177,7 @@ def test_paired_distance():
 
 
 def test_lists_are_read():
-    assert parse_names("hot dog, cat # stays\n\nCat,  rose ") == ["hot dog", "cat", "rose"]
+    assert parse_names("hot dog, cat # stays\n\nCat,  rose ", "keep") == ["hot dog", "cat", "rose"]
     assert parse_templates("a photo of the {}\n\na {} # here\na {}") == ["a photo of the {}", "a {}"]
     assert parse_synonyms("dog: canine,  hound\nShip : boat # one") == {"dog": ["canine", "hound"], "Ship": ["boat"]}
     # An alias was named: it is no synonym, and stands once.

@@ -1,5 +1,6 @@
 """Find Aliases on the trained demo model: what it finds, and its errors against the UNet called by hand."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -56,6 +57,20 @@ def test_the_vocabulary_is_searched_where_no_words_are_given(find, shown):
     assert len(near) == 8 and not set(near) & {"dog", *dog.aliases} and report(node).endswith(", ".join(near))
     assert {"hound", "pooch"} <= set(dog.aliases) and dog.aliases[0] == "canine"
     assert not {"cat", "wolf", "fox", "animal"} & set(dog.aliases)
+
+
+def test_a_template_that_names_the_concept_twice(find, shown):
+    """As Concept Images' prompt may: both are filled."""
+    twice = (replace(shown[0], template="a {} and a {}"),)
+    (deer,) = find(twice, words="stag, horse", threshold=0.3)[0]
+    assert deer.aliases == ("stag",)
+
+
+def test_the_text_reads_back_in_concepts(comfy_host, find, shown):
+    node = find(words='"C#, a stag", horse', threshold=0.0, most=1)
+    assert '"C#, a stag"' in node[2] + node[3]
+    again = concepts(comfy_host, node[2])
+    assert [(c.target, c.aliases, c.mapping) for c in again] == [(c.target, c.aliases, c.mapping) for c in node[0]]
 
 
 def test_what_is_kept_is_no_alias(find, shown):

@@ -64,6 +64,22 @@ def test_own_images(comfy_host, demo):
         torch.testing.assert_close(entry.latents, vae.encode(entry.as_image).float())
 
 
+def test_own_images_of_other_nodes_are_read_or_refused(comfy_host, demo):
+    ship = concepts(comfy_host, "ship")
+    grey = torch.rand(2, 64, 64, 1, generator=torch.Generator().manual_seed(1))
+    (entry,) = images(comfy_host, demo, ship, images=grey)[0]
+    assert float((entry.as_image - grey).abs().max()) <= 0.5 / 255 + 1e-6 and entry.pictures.shape[-1] == 3
+    broken = torch.rand(2, 64, 64, 3)
+    broken[1, 0, 0, 0] = torch.nan
+    for given, message in (
+        (broken, "images: picture 2 holds values that are not finite"),
+        (torch.rand(1, 64, 64, 3) * 255, "images: picture 1 holds values from"),
+        (torch.rand(0, 64, 64, 3), "images: the batch .* holds no picture"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            images(comfy_host, demo, ship, images=given)
+
+
 def test_chains_and_their_errors(comfy_host, demo, two, drawn):
     ship = concepts(comfy_host, "horse")
     pictures = torch.rand(1, 64, 64, 3)

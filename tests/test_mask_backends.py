@@ -142,6 +142,9 @@ def test_the_rules_hold_for_external_masks_too(mask):
     given[1:, 20:24, 20:24] = 0.75
     assert torch.equal(mask("external mask", mask=given, nothing_found="skip the image")[0], given)
     assert mask("external mask", mask=given, min_area=0.1)[0].all()
+    assert torch.equal(mask("external mask", mask=given[..., None], nothing_found="skip the image")[0], given)
+    with pytest.raises(ValueError, match="masks: mask 1 holds values that are not finite"):
+        mask("external mask", mask=given * torch.nan)
     grown = mask("external mask", mask=given, grow=3)[0]
     assert float(grown[1, 17, 22]) == 0.75 and float(grown[1, 16, 22]) == 0
 

@@ -59,5 +59,12 @@ def test_a_bright_square_becomes_the_mask():
     assert (overlap > 0.85).all()
 
 
+def test_maps_that_are_not_finite_are_no_empty_masks():
+    maps = torch.rand(2, 8, 8)
+    maps[1, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match="attention maps hold values that are not finite"):
+        mask_of_map(maps, 32, 32)
+
+
 def test_a_map_that_says_nothing_gives_an_empty_mask():
     assert not mask_of_map(torch.full((1, 8, 8), 0.3), 32, 32).any()

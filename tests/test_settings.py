@@ -111,6 +111,11 @@ DAMAGED = {
     "no usual type": {"lora": {"style": {"rank": 1, "steps": 1, "learning_rate": 1}}},
     "a list": {"lora": [1]},
     "another loss": {"loss": "none"},
+    "hundreds of digits": {"refine": {"mu": 10**400}},
+    "beyond nothing": {"fuse": {"mu": [1, 1, 0]}},
+    "a word for yes": {"focus": "yes"},
+    "half a rank": {"lora": {"*": {"rank": 1.5, "steps": 1, "learning_rate": 1}}},
+    "a row that is none": {"lora": {"*": 3}},
 }
 
 

@@ -73,24 +73,24 @@ def test_the_prompts_of_measuring_are_kept_out(kind):
 
 def test_read_own_templates():
     text = "\ufeff# mine\na  {} in   fog\n\n{} and {} again # twice\nC#minor {}\na {} in fog\n"
-    assert read_templates(text) == ("a {} in fog", "{} and {} again", "C#minor {}")
-    assert read_templates("\n# nothing\n") == ()
+    assert read_templates(text, "mine.txt") == ("a {} in fog", "{} and {} again", "C#minor {}")
+    assert read_templates("\n# nothing\n", "mine.txt") == ()
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{} a\na photo of the dog", "line 2: 'a photo of the dog' has no {}"),
+        ("{} a\na photo of the dog", "mine.txt: line 2: 'a photo of the dog' needs {}"),
         ("a {name} in fog", "line 1: .*other braces"),
         ("\n\n{} and {0}", "line 3: .*other braces"),
         ("{{}}", "line 1: .*other braces"),
         ("a photo of { }", "line 1: .*other braces"),
-        ("a photo # of {}", "line 1: 'a photo' has no {}"),
+        ("a photo # of {}", "line 1: 'a photo' needs {}"),
     ],
 )
 def test_own_templates_that_cannot_serve(text, message):
     with pytest.raises(TemplateError, match=message):
-        read_templates(text)
+        read_templates(text, "mine.txt")
 
 
 @pytest.mark.parametrize(

@@ -113,3 +113,57 @@ def test_clip_skip_changes_identity_and_fingerprint(comfy_host, demo):
         assert a.identity != b.identity
         # Layers 2..11 of the demo encoder are identities: only a skip into its two live layers shows.
         assert comfy_host.module("mace.method.prior").probe_distance(a.fingerprint, b.fingerprint) > 0.02
+
+
+def test_an_end_of_text_inside_a_text_counts_as_the_host_counts_it(encoder):
+    """The tokenizer gives its own end there and reads on."""
+    text = "a dog <|endoftext|> and a cat"
+    assert encoder.tokenize(text) == ids(encoder, text) and encoder.length(text) == 6
+    long = "<|endoftext|> " + "dog " * 80
+    assert encoder.length(long) == 81 and encoder.fitting([long, text], str) == [text]
+    row = [token for token, _ in encoder.clip.tokenize(text)["l"][0]]
+    assert tuple(row[1:7]) == encoder.tokenize(text)
+
+
+@pytest.fixture
+def inversions(encoder, monkeypatch, tmp_path):
+    """The folder of textual inversions, which loaders name; "sks" is in it."""
+    torch.save({"string_to_param": {"*": torch.ones(2, encoder.width)}}, tmp_path / "sks.pt")
+    monkeypatch.setattr(encoder.clip.tokenizer.clip_l, "embedding_directory", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ("a photo of embedding:nope dog", "names the textual inversion 'nope', which is not among models/embeddings"),
+        ("embedding:nope", "names the textual inversion 'nope'"),
+        ("a (embedding:nope:1.2) dog", "names the textual inversion 'nope'"),
+        ("a dog, embedding:", "names the textual inversion ''"),
+        ("a (dog:nan) in fog", "gives 'dog' the weight nan; write a number"),
+        ("a (hot (dog:1e999)) in fog", "gives 'dog' the weight inf"),
+        ("a d\ud83dog", r"line 1: .*U\+D83D, half of a character"),
+        ("a \ue000 dog", r"line 1: .*U\+E000, of private use"),
+    ],
+)
+def test_what_the_host_would_leave_out_is_named(encoder, comfy_host, prompt, message, inversions):
+    with pytest.raises(ValueError, match=f"^prompt: .*{message}"):
+        encoder.encode([prompt])
+    tokens_of = comfy_host.module("nodes.host.prompts").tokens_of
+    with pytest.raises(ValueError, match=f"^negative: .*{message}"):
+        tokens_of(encoder.clip, prompt, "negative")
+
+
+def test_a_phrase_with_a_missing_inversion_is_refused_when_it_is_paired(encoder, inversions):
+    from mace.concepts.concept import Concept
+
+    for target, message in (("embedding:nope dog", "'nope'"), ("(dog:nan)", "weight nan"), ("d\udc00g", "DC00")):
+        with pytest.raises(ValueError, match=message):
+            encoder.moments(Concept(target, "sky", "object"), lambda count: None)
+
+
+def test_brackets_and_letters_that_say_nothing_stay(encoder, comfy_host, inversions):
+    assert len(encoder.tokenize("a embedding:sks, dog")) == 5
+    tokens_of = comfy_host.module("nodes.host.prompts").tokens_of
+    assert len(tokens_of(encoder.clip, "a (embedding:sks:1.2) dog")["l"]) == 1
+    for prompt in (r"a \(dog:nan\)", "a (dog:-0.5)", "the embeddings: of dogs", "caf\u00e9 \U0001f469\u200d\U0001f680"):
+        assert tokens_of(encoder.clip, prompt) == encoder.clip.tokenize(prompt)

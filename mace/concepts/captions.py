@@ -8,11 +8,11 @@ of that name, `{thing+s}` draws its plural; `goose|geese` spells an irregular pl
 import json
 import random
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..messages import MessageError
+from .text import TextError, check_characters, composed, normalised
 
 # The longest list that is offered. The grammar has many more captions; up to here repeats are rare, so the
 # list grows at a constant pace.
@@ -143,11 +143,15 @@ def read_captions(path: str | Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise CaptionError(f"{path.name}, line {line}: not UTF-8 text; save the file as UTF-8") from None
-    if kind == ".json":
-        found: Iterable[str] = _from_json(text, path.name)
-    else:
-        found = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    captions = list(dict.fromkeys(caption for caption in (" ".join(line.split()) for line in found) if caption))
+    try:
+        if kind == ".json":
+            found: Iterable[str] = _from_json(text, path.name)
+        else:
+            check_characters(text, path.name)
+            found = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    except TextError as error:
+        raise CaptionError(str(error)) from None
+    captions = list(dict.fromkeys(filter(None, map(composed, found))))
     if not captions:
         raise CaptionError(f"{path.name}: no captions in this file; write one a line (# starts a comment)")
     return captions
@@ -178,6 +182,7 @@ def _from_json(text: str, name: str) -> list[str]:
     for i, item in enumerate(data):
         if not isinstance(item, str):
             raise CaptionError(f"{name}, {where}[{i}]: the caption is not a text; correct or remove it")
+        check_characters(item, f"{name}, {where}[{i}]")
     return data
 
 
@@ -204,7 +209,7 @@ def leave_out(captions: Iterable[str], phrases: Iterable[str]) -> tuple[list[str
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(unicodedata.normalize("NFC", text).casefold()))
+    return tuple(_WORD.findall(normalised(text)))
 
 
 def _plurals(word: str) -> set[str]:

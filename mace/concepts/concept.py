@@ -1,21 +1,19 @@
 """Concepts to erase: a target phrase, what it is mapped to, its type, and other names it goes by."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..messages import MessageError
 from .lists import mapping_for
+from .notation import ARROW, Line, phrase_of, read_lines, sides_of, written
+from .pasted import offer
 from .templates import TEMPLATES
+from .text import TextError, normalised
 
 TYPES = ("object", "celebrity", "style", "explicit")
 
-_ARROW = re.compile(r"->|\u2192")
-_COMMENT = re.compile(r"(^|\s)#.*$")
 
-
-class ConceptError(MessageError):
-    """A list of concepts that cannot be used; the message names the line and what to change."""
+class ConceptError(TextError):
+    """A list of concepts that cannot be used; the message names the field, the line and what to change."""
 
 
 @dataclass(frozen=True)
@@ -50,53 +48,53 @@ class Concept:
         return tuple((template, phrase) for phrase in self.phrases for template in self.prompts)
 
 
-def normalised(phrase: str) -> str:
-    """A phrase as it is compared: white space collapsed, case folded."""
-    return " ".join(phrase.split()).casefold()
-
-
-def uncommented(line: str) -> str:
-    """A line without the comment after ` #` and without space around it."""
-    return _COMMENT.sub("", line).strip()
-
-
 def phrases_by_key(concepts: Iterable[Concept]) -> dict[str, str]:
     """Every target and alias as it was written, by its normalised form."""
     return {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
 
 
-def parse_concepts(text: str, type: str, templates: Sequence[str] = (), mapped: bool = True) -> list[Concept]:
-    """Read concepts, one a line: `target -> mapping` or `target | alias, alias -> mapping`.
+def as_line(concept: Concept) -> str:
+    """A concept as `parse_concepts` reads it."""
+    aliases = f" | {', '.join(map(written, concept.aliases))}" if concept.aliases else ""
+    return f"{written(concept.target)}{aliases} {ARROW} {written(concept.mapping)}"
 
-    A line without a mapping takes the type's usual one; text after ` #` is a comment. mapped=False reads
-    concepts to preserve, which have no mapping. Raises ConceptError for a line that cannot be read and for a
-    phrase that stands in two lines. An empty text gives no concepts.
+
+def parse_concepts(
+    text: str, type: str, templates: Sequence[str] = (), mapped: bool = True, field: str = "concepts"
+) -> list[Concept]:
+    """Read concepts, one a line: `target -> mapping` or `target | alias, alias -> mapping` (see `notation`).
+
+    A line without a mapping takes the type's usual one. mapped=False reads concepts to preserve, which have no
+    mapping.  field: the input that holds the text. Raises ConceptError for a line that cannot be read, for another
+    program's list (with what it is in this notation) and for a phrase that stands in two lines. An empty text gives no
+    concepts.
     """
     if type not in TYPES:
         raise ConceptError(f"unknown concept type {type!r}: use one of {', '.join(TYPES)}")
+    lines = read_lines(text, field)
+    offered = offer(lines, text, mapped)
+    if offered:
+        raise ConceptError(f"{field}: {offered}")
     found: list[Concept] = []
-    lines: dict[str, int] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = uncommented(raw)
-        if not line:
-            continue
+    numbers: dict[str, int] = {}
+    for line in lines:
         try:
             concept = _parse_line(line, type, tuple(templates), mapped)
-        except ConceptError as error:
-            raise ConceptError(f"line {number}: {error}") from None
+        except TextError as error:
+            raise ConceptError(f"{field}: line {line.number}: {error}") from None
         for phrase in concept.phrases:
             key = normalised(phrase)
-            if key in lines:
-                raise ConceptError(f"line {number}: {phrase!r} already stands in line {lines[key]}; remove one of them")
-            lines[key] = number
+            if key in numbers:
+                raise ConceptError(
+                    f"{field}: line {line.number}: {phrase!r} already stands in line {numbers[key]}; remove one of them"
+                )
+            numbers[key] = line.number
         found.append(concept)
     return found
 
 
-def _parse_line(line: str, type: str, templates: tuple[str, ...], mapped: bool) -> Concept:
-    if "{" in line or "}" in line:
-        raise ConceptError("braces are kept for prompt templates; write the phrase without them")
-    sides = _ARROW.split(line)
+def _parse_line(line: Line, type: str, templates: tuple[str, ...], mapped: bool) -> Concept:
+    sides = sides_of(line.text.removeprefix("* "))
     if len(sides) > 2:
         raise ConceptError("more than one '->'; write one concept a line as: target -> mapping")
     if len(sides) > 1 and not mapped:
@@ -104,17 +102,23 @@ def _parse_line(line: str, type: str, templates: tuple[str, ...], mapped: bool) 
     name, *aliases = sides[0].split("|")
     if len(aliases) > 1:
         raise ConceptError("more than one '|'; separate several aliases with commas: target | alias, alias")
-    target = " ".join(name.split())
+    target = phrase_of(name)
     if not target:
         raise ConceptError("there is no target phrase; write: target -> mapping")
-    others = [" ".join(alias.split()) for alias in aliases[0].split(",")] if aliases else []
+    others = [phrase_of(alias) for alias in aliases[0].split(",")] if aliases else []
     if not all(others):
         raise ConceptError("an alias is empty; write: target | alias, alias -> mapping")
     if len(sides) == 2:
-        mapping = " ".join(sides[1].split())
+        mapping = phrase_of(sides[1])
         if not mapping:
             raise ConceptError(f"nothing stands after '->'; name what {target!r} is to become, or leave it out")
     else:
+        if " = " in name:
+            left, _, right = line.raw.partition(" = ")
+            raise ConceptError(
+                f"'=' gives a strength in Fuse LoRAs; a mapping is written {left.strip()} -> {right.strip()}, and a "
+                f'phrase with = in quotes: "{line.raw}"'
+            )
         mapping = mapping_for(target, type) if mapped else ""
     phrases = [target, *others]
     for i, phrase in enumerate(phrases):

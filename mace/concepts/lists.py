@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .text import normalised
+
 
 class Preset(NamedTuple):
     """One concept of a preset list: what is erased, what it becomes, and its type."""
@@ -37,7 +39,7 @@ TABLE10: dict[str, dict[str, Any]] = _PAPER["table10"]
 
 def mapping_for(target: str, type: str) -> str:
     """The usual mapping of a target: Table 6's for one of its classes, else the type's DEFAULT_MAPPING."""
-    entry = _OBJECTS.get(" ".join(target.split()).casefold()) if type == "object" else None
+    entry = _OBJECTS.get(normalised(target)) if type == "object" else None
     return entry["mapping"] if entry else DEFAULT_MAPPING[type]
 
 

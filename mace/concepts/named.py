@@ -3,29 +3,30 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from .concept import Concept, ConceptError, normalised, uncommented
+from .concept import Concept, ConceptError
+from .notation import Line, passed_over, phrase_of, read_lines
+from .text import TextError, normalised
 
 ALL = "*"
 Value = TypeVar("Value")
 
 
-def values_by_name(text: str, read: Callable[[str], tuple[str, Value]], field: str, noun: str) -> dict[str, Value]:
+def values_by_name(text: str, read: Callable[[Line], tuple[str, Value]], field: str, noun: str) -> dict[str, Value]:
     """Values by normalised name. Blank lines and text after # are passed over.
 
-    read: (name, value) of a line, or ConceptError saying what the line should be like.  field: the input that holds the
-    lines.  noun: what is given. Raises ConceptError, naming field and line, also for a concept named twice.
+    read: (name, value) of a line, the name as it stands in the line's text, or TextError saying what the line should
+    be like.  field: the input that holds the lines.  noun: what is given. Raises ConceptError, naming field and line,
+    also for a concept named twice.
     """
     found: dict[str, Value] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = uncommented(raw)
-        if not line:
-            continue
+    for line in read_lines(text, field):
         try:
-            name, value = read(line)
+            part, value = read(line)
+            name = phrase_of(part)
             if normalised(name) in found:
-                raise ConceptError(f"{name.strip()!r} has a {noun} already; remove one of the lines")
-        except ConceptError as error:
-            raise ConceptError(f"{field}: line {number}: {error}") from None
+                raise ConceptError(f"{name!r} has a {noun} already; remove one of the lines")
+        except TextError as error:
+            raise ConceptError(f"{field}: line {line.number}: {error}") from None
         found[normalised(name)] = value
     return found
 
@@ -43,3 +44,10 @@ def values_of(
         known = ", ".join(concept.target for concept in concepts[:8]) + (" ..." if len(concepts) > 8 else "")
         raise ConceptError(f"{field}: there is no concept {unknown[0]!r} in the list ({known})")
     return [given.get(normalised(c.target), given.get(ALL, usual(c))) for c in concepts]
+
+
+def check_comments(text: str, concepts: Sequence[Concept], field: str) -> None:
+    """Raise ConceptError for lines that are comments by their #, where a concept's name begins with it."""
+    passed = passed_over(text)
+    if passed and any(concept.target.startswith("#") for concept in concepts):
+        raise ConceptError(f"{field}: {passed[0]}")

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 
 from .concept import Concept, ConceptError
-from .named import ALL, values_by_name, values_of
+from .named import ALL, check_comments, values_by_name, values_of
+from .notation import Line, phrase_of
 
 # Detectors know kinds of things, and few names of people.
 KINDS = {"celebrity": "face", "explicit": "person"}
 
 
-def _phrase(line: str) -> tuple[str, str]:
-    name, equals, phrase = line.partition("=")
+def _phrase(line: Line) -> tuple[str, str]:
+    name, equals, phrase = line.text.partition("=")
     if not equals:
-        name, phrase = ALL, line
-    phrase = " ".join(phrase.split())
+        name, phrase = ALL, line.text
+    phrase = phrase_of(phrase)
     if not phrase.strip(" .,") or not name.strip():
-        raise ConceptError(f"{line!r} is not a phrase, nor as in: Tom Cruise = man")
+        raise ConceptError(f"{line.raw!r} is not a phrase, nor as in: Tom Cruise = man")
     return name, phrase
 
 
@@ -33,6 +34,7 @@ def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
 
     Raises ConceptError for a bad line and for a name that no concept has.
     """
+    check_comments(text, concepts, "phrase")
     return values_of(parse_phrases(text), concepts, lambda concept: KINDS.get(concept.type, concept.target), "phrase")
 
 

@@ -1,20 +1,35 @@
 """A strength for each concept, as an artist writes them: `dog = 0.5`, one a line."""
 
+import re
 from collections.abc import Sequence
 
 from .concept import Concept, ConceptError
-from .named import values_by_name, values_of
+from .named import check_comments, values_by_name, values_of
+from .notation import Line
+
+# Other ways to write a name and a number, looked for in lines of some length.
+_ALIKE = re.compile(r"(.+?)\s*(?:[:,=]|[-=]+>|\s)\s*([\d.,]+)\s*(%?)")
+_LONGEST = 200
 
 
-def _strength(line: str) -> tuple[str, float]:
-    name, equals, value = line.rpartition("=")
-    try:
-        strength = float(value)
-    except ValueError:
-        strength = -1.0
+def _strength(line: Line) -> tuple[str, float]:
+    name, equals, value = line.text.rpartition("=")
+    # A comma between digits is the decimal point of many languages.
+    strength = _number(value.replace(",", "."))
     if not equals or not name.strip() or not 0.0 <= strength <= 1.0:
-        raise ConceptError(f"{line!r} is not a concept and a strength from 0 to 1, as in: dog = 0.5")
+        alike = _ALIKE.fullmatch(line.raw) if len(line.raw) <= _LONGEST else None
+        meant = _number(alike[2].replace(",", ".")) / (100 if alike[3] else 1) if alike else -1.0
+        said = f"{alike[1]} = {meant:g}" if 0.0 <= meant <= 1.0 else "dog = 0.5"
+        raise ConceptError(f"{line.raw!r} is not a concept and a strength from 0 to 1, as in: {said}")
     return name, strength
+
+
+def _number(text: str) -> float:
+    """A number, below 0 where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
 
 
 def parse_strengths(text: str) -> dict[str, float]:
@@ -31,4 +46,5 @@ def strengths_of(text: str, concepts: Sequence[Concept]) -> list[float]:
 
     Raises ConceptError for a bad line and for a name that no concept has.
     """
+    check_comments(text, concepts, "strengths")
     return values_of(parse_strengths(text), concepts, lambda concept: 1.0, "strengths")

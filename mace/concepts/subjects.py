@@ -1,10 +1,13 @@
 """What an evaluation asks for: erased concepts, their aliases and synonyms, and what is to stay."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .concept import Concept, normalised, uncommented
+from .concept import Concept
+from .notation import phrase_of, read_lines
+from .pasted import offer
+from .templates import read_templates
+from .text import TextError, normalised
 
 ERASED, ALIAS, SYNONYM, KEPT = "erased", "alias", "synonym", "kept"
 
@@ -22,48 +25,61 @@ class Subject:
     group: str
 
 
-def parse_names(text: str) -> list[str]:
-    """Names, one a line or separated by commas; text after ` #` is a comment. Each once, in order."""
+def parse_names(text: str, field: str) -> list[str]:
+    """Names, one a line or separated by commas (see `notation`). Each once, in order.
+
+    field: the input that holds the text. Raises TextError, naming field and line, for what is no name.
+    """
+    lines = read_lines(text, field)
+    offered = offer(lines, text, mapped=False)
+    if offered:
+        raise TextError(f"{field}: {offered}")
     found: dict[str, str] = {}
-    for line in text.splitlines():
-        for part in uncommented(line).split(","):
-            name = " ".join(part.split())
-            if name:
-                found.setdefault(normalised(name), name)
+    for line in lines:
+        for name in _names(line.text, f"{field}: line {line.number}"):
+            found.setdefault(normalised(name), name)
+    return list(found.values())
+
+
+def _names(text: str, place: str) -> list[str]:
+    """The names between commas, each once."""
+    found: dict[str, str] = {}
+    try:
+        for name in filter(None, map(phrase_of, text.split(","))):
+            found.setdefault(normalised(name), name)
+    except TextError as error:
+        raise TextError(f"{place}: {error}") from None
     return list(found.values())
 
 
 def parse_templates(text: str) -> list[str]:
     """Prompt templates, one a line, each with {} for the phrase. Raises ValueError for a line without, or for none."""
-    found = []
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = " ".join(uncommented(raw).split())
-        if not line:
-            continue
-        rest = line.replace("{}", "")
-        if rest == line or "{" in rest or "}" in rest:
-            raise ValueError(f"line {number}: {line!r} needs {{}} where the phrase goes, and no other braces")
-        found.append(line)
+    found = read_templates(text, "prompts")
     if not found:
-        raise ValueError("there is no prompt template: write one such as: a photo of the {}")
-    return list(dict.fromkeys(found))
+        raise TextError("prompts: there is no prompt template: write one such as: a photo of the {}")
+    return list(found)
 
 
 def parse_synonyms(text: str) -> dict[str, list[str]]:
-    """Synonyms by target, from lines `target: synonym, synonym`. Raises ValueError for a line that cannot be read."""
+    """Synonyms by target, from lines `target | synonym, synonym` or `target: synonym, synonym`.
+
+    Raises ValueError for a line that cannot be read.
+    """
     found: dict[str, list[str]] = {}
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = uncommented(raw)
-        if not line:
-            continue
-        target, colon, rest = line.partition(":")
-        target, names = " ".join(target.split()), parse_names(rest)
-        if not colon or not target or not names:
-            raise ValueError(f"line {number}: {line!r} is not a concept and its synonyms; write: dog: canine, hound")
-        if re.search(r"[{}:]", rest):
-            raise ValueError(f"line {number}: a synonym holds a colon or a brace; write: dog: canine, hound")
+    for line in read_lines(text, "synonyms"):
+        place = f"synonyms: line {line.number}"
+        left, sign, rest = line.text.partition("|" if "|" in line.text else ":")
+        try:
+            target = phrase_of(left)
+        except TextError as error:
+            raise TextError(f"{place}: {error}") from None
+        names = _names(rest, place)
+        if not sign or not target or not names:
+            raise TextError(f"{place}: {line.raw!r} is not a concept and its synonyms; write: dog | canine, hound")
+        if ":" in rest or "|" in rest:
+            raise TextError(f"{place}: a synonym holds a colon or a bar; write: dog | canine, hound")
         if normalised(target) in map(normalised, found):
-            raise ValueError(f"line {number}: {target!r} has synonyms already; write them in one line")
+            raise TextError(f"{place}: {target!r} has synonyms already; write them in one line")
         found[target] = names
     return found
 
@@ -81,7 +97,7 @@ def subjects(concepts: Sequence[Concept], synonyms: str, keep: str) -> tuple[Sub
             f"synonyms: {unknown[0]!r} is not among the erased concepts; write their targets before the colon"
         )
     asked = [subject for concept in concepts for subject in _of_concept(concept, given)]
-    asked += [Subject(name, name, KEPT) for name in parse_names(keep)]
+    asked += [Subject(name, name, KEPT) for name in parse_names(keep, "keep")]
     seen: dict[str, Subject] = {}
     for subject in asked:
         other = seen.setdefault(normalised(subject.phrase), subject)

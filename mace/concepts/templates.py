@@ -1,15 +1,13 @@
 """Prompt templates: the sentences a concept is read in, by type, and an artist's own."""
 
 import json
-import re
 from pathlib import Path
 
-from ..messages import MessageError
+from .notation import uncommented
+from .text import TextError, check_characters, composed
 
-_COMMENT = re.compile(r"(^|\s)#.*$")
 
-
-class TemplateError(MessageError):
+class TemplateError(TextError):
     """A prompt that cannot serve as a template; the message names its line."""
 
 
@@ -25,21 +23,30 @@ def _load() -> dict[str, tuple[str, ...]]:
 TEMPLATES: dict[str, tuple[str, ...]] = _load()
 
 
-def read_templates(text: str) -> tuple[str, ...]:
+def checked_template(text: str) -> str:
+    """A prompt as a template. Raises TemplateError without a {} for the phrase, and for other braces.
+
+    It is filled by `mace.method.tokens.fill`, however many {} it holds.
+    """
+    template = composed(text)
+    rest = template.replace("{}", "")
+    if rest == template or "{" in rest or "}" in rest:
+        raise TemplateError(f"{template!r} needs {{}} where the phrase goes, and no other braces")
+    return template
+
+
+def read_templates(text: str, field: str) -> tuple[str, ...]:
     """An artist's own prompts, one a line, each with {} where the phrase goes; each is taken once.
 
-    Blank lines are passed over, text after ` #` is a comment. Raises TemplateError for a line without {} and
-    for other braces. An empty text gives no templates.
+    Blank lines are passed over, text after ` #` is a comment.  field: the input or file that holds the text. Raises
+    TemplateError, naming field and line, for a line that `checked_template` refuses. An empty text gives no templates.
     """
+    check_characters(text, field)
     found: list[str] = []
-    for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-        line = " ".join(_COMMENT.sub("", raw).split())
-        if not line:
-            continue
-        rest = line.replace("{}", "")
-        if "{" in rest or "}" in rest:
-            raise TemplateError(f"line {number}: {line!r} has other braces; write only {{}} where the phrase goes")
-        if rest == line:
-            raise TemplateError(f"line {number}: {line!r} has no {{}}; write {{}} where the phrase goes")
-        found.append(line)
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = uncommented(raw)
+        try:
+            found += [checked_template(line)] if line else []
+        except TemplateError as error:
+            raise TemplateError(f"{field}: line {number}: {error}") from None
     return tuple(dict.fromkeys(found))

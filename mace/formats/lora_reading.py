@@ -26,6 +26,8 @@ _SIDES = dict.fromkeys(_DOWN, "down") | dict.fromkeys(_UP, "up")
 _PART = rf"(?:\.?({'|'.join(map(re.escape, _SIDES))})(?:\.\w+)?\.weight|\.(alpha))"
 _COMFYUI = re.compile(rf"(diffusion_model\..+?){_PART}")
 _KOHYA = re.compile(rf"lora_unet_(.+?)_({PROJECTION.format('_')}){_PART}")
+# Narrower floats, and others of eight bits, torch cannot compute with.
+_REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _PEFT = re.compile(rf"base_model\.model\.(.+?)\.({PROJECTION.format('[.]')}){_PART}")
 _DIFFUSERS = re.compile(rf"(?:unet\.)?(.+?)\.({PROJECTION.format('[.]')}){_PART}")
 
@@ -135,7 +137,8 @@ def _of_diffusers(match: re.Match | None, known: Mapping[str, str]) -> tuple[str
 
 def _readable(name: str, tensor: Tensor) -> Tensor:
     """The tensor, eight-bit floats as float32. Raises ValueError for other values; only an alpha may be an integer."""
-    if not (tensor.is_floating_point() or name.endswith(".alpha")):
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    if not (tensor.dtype in _REAL or whole and name.endswith(".alpha")):
         raise ValueError(f"{name} holds {tensor.dtype}, not real numbers")
     tensor = tensor.float() if tensor.element_size() == 1 else tensor
     if not torch.isfinite(tensor).all():

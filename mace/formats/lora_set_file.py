@@ -3,19 +3,17 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from math import isfinite
 
 import torch
 from torch import Tensor
 
-from ..concepts.concept import TYPES, Concept, normalised
+from ..concepts.concept import Concept, normalised
 from ..method.moments import ConceptMoments, packed_width
 from ..method.prior import Prior, PriorError
-from ..method.refine import RefineWeights
-from .lora_layouts import Base
 from .lora_reading import layout_of
 from .lora_set import ErasureLora, LoraSet, LoraSetError, Recipe
 from .prior_file import prior_from_file, prior_to_file
+from .records import BASE, BLOCKS, LORAS, RECIPE, ConceptRecord, LoraRecord, MomentsRecord, RecipeRecord, read_record
 
 FORMAT = "mace-erasure-loras-1"
 _FAMILY = FORMAT.rpartition("-")[0] + "-"
@@ -25,8 +23,6 @@ CONCEPT_KEY, REFINED_ON_KEY = "mace.concept", "mace.refined_on"
 
 _PRIOR, _POOLED = "prior.", "pooled."
 _MOMENTS = ("cross", "paired", "total")
-_PROJECTIONS = ("both", "keys", "values")
-_SCALARS = (str, int, float, bool)
 
 
 def set_to_file(lora_set: LoraSet, with_moments: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -87,8 +83,8 @@ def set_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     _check_format(tensors, metadata)
     try:
         return _read(tensors, metadata)
-    # TypeError and ValueError: what JSON and the classes themselves say of wrong values.
-    except (KeyError, TypeError, ValueError) as error:
+    # KeyError: a tensor or an entry that is not there.
+    except (KeyError, ValueError) as error:
         what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise LoraSetError(f"the file of erasure LoRAs is damaged: {what}; save the set again") from None
 
@@ -99,8 +95,8 @@ def changed_prompts(metadata: Mapping[str, str]) -> tuple[str, ...]:
     Moments that are computed anew are then not the ones that the LoRAs were trained with. metadata: of a file that
     `set_from_file` reads.
     """
-    entries = ((concept_from_json(e["concept"]), e["prompts"]) for e in json.loads(metadata["loras"]))
-    return tuple(concept.target for concept, prompts in entries if list(concept.prompts) != prompts)
+    entries = read_record(LORAS, metadata["loras"], "loras")
+    return tuple(e.concept.target for e in entries if e.concept.made().prompts != e.prompts)
 
 
 def concept_metadata(erasure: ErasureLora) -> dict[str, str]:
@@ -112,20 +108,9 @@ def concept_metadata(erasure: ErasureLora) -> dict[str, str]:
 def concept_of(metadata: Mapping[str, str]) -> Concept | None:
     """The concept of such a file, None where it names none or none that can be read."""
     try:
-        return concept_from_json(json.loads(metadata[CONCEPT_KEY]))
-    except (KeyError, TypeError, ValueError):
+        return read_record(ConceptRecord, metadata[CONCEPT_KEY], CONCEPT_KEY).made()
+    except (KeyError, ValueError):
         return None
-
-
-def concept_from_json(entry: Mapping) -> Concept:
-    """A concept from its entry in the metadata. Raises LoraSetError (or KeyError for a missing part) for another."""
-    target, mapping, kind = entry["target"], entry["mapping"], entry["type"]
-    aliases, templates = _strings(entry, "aliases"), _strings(entry, "templates")
-    if not (isinstance(target, str) and target and isinstance(mapping, str)):
-        raise LoraSetError(f"{target!r} -> {mapping!r} is no concept")
-    if kind not in TYPES:
-        raise LoraSetError(f"{target!r} has the unknown type {kind!r} (known: {', '.join(TYPES)})")
-    return Concept(target, mapping, kind, aliases, templates)
 
 
 def _check_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -142,14 +127,10 @@ def _check_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet:
-    listed = json.loads(metadata["loras"])
-    blocks = json.loads(metadata["blocks"])
-    if not listed:
-        raise LoraSetError("it holds no concept")
-    if not blocks or not all(_whole(count, 1) for count in blocks):
-        raise LoraSetError(f"{blocks!r} are no numbers of blocks")
-    base = json.loads(metadata["base"])
-    recipe = _recipe_from_json(json.loads(metadata["recipe"]), tensors, metadata)
+    listed = read_record(LORAS, metadata["loras"], "loras")
+    blocks = read_record(BLOCKS, metadata["blocks"], "blocks")
+    base = read_record(BASE, metadata["base"], "base")
+    recipe = _recipe(read_record(RECIPE, metadata["recipe"], "recipe"), tensors, metadata)
     loras = tuple(_erasure(i, entry, tensors) for i, entry in enumerate(listed))
     owners: dict[str, str] = {}
     widths = {"the text encoder's fingerprint": recipe.fingerprint.shape[-1]} if recipe else {}
@@ -165,40 +146,29 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet
     other = next((name for name in widths if widths[name] != width), None)
     if other:
         raise LoraSetError(f"{first} is {width} wide, {other} {widths[other]}")
-    return LoraSet(loras, recipe, tuple(blocks), _base(base) if base is not None else None)
+    return LoraSet(loras, recipe, blocks, base.made() if base is not None else None)
 
 
-def _erasure(i: int, entry: Mapping, tensors: Mapping[str, Tensor]) -> ErasureLora:
-    concept = concept_from_json(entry["concept"])
-    _strings(entry, "prompts")
+def _erasure(i: int, entry: LoraRecord, tensors: Mapping[str, Tensor]) -> ErasureLora:
+    concept = entry.concept.made()
     lora = {}
-    for key in _strings(entry, "projections"):
+    for key in entry.projections:
         up, down = _tensor(tensors, f"{i}.up.{key}", 2), _tensor(tensors, f"{i}.down.{key}", 2)
         if up.shape[1] != down.shape[0] or not up.numel() or not down.numel():
             raise LoraSetError(f"{key} of {concept.target!r}: {list(up.shape)} times {list(down.shape)} is no LoRA")
         lora[key] = (up, down)
-    if not lora:
-        raise LoraSetError(f"{concept.target!r} has no LoRA")
     widths = {down.shape[1] for _, down in lora.values()}
     if len(widths) > 1:
         raise LoraSetError(f"the LoRA of {concept.target!r} reads embeddings of several widths: {sorted(widths)}")
-    settings = _is(dict, entry["settings"], "settings")
-    wrong = next((name for name, value in settings.items() if not isinstance(value, _SCALARS)), None)
-    if wrong is not None:
-        raise LoraSetError(f"the setting {wrong!r} of {concept.target!r} is {settings[wrong]!r}")
-    refined_on = _is(str, entry["refined_on"], "refined_on")
-    moments = _moments(f"{i}.", concept, entry["moments"], tensors)
-    return ErasureLora(concept, lora, _tensor(tensors, f"{i}.losses", 1), settings, moments, refined_on)
+    moments = _moments(f"{i}.", concept, entry.moments, tensors)
+    return ErasureLora(concept, lora, _tensor(tensors, f"{i}.losses", 1), entry.settings, moments, entry.refined_on)
 
 
 def _moments(
-    prefix: str, concept: Concept, entry: Mapping | None, tensors: Mapping[str, Tensor]
+    prefix: str, concept: Concept, entry: MomentsRecord | None, tensors: Mapping[str, Tensor]
 ) -> ConceptMoments | None:
     if entry is None:
         return None
-    pairs, prompts = entry["pairs"], entry["prompts"]
-    if not (_whole(pairs, 0) and _whole(prompts, 1)):
-        raise LoraSetError(f"the moments of {concept.target!r} count {pairs!r} pairs in {prompts!r} prompts")
     cross = _tensor(tensors, f"{prefix}cross", 2, torch.float64)
     paired, total = (_tensor(tensors, f"{prefix}{name}", 1, torch.float64) for name in ("paired", "total"))
     if {*cross.shape} != {packed_width(paired)} or packed_width(total) != packed_width(paired):
@@ -207,9 +177,9 @@ def _moments(
             f"{len(total)} elements"
         )
     # One vector a prompt: there is no more to count.
-    own = {"pairs": prompts, "prompts": prompts}
+    own = MomentsRecord(pairs=entry.prompts, prompts=entry.prompts)
     pooled = _moments(prefix + _POOLED, concept, own, tensors) if f"{prefix}{_POOLED}cross" in tensors else None
-    return ConceptMoments(cross, paired, total, pairs, prompts, pooled)
+    return ConceptMoments(cross, paired, total, entry.pairs, entry.prompts, pooled)
 
 
 def _recipe_to_json(recipe: Recipe | None) -> dict | None:
@@ -228,33 +198,21 @@ def _recipe_to_json(recipe: Recipe | None) -> dict | None:
     }
 
 
-def _recipe_from_json(
-    entry: Mapping | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> Recipe | None:
+def _recipe(entry: RecipeRecord | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Recipe | None:
     if entry is None:
         return None
-    weights = RefineWeights(**entry["weights"])
-    numbers = {"lambda1": weights.lambda1, "lambda3": weights.lambda3, "mu": weights.mu, "strength": entry["strength"]}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value >= 0):
-            raise LoraSetError(f"the refinement's {name} is {value!r}")
-    if entry["projections"] not in _PROJECTIONS:
-        raise LoraSetError(f"the refinement is of {entry['projections']!r}, not of keys, values or both")
-    if not (entry["clip_layer"] is None or _whole(entry["clip_layer"], None)):
-        raise LoraSetError(f"the refinement's clip layer is {entry['clip_layer']!r}")
-    source = entry["prior_source"]
     return Recipe(
-        weights,
-        entry["strength"],
-        entry["projections"],
-        {name: _is(str, value, name) for name, value in _is(dict, entry["settings"], "settings").items()},
+        entry.weights.made(),
+        entry.strength,
+        entry.projections,
+        entry.settings,
         _tensor(tensors, "fingerprint", 3),
-        entry["clip_layer"],
-        _is(str, entry["digest"], "digest"),
-        None if source is None else _is(str, source, "prior_source"),
+        entry.clip_layer,
+        entry.digest,
+        entry.prior_source,
         _prior(tensors, metadata),
-        _is(bool, entry.get("pooled", False), "pooled"),
-        _is(bool, entry.get("own_words", False), "own_words"),
+        entry.pooled,
+        entry.own_words,
     )
 
 
@@ -273,13 +231,6 @@ def _prior(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior 
     return prior
 
 
-def _base(entry: Mapping) -> Base:
-    base = Base(**_is(dict, entry, "base"))
-    for name, value in asdict(base).items():
-        _is(bool if name == "v2" else str, value, f"the model's {name}")
-    return base
-
-
 def _tensor(tensors: Mapping[str, Tensor], name: str, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
     tensor = tensors[name]
     if tensor.dim() != dim or tensor.dtype != dtype:
@@ -287,24 +238,6 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, dim: int, dtype: torch.dty
     if not torch.isfinite(tensor).all():
         raise LoraSetError(f"{name} holds values that are not finite (NaN or infinity)")
     return tensor
-
-
-def _strings(entry: Mapping, name: str) -> tuple[str, ...]:
-    values = entry[name]
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise LoraSetError(f"{name} is {values!r}, not a list of texts")
-    return tuple(values)
-
-
-def _is(kind: type, value, name: str):
-    """The value, if it is of this kind. Raises LoraSetError for another."""
-    if not isinstance(value, kind):
-        raise LoraSetError(f"{name} is {value!r}, not of type {kind.__name__}")
-    return value
-
-
-def _whole(value, least: int | None) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
 
 
 def _dumps(value) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..method.moments import packed_width
 from ..method.prior import Prior, PriorError, PriorTexts
+from .records import COUNT, NAMES, STEPPED_ASIDE, TEXTS, read_record
 
 FORMAT = "mace-prior-1"
 
@@ -29,7 +30,7 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors[name] = moment
     if prior.texts is not None:
         written = json.dumps([prior.texts.captions, prior.texts.prompts], ensure_ascii=False)
-        packed = zlib.compress(written.encode("utf-8", "surrogatepass"))
+        packed = zlib.compress(written.encode("utf-8"))
         tensors[_TEXTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     metadata = {
         "format": FORMAT,
@@ -47,23 +48,30 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     if metadata.get("format") != FORMAT:
         raise PriorError("this file is not a prior saved by Save Prior (or a later version's)")
     try:
-        fingerprint, captions = tensors["fingerprint"], int(metadata["captions"])
-        preserved, left_out = (tuple(json.loads(metadata[name])) for name in ("preserved", "left_out"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise PriorError(f"the prior file is damaged: {error}") from None
-    if fingerprint.dim() != 3 or not torch.isfinite(fingerprint).all():
-        raise PriorError("the prior file is damaged: its fingerprint is not one of a text encoder")
+        return _read(tensors, metadata)
+    # KeyError: a tensor or an entry that is not there.
+    except (KeyError, ValueError) as error:
+        what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise PriorError(f"the prior file is damaged: {what}") from None
+
+
+def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior:
+    fingerprint = tensors["fingerprint"]
+    captions = read_record(COUNT, metadata["captions"], "captions")
+    preserved, left_out = (read_record(NAMES, metadata[name], name) for name in ("preserved", "left_out"))
+    # The dtype first: eight-bit floats cannot be asked whether they are finite.
+    if fingerprint.dim() != 3 or fingerprint.dtype != torch.float32 or not torch.isfinite(fingerprint).all():
+        raise PriorError("its fingerprint is not one of a text encoder")
     for name in _TOKENS + _POOLED:
         moment = tensors.get(name)
         if moment is None:
             continue
         try:
-            width = packed_width(moment)
+            fits = packed_width(moment) == fingerprint.shape[-1] or name in _POOLED
         except ValueError as error:
-            raise PriorError(f"the prior file is damaged: {name}: {error}") from None
-        fits = width == fingerprint.shape[-1] or name in _POOLED
+            raise PriorError(f"{name}: {error}") from None
         if not fits or moment.dtype != torch.float64 or not torch.isfinite(moment).all():
-            raise PriorError(f"the prior file is damaged: {name} does not fit its fingerprint")
+            raise PriorError(f"{name} does not fit its fingerprint")
     return Prior(
         tensors.get("general.mean"),
         captions,
@@ -74,7 +82,7 @@ def prior_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         left_out,
         *(tensors.get(name) for name in _POOLED),
         _texts(tensors.get(_TEXTS), captions, len(preserved)),
-        _stepped_aside(metadata.get("stepped_aside")),
+        read_record(STEPPED_ASIDE, metadata.get("stepped_aside", "[0, []]"), "stepped_aside"),
     )
 
 
@@ -85,28 +93,11 @@ def _texts(packed: Tensor | None, captions: int, preserved: int) -> PriorTexts |
     try:
         unpack = zlib.decompressobj()
         raw = unpack.decompress(packed.contiguous().numpy().tobytes(), MOST_TEXT)
-        if not unpack.eof:
-            raise ValueError("they do not end")
-        own, prompts = json.loads(raw.decode("utf-8", "surrogatepass"))
-        found = PriorTexts(tuple(own), tuple(map(tuple, prompts)))
-    except (TypeError, ValueError, RuntimeError, RecursionError, zlib.error) as error:
-        raise PriorError(f"the prior file is damaged: its texts cannot be read ({error})") from None
-    texts = (*found.captions, *(prompt for each in found.prompts for prompt in each))
-    if not all(isinstance(text, str) for text in texts):
-        raise PriorError("the prior file is damaged: its texts are not all texts")
+    except (TypeError, RuntimeError, zlib.error) as error:
+        raise PriorError(f"its texts cannot be unpacked ({error})") from None
+    if not unpack.eof:
+        raise PriorError("its texts do not end")
+    found = PriorTexts(*read_record(TEXTS, raw, "texts"))
     if (len(found.captions), len(found.prompts)) != (captions, preserved):
-        raise PriorError("the prior file is damaged: its texts are not as many as were summed")
+        raise PriorError("its texts are not as many as were summed")
     return found
-
-
-def _stepped_aside(written: str | None) -> tuple[int, tuple[str, ...]]:
-    """What was taken out before. Raises PriorError where that is not a count and phrases."""
-    if written is None:
-        return 0, ()
-    try:
-        count, phrases = json.loads(written)
-        if isinstance(count, int) and all(isinstance(phrase, str) for phrase in phrases):
-            return count, tuple(phrases)
-    except (TypeError, ValueError, RecursionError):
-        pass
-    raise PriorError("the prior file is damaged: what stepped aside is not a count and a list of phrases")

@@ -1,5 +1,6 @@
 """Boxes of things in pictures: read from other nodes, chosen among, filled."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,8 +28,9 @@ def read_boxes(value: object, pictures: int, height: int, width: int) -> list[Bo
     """The host's BOUNDING_BOX as boxes of each picture, by falling score.
 
     One box {"x", "y", "width", "height"} or a list of them holds for every picture; a list of lists has one for each
-    picture (None or empty: nothing there). "score" (1 where missing) and "label" are read too. What lies outside the
-    picture is cut off. Raises ValueError for anything else and for another number of lists than pictures.
+    picture (None or empty: nothing there). "score" and "label" are read too; where they are missing or None the score
+    is 1 and the label empty. What lies outside the picture is cut off. Raises ValueError for anything else, for numbers
+    that are not finite, and for another number of lists than pictures.
     """
     if isinstance(value, Mapping):
         value = [value]
@@ -53,11 +55,15 @@ def _one_picture(entries: object, height: int, width: int) -> Boxes:
     for entry in entries:
         try:
             x, y, w, h = (float(entry[name]) for name in ("x", "y", "width", "height"))
-        except (TypeError, KeyError, ValueError) as error:
+            score, label = (entry.get(name) for name in ("score", "label"))
+            score = 1.0 if score is None else float(score)
+        except (AttributeError, IndexError, TypeError, KeyError, OverflowError, ValueError, RuntimeError) as error:
             raise ValueError(f"boxes: {entry!r} is not a box with x, y, width and height") from error
+        if not all(map(math.isfinite, (x, y, w, h, score))):
+            raise ValueError(f"boxes: {entry!r} holds a number that is not finite (NaN or infinity)")
         rows.append((x, y, x + w, y + h))
-        scores.append(float(entry.get("score", 1.0)))
-        labels.append(str(entry.get("label", "")))
+        scores.append(score)
+        labels.append("" if label is None else str(label))
     return ordered(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4), torch.tensor(scores), labels, height, width)
 
 

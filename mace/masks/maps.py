@@ -49,9 +49,12 @@ def average_maps(maps: list[Tensor]) -> Tensor:
 def mask_of_map(maps: Tensor, height: int, width: int) -> Tensor:
     """Masks [B, height, width] of 0 and 1 from attention maps [B, h, w]: enlarged, stretched to 0..1, cut by Otsu.
 
-    A map that is the same everywhere says nothing of a place; its mask is empty.
+    A map that is the same everywhere says nothing of a place; its mask is empty. Raises ValueError for maps that are
+    not finite.
     """
     maps = maps.float()
+    if not torch.isfinite(maps).all():
+        raise ValueError("the attention maps hold values that are not finite (NaN or infinity): check the model")
     flat = maps.flatten(1)
     # Judged before enlarging, whose rounding would make a pattern of nothing.
     says_something = flat.amax(dim=1) - flat.amin(dim=1) > 1e-5 * flat.amax(dim=1).abs()

@@ -1,11 +1,12 @@
 """A small classifier that says what a picture shows: the layout of the demo model's judge (assets/demo)."""
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from ..formats.records import SOME_NAMES, RecordError, read_record
 
 CHANNELS = (3, 24, 48, 96, 160)
 SIZE = 64
@@ -52,7 +53,10 @@ class Judge(JudgeNetwork):
             raise ValueError(
                 f"{Path(path).name} is not a judge's file: its metadata lacks {', '.join(sorted(missing))}"
             )
-        names, styles = (json.loads(metadata[name]) for name in ("concepts", "styles"))
+        try:
+            names, styles = (list(read_record(SOME_NAMES, metadata[name], name)) for name in ("concepts", "styles"))
+        except RecordError as error:
+            raise ValueError(f"{Path(path).name} is not a judge's file: {error}") from None
         super().__init__(len(names), len(styles))
         self.names: list[str] = names
         self.styles: list[str] = styles

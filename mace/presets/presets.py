@@ -7,15 +7,17 @@ types), "refine" with lambda1, lambda3, mu and metric of Eq. 19, "fuse" with lam
 list: times (count / n)^power for lists longer than n.
 """
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import ConfigDict, Field
+
+from ..formats.records import Counted, Record, RecordError, Weight, read_record
 from ..method.fuse import FuseWeights
 from ..method.loss import LOSSES, SQUARED
-from ..method.refine import ALIKE, RefineWeights
+from ..method.refine import ALIKE, METRICS, RefineWeights
 from .table10 import LoraRow, auto_lora
 
 EVERY_TYPE = "*"
@@ -57,49 +59,79 @@ class Growing:
         return self.value * max(1.0, count / self.beyond) ** self.power
 
 
+class _Row(Record):
+    rank: Counted
+    steps: Counted
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+# A weight, or one that grows; see `Growing`.
+_Power = Annotated[float, Field(ge=-10, le=10)]
+_Beyond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Weight = Weight | tuple[Weight] | tuple[Weight, _Power] | tuple[Weight, _Power, _Beyond]
+
+
+class _Refine(Record):
+    model_config = ConfigDict(extra="forbid")
+
+    lambda1: _Weight = 0.0
+    lambda3: _Weight = 0.0
+    mu: _Weight = 0.0
+    metric: Literal[METRICS] = ALIKE
+
+
+class _Fuse(Record):
+    model_config = ConfigDict(extra="forbid")
+
+    lambda2: _Weight = 0.0
+    lambda3: _Weight = 0.0
+    mu: _Weight = 0.0
+
+
+class _File(Record):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    found_on: str = ""
+    lora: dict[str, _Row] | None = None
+    refine: _Refine | None = None
+    fuse: _Fuse | None = None
+    loss: Literal[LOSSES] = SQUARED
+    end_of_text: bool = False
+    focus: bool = False
+
+
 def read_preset(path: Path) -> tuple[str, Preset]:
     """(name, preset) of a file. Raises PresetError."""
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        return str(entry["name"]), _preset(entry)
-    except (AttributeError, KeyError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise PresetError(f"the preset {path.name} cannot be read: {error!r}") from None
-
-
-def _preset(entry: Mapping) -> Preset:
-    known = {"name", "found_on", "lora", "refine", "fuse", "loss", "end_of_text", "focus"}
-    if set(entry) - known:
-        raise ValueError(f"unknown entries: {', '.join(sorted(set(entry) - known))}")
-    if entry.get("loss", SQUARED) not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}")
-    return Preset(
-        auto_lora if "lora" not in entry else _lora(entry["lora"]),
-        None if "refine" not in entry else _weights(entry["refine"], RefineWeights, ("lambda1", "lambda3", "mu")),
-        None if "fuse" not in entry else _weights(entry["fuse"], FuseWeights, ("lambda2", "lambda3", "mu")),
-        entry.get("loss", SQUARED),
-        bool(entry.get("end_of_text", False)),
-        bool(entry.get("focus", False)),
-        str(entry.get("found_on", "")),
+        entry = read_record(_File, path.read_bytes(), "it")
+        rows = entry.lora
+        if rows is not None and EVERY_TYPE not in rows:
+            raise RecordError(f"its lora has no row for all other types ({EVERY_TYPE!r})")
+    except RecordError as error:
+        raise PresetError(f"the preset {path.name} cannot be read: {error}") from None
+    preset = Preset(
+        auto_lora if rows is None else _lora({kind: LoraRow(**dict(row)) for kind, row in rows.items()}),
+        None if entry.refine is None else _weights(dict(entry.refine), RefineWeights),
+        None if entry.fuse is None else _weights(dict(entry.fuse), FuseWeights),
+        entry.loss,
+        entry.end_of_text,
+        entry.focus,
+        entry.found_on,
     )
+    return entry.name, preset
 
 
-def _lora(entry: Mapping) -> Callable[[str], LoraRow]:
-    rows = {
-        kind: LoraRow(int(row["rank"]), int(row["steps"]), float(row["learning_rate"])) for kind, row in entry.items()
+def _lora(rows: Mapping[str, LoraRow]) -> Callable[[str], LoraRow]:
+    return lambda type: rows.get(type, rows[EVERY_TYPE])
+
+
+def _weights(entry: Mapping, made: type) -> Callable[[int], RefineWeights | FuseWeights]:
+    others = {name: value for name, value in entry.items() if isinstance(value, str)}
+    given = {
+        name: value if isinstance(value, tuple) else (value,) for name, value in entry.items() if name not in others
     }
-    usual = rows[EVERY_TYPE]
-    return lambda type: rows.get(type, usual)
-
-
-def _weights(entry: Mapping, made: type, names: tuple[str, ...]) -> Callable[[int], RefineWeights | FuseWeights]:
-    others = {"metric": str(entry.get("metric", ALIKE))} if made is RefineWeights else {}
-    if set(entry) - {*names, *others}:
-        raise ValueError(f"unknown weights: {', '.join(sorted(set(entry) - {*names, *others}))}")
-    given = {name: value if isinstance(value, list) else [value] for name, value in entry.items() if name in names}
-    growing = {name: Growing(*map(float, value)) for name, value in given.items()}
-    if not all(math.isfinite(number) for own in growing.values() for number in vars(own).values()):
-        raise ValueError("weights are finite numbers")
-    made(**{name: own.at(1) for name, own in growing.items()}, **others)  # raises where it is out of range
+    growing = {name: Growing(*value) for name, value in given.items()}
     return lambda count: made(**{name: own.at(count) for name, own in growing.items()}, **others)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from comfy_api.latest import io
 
-from ...mace.concepts.concept import TYPES, Concept, ConceptError, normalised, parse_concepts, phrases_by_key
+from ...mace.concepts.concept import TYPES, Concept, normalised, parse_concepts, phrases_by_key
 from ...mace.concepts.lists import RETENTION
+from ...mace.concepts.text import TextError
 from ..host import files
 from ..host.model.unet import PROJECTIONS
 from ..host.text import TextEncoder, chunks
@@ -58,8 +59,8 @@ def checked_preserve(preserve: str | None) -> bool | str:
     if preserve is None:
         return True
     try:
-        parse_concepts(preserve, TYPES[0], mapped=False)
-    except ConceptError as error:
+        parse_concepts(preserve, TYPES[0], mapped=False, field="preserve")
+    except TextError as error:
         return str(error)
     return True
 

@@ -3,6 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ...mace.baselines.words import joined
+from ..host.prompts import tokens_of
 from ..schema import BASELINES, ConceptsType
 
 
@@ -10,7 +11,7 @@ def encoded(clip, text: str):
     """The CONDITIONING of a text, as CLIP Text Encode gives it. Raises ValueError without a CLIP."""
     if clip is None:
         raise ValueError("the CLIP input is empty: this checkpoint has no text encoder; load one with a CLIP loader")
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return clip.encode_from_tokens_scheduled(tokens_of(clip, text, "text"))
 
 
 class NegativePrompt(io.ComfyNode):

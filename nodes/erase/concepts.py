@@ -4,7 +4,9 @@ from comfy_api.latest import io
 
 from ...mace.concepts.concept import TYPES, Concept, ConceptError, merge, parse_concepts
 from ...mace.concepts.lists import PRESETS
-from ...mace.concepts.templates import TemplateError, read_templates
+from ...mace.concepts.notation import passed_over
+from ...mace.concepts.templates import read_templates
+from ...mace.concepts.text import TextError
 from ..host import files
 from ..schema import CATEGORY, ConceptsType
 
@@ -14,8 +16,8 @@ def read_prompt_file(name: str) -> tuple[str, ...]:
     if name in (files.NONE, "", None):
         return ()
     try:
-        return read_templates(files.input_path(name).read_text(encoding="utf-8-sig"))
-    except (TemplateError, UnicodeDecodeError) as error:
+        return read_templates(files.input_path(name).read_text(encoding="utf-8-sig"), name)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
@@ -53,7 +55,8 @@ class Concepts(io.ComfyNode):
                     "The mapping is what prompts with the target are steered to: a broader or neutral phrase. Without "
                     "one, the type's usual mapping is taken (object: sky, or Table 6's for the ten CIFAR classes; "
                     "celebrity: a person; style: art; explicit: a person wearing clothes). Aliases are erased with the "
-                    "target. Text after # is a comment.",
+                    "target. Text after # is a comment; a phrase with signs of its own stands in "
+                    '"double quotes".',
                 ),
                 io.Combo.Input(
                     "type",
@@ -81,6 +84,7 @@ class Concepts(io.ComfyNode):
                 ),
             ],
             outputs=[ConceptsType.Output("concepts", tooltip="The whole list, in order.")],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -93,7 +97,7 @@ class Concepts(io.ComfyNode):
         for kind in TYPES:
             try:
                 merge(parse_concepts(concepts, kind))
-            except ConceptError as error:
+            except TextError as error:
                 errors.append(str(error))
         return errors[0] if len(errors) == len(TYPES) else True
 
@@ -105,5 +109,7 @@ class Concepts(io.ComfyNode):
     def execute(cls, concepts, type, preset, prompt_file, more=None) -> io.NodeOutput:
         chain = merge(more or (), listed(concepts, type, preset, prompt_file))
         if not chain:
-            raise ConceptError("the list of concepts is empty: write one concept a line, or choose a preset")
-        return io.NodeOutput(chain)
+            said = "; ".join(["write one concept a line, or choose a preset", *passed_over(concepts)])
+            raise ConceptError(f"the list of concepts is empty: {said}")
+        passed = passed_over(concepts)
+        return io.NodeOutput(chain, ui={"text": ("\n".join(passed),)} if passed else None)

@@ -2,14 +2,12 @@
 
 from comfy_api.latest import io
 
+from ...mace.concepts.concept import as_line
+from ...mace.concepts.notation import written
+from ...mace.concepts.subjects import parse_names
+from ...mace.concepts.text import TextError
 from ..schema import CATEGORY, ConceptsType, ImagesType
 from ..stages.alias_search import AliasSettings, find_aliases
-
-
-def as_line(concept) -> str:
-    """A concept as Concepts reads it."""
-    aliases = f" | {', '.join(concept.aliases)}" if concept.aliases else ""
-    return f"{concept.target}{aliases} -> {concept.mapping}"
 
 
 class FindAliases(io.ComfyNode):
@@ -107,6 +105,15 @@ class FindAliases(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, words=None, keep=None):
+        try:
+            parse_names(words or "", "words")
+            parse_names(keep or "", "keep")
+        except TextError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls, model, clip, images, words, keep, nearest, threshold, most, pictures, seed, neighbours=8
     ) -> io.NodeOutput:
@@ -115,5 +122,9 @@ class FindAliases(io.ComfyNode):
         told = [*found.lines, f"near, and no aliases: {', '.join(found.neighbours) or 'nothing'}"]
         as_text = "\n".join(map(as_line, found.concepts))
         return io.NodeOutput(
-            found.concepts, found.images, as_text, "\n".join(found.neighbours), ui={"text": ("\n".join(told),)}
+            found.concepts,
+            found.images,
+            as_text,
+            "\n".join(map(written, found.neighbours)),
+            ui={"text": ("\n".join(told),)},
         )

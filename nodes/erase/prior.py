@@ -3,8 +3,9 @@
 from comfy_api.latest import io, ui
 
 from ...mace.concepts.captions import MAX_CAPTIONS
-from ...mace.concepts.concept import TYPES, ConceptError, parse_concepts
+from ...mace.concepts.concept import TYPES, parse_concepts
 from ...mace.concepts.lists import RETENTION
+from ...mace.concepts.text import TextError
 from ...mace.method.prior import Prior
 from ..host import files
 from ..schema import CATEGORY, ConceptsType, PriorType
@@ -109,8 +110,8 @@ class BuildPrior(io.ComfyNode):
         if preserve is None:  # linked: it is there only when the node runs
             return True
         try:
-            parse_concepts(preserve, TYPES[0], mapped=False)
-        except ConceptError as error:
+            parse_concepts(preserve, TYPES[0], mapped=False, field="preserve")
+        except TextError as error:
             return str(error)
         return True
 

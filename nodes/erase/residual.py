@@ -4,7 +4,9 @@ import re
 
 from comfy_api.latest import io
 
+from ...mace.concepts.text import check_characters, composed
 from ...mace.method.tokens import locate
+from ..host.prompts import tokens_of
 from ..host.text import TextEncoder
 from ..schema import CATEGORY
 
@@ -12,9 +14,11 @@ from ..schema import CATEGORY
 def as_template(prompt: str, phrase: str) -> str:
     """The prompt with every occurrence of the phrase, as whole words in any case, replaced by `{}`.
 
-    Raises ValueError when the phrase does not stand in the prompt.
+    Letters composed or not are the same. Raises ValueError when the phrase does not stand in the prompt.
     """
-    words = phrase.split()
+    for field, text in (("prompt", prompt), ("phrase", phrase)):
+        check_characters(text, field)
+    prompt, words = composed(prompt), composed(phrase).split()
     if "{" in prompt or "}" in prompt:
         raise ValueError("the prompt holds braces; write it without them")
     if not words:
@@ -66,14 +70,15 @@ class ResidualPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, clip, prompt, phrase) -> io.NodeOutput:
         encoder = TextEncoder(clip)
-        located = locate(as_template(prompt, phrase), phrase, encoder.tokenize, encoder.split)
+        template, prompt, phrase = as_template(prompt, phrase), composed(prompt), composed(phrase)
+        located = locate(template, phrase, encoder.tokenize, encoder.split)
         encoder.check_length(prompt)
         # Where padding is no end-of-text (SD2.x, SDXL), the only one stands right behind the words.
         final = -1 if encoder.pads_with_end else len(located.tokens) + 1
         # SDXL also reads a pooled embedding, which would carry the concept past its words.
         neutral = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)[1]
         conditioning = []
-        for embeddings, extra in clip.encode_from_tokens_scheduled(clip.tokenize(prompt)):
+        for embeddings, extra in clip.encode_from_tokens_scheduled(tokens_of(clip, prompt)):
             embeddings = embeddings.clone()
             for begin, end in located.spans:
                 # One further than the token's index: start-of-text stands at position 0.

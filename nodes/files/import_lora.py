@@ -1,6 +1,5 @@
 """Import LoRA as Erasure LoRA: one concept's LoRA of another program."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from ...mace.formats.lora_layouts import PEFT
 from ...mace.formats.lora_reading import DIFFUSERS, READ, idle, layout_of, read
 from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, join
 from ...mace.formats.lora_set_file import FORMAT, REFINED_ON_KEY, concept_of
+from ...mace.formats.records import RecordError, read_adapter
 from ..host import files
 from ..host.folders import file_names, path_of, path_or_raise
 from ..host.lora_files import CONFIG
@@ -34,7 +34,8 @@ def config_path(path: str) -> str:
 def read_config(path: str) -> Mapping | None:
     """PEFT's configuration beside an adapter file, None where there is none. Raises ValueError for a broken one."""
     try:
-        return install.read_config(Path(config_path(path)))
+        text = install.read_text(Path(config_path(path)))
+        return read_adapter(text, "its JSON")
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -46,11 +47,9 @@ def config_in(metadata: Mapping[str, str]) -> Mapping | None:
     if _IN_METADATA not in metadata:
         return None
     try:
-        config = json.loads(metadata[_IN_METADATA])
-        own = {name.removeprefix("unet."): value for name, value in config.items() if name.startswith("unet.")}
-    except (ValueError, AttributeError, RecursionError) as error:
+        return read_adapter(metadata[_IN_METADATA], "its JSON", "unet.") or None
+    except RecordError as error:
         raise LoraSetError(f"the file's {_IN_METADATA} is damaged: {error}") from None
-    return own or None
 
 
 def the_concept(concepts: tuple[Concept, ...] | None, metadata: Mapping[str, str], name: str) -> Concept:

@@ -8,6 +8,7 @@ from ...mace.method.prior import PROBE_PROMPTS
 from .kept.content import content_sha256
 from .model.unet import is_unet
 from .port_rows import Section
+from .prompts import tokens_of
 from .text import TextEncoder, fits_at_once, token_name, tokenizer_options, vocabulary
 
 
@@ -24,7 +25,7 @@ class AnyText:
 
     def tokenize(self, text: str) -> tuple[Hashable, ...]:
         """All tokens of a prompt and their weights, of all its tokenizers."""
-        sections = self.clip.tokenize(text)
+        sections = tokens_of(self.clip, text)
         return tuple(
             (name, tuple((token_name(token), weight) for part in parts for token, weight in part))
             for name, parts in sections.items()

@@ -15,6 +15,7 @@ from .any_text import AnyText
 from .kept.content import content_sha256, model_sha256, module_sha256
 from .kept.store import ContentStore
 from .progress import send_text
+from .prompts import tokens_of
 from .sampler import SHARE_OF_MEMORY, eight_bit, sampled
 from .text import TextEncoder
 
@@ -45,7 +46,7 @@ class Prompts:
 
     def _known(self, prompt: str) -> tuple[Tensor, dict]:
         if prompt not in self._encoded:
-            ((embedding, about),) = self.encoder.clip.encode_from_tokens_scheduled(self.encoder.clip.tokenize(prompt))
+            ((embedding, about),) = self.encoder.clip.encode_from_tokens_scheduled(tokens_of(self.encoder.clip, prompt))
             self._encoded[prompt] = embedding, {name: value for name, value in about.items() if value is not None}
             # Those of wide text encoders take megabytes each.
             if len(self._encoded) > 2 * BLOCK:

@@ -15,6 +15,7 @@ import torch
 from comfy.sd1_clip import SDClipModel
 from torch import Tensor
 
+from ...mace.concepts.text import check_characters
 from ...mace.method.tokens import PairingError, common_start, locate
 from .text import TextEncoder, token_name
 
@@ -40,6 +41,7 @@ class Section:
 
     def _whole(self, text: str) -> tuple[Hashable, ...]:
         """All tokens of a text, those of its template too, padding behind it left out."""
+        check_characters(text, "prompt")
         # Weights are off: brackets still here were escaped by the artist and are meant as brackets.
         options = {"disable_weights": True} if self._weighted else {}
         (first, *more) = self._clip.tokenize(text, **options)[self.name]

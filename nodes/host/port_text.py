@@ -25,6 +25,7 @@ from .kept.store import SHARE_OF_MEMORY, MomentStore
 from .model.ports import SmallRuns
 from .port_layout import as_rows, find_layout, hidden_rows
 from .port_rows import PROBE, PROBED, Rows, Section, find_blocks
+from .prompts import tokens_of
 from .text import CHANGES_IN_SAMPLING, chunks, fits_at_once, tokenizer_options
 
 # Of prompts' conditioning that waits for the model at once, and of features that are likely to be asked for again.
@@ -194,7 +195,7 @@ class PortText:
     def _conditioning(self, prompt: str) -> list:
         """The host's CONDITIONING of a prompt."""
         model_management.throw_exception_if_processing_interrupted()
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
+        return self.clip.encode_from_tokens_scheduled(tokens_of(self.clip, prompt))
 
     def _read(self, prompts: Sequence[str]) -> list[Features]:
         """The features of prompts, on the model's device. Many wait for the model at once: it may not fit beside the

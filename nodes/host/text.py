@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import torch
 from comfy import model_management
-from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
 from ...mace.concepts.concept import Concept
+from ...mace.concepts.text import check_characters
 from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
 from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
 from .model.unet import cross_attention_keys, pooled_key
+from .prompts import check_prompt, parts_of, tokens_of
 
 BATCH = 16
 MAPPING_CACHE = 256
@@ -67,24 +68,23 @@ class TextEncoder:
     def tokenize(self, text: str) -> tuple[Hashable, ...]:
         """Tokens of a text without weights, without start, end and padding. Textual inversions are hashed."""
         if text not in self._known:
+            check_characters(text, "prompt")
             # Weights are off: brackets still here were escaped by the artist and are meant as brackets.
-            sections = self.clip.tokenize(text, disable_weights=True)[self._section]
-            tokens: list[Hashable] = []
-            for section in sections:
-                for token, _ in section[1:]:
-                    if not isinstance(token, torch.Tensor) and token == self._end:
-                        break
-                    tokens.append(token_name(token))
-            self._known[text] = tuple(tokens)
+            sections = self.clip.tokenize(text, disable_weights=True, return_word_ids=True)[self._section]
+            # Start, end and padding are of no word. An end that stands in the text is.
+            words = [token for section in sections for token, _, word in section if word]
+            self._known[text] = tuple(map(token_name, words))
         return self._known[text]
 
     @staticmethod
     def split(prompt: str) -> list[str]:
         """The texts of a prompt's weighted parts, as the host's prompt language divides it."""
-        return [unescape_important(text) for text, _ in token_weights(escape_important(prompt), 1.0)]
+        return [text for text, _ in parts_of(prompt)]
 
     def pair(self, template: str, target: str, mapping: str):
         """`mace.method.tokens.pair` with this encoder's tokens."""
+        for phrase in (target, mapping):
+            check_prompt(self.clip, fill(template, phrase))
         return pair(template, target, mapping, self.tokenize, self.split, self.window)
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -103,7 +103,7 @@ class TextEncoder:
         batch: dict[str, list] = {}
         for prompt in prompts:
             self.check_length(prompt)
-            for name, sections in self.clip.tokenize(prompt).items():
+            for name, sections in tokens_of(self.clip, prompt).items():
                 batch.setdefault(name, []).extend(sections)
         seen: list[torch.Tensor] = []
         # Of the pooled texts the host hands on the first one's alone.
@@ -137,6 +137,7 @@ class TextEncoder:
 
     def length(self, prompt: str) -> int:
         """The number of the prompt's tokens, start and end not counted; window - 2 fit."""
+        check_prompt(self.clip, prompt)
         return sum(len(self.tokenize(part)) for part in self.split(prompt))
 
     def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
@@ -297,7 +298,7 @@ def tokenizer_options(clip) -> tuple[tuple[str, str], ...]:
 
 def fits_at_once(clip, prompt: str) -> bool:
     """Whether a CLIP's text encoders take a prompt in one part each."""
-    return all(len(parts) == 1 for parts in clip.tokenize(prompt).values())
+    return all(len(parts) == 1 for parts in tokens_of(clip, prompt).values())
 
 
 def token_name(token) -> Hashable:

@@ -6,7 +6,7 @@ import math
 import comfy.samplers
 from comfy_api.latest import io
 
-from ...mace.concepts.subjects import parse_synonyms, parse_templates, subjects
+from ...mace.concepts.subjects import parse_names, parse_synonyms, parse_templates, subjects
 from ..host import files
 from ..host.judges.judge_files import CLASSIFIER, CLIP, KINDS, NUDENET, file_error, file_stamps, judge_files
 from ..host.judges.judges import judge_of
@@ -40,9 +40,9 @@ class EvaluateErasure(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=False,
                     default="",
-                    placeholder="dog: canine, hound",
+                    placeholder="dog | canine, hound",
                     tooltip="Other words for erased concepts that were not named when erasing, one concept a line "
-                    "(dog: canine, hound). They give Acc_g, and H becomes H_o of Eq. 8. Empty: H is H_c of Eq. 9.",
+                    "(dog | canine, hound). They give Acc_g, and H becomes H_o of Eq. 8. Empty: H is H_c of Eq. 9.",
                 ),
                 io.String.Input(
                     "keep",
@@ -129,15 +129,14 @@ class EvaluateErasure(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, synonyms=None, prompts=None, judge=None, judge_file=None):
+    def validate_inputs(cls, synonyms=None, keep=None, prompts=None, judge=None, judge_file=None):
         try:
-            name = "synonyms"
             parse_synonyms(synonyms or "")
-            name = "prompts"
+            parse_names(keep or "", "keep")
             if prompts is not None:
                 parse_templates(prompts)
         except ValueError as error:
-            return f"{name}: {error}"
+            return str(error)
         if judge is not None and judge not in KINDS:
             return f"judge: {judge!r} is none of {', '.join(KINDS)}"
         problem = None if judge is None or judge_file is None else file_error(judge, judge_file)

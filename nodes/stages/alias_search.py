@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -210,12 +211,13 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     """
     encoder = text_to_draw_with(clip, model)
     encoder.check_width(model)
-    concepts, kept = [entry.concept for entry in images], parse_names(s.keep)
+    concepts, kept = [entry.concept for entry in images], parse_names(s.keep, "keep")
     named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))
-    tried, given = [], parse_names(s.words)
+    tried, given = [], parse_names(s.words, "words")
     near = [given] * len(images) if given else nearest_words(encoder, [own.target for own in concepts], s.nearest)
     for entry, words in zip(images, near, strict=True):
-        tried.append(encoder.fitting([word for word in words if normalised(word) not in named], entry.template.format))
+        words = [word for word in words if normalised(word) not in named]
+        tried.append(encoder.fitting(words, partial(fill, entry.template)))
     draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
     total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
     progress = ProgressBar(max(total, 1))

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from ...mace.concepts.concept import Concept
 from ...mace.concepts.images import IMAGE_PROMPTS, ConceptImages
+from ...mace.concepts.templates import TemplateError, checked_template
+from ...mace.concepts.text import check_characters
+from ...mace.masks.given import read_pictures
 from ...mace.method.tokens import fill
 from ..host.any_text import AnyText, text_to_draw_with
 from ..host.kept.content import content_sha256, model_sha256, module_sha256
 from ..host.kept.on_disk import written
 from ..host.kept.store import ContentStore
 from ..host.model.family import sized
+from ..host.prompts import tokens_of
 from ..host.sampler import SHARE_OF_MEMORY, eight_bit, sampled
 from ..host.text import TextEncoder
 from ..schema import AUTO
@@ -27,11 +31,11 @@ def template_of(concept: Concept, prompt: str) -> str:
     """The prompt a concept's images are made with, with {} for its phrase. Raises ValueError without a {}."""
     if prompt.strip().lower() in (AUTO, ""):
         return IMAGE_PROMPTS[concept.type]
-    template = " ".join(prompt.split())
-    rest = template.replace("{}", "")
-    if rest == template or "{" in rest or "}" in rest:
-        raise ValueError(f"prompt: {prompt!r} needs {{}} where the concept's phrase goes, and no other braces")
-    return template
+    check_characters(prompt, "prompt")
+    try:
+        return checked_template(prompt)
+    except TemplateError as error:
+        raise TemplateError(f"prompt: {error}") from None
 
 
 class Sampling:
@@ -79,7 +83,8 @@ class Sampling:
         empty = comfy.sample.fix_empty_latent_channels(self.model, empty, 8)
         noise = comfy.sample.prepare_noise(empty, s["seed"])
         positive, negative = (
-            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, self.negative)
+            clip.encode_from_tokens_scheduled(tokens_of(clip, text, field))
+            for text, field in ((prompt, "prompt"), (self.negative, "negative"))
         )
         return sampled(self.model, noise, positive, negative, empty, s, s["seed"], self.progress)
 
@@ -95,8 +100,8 @@ def _finite(values: Tensor, concept: Concept) -> Tensor:
 
 
 def own_images(vae, concept: Concept, template: str, pictures: Tensor) -> ConceptImages:
-    """The artist's own pictures [n, H, W, 3] of one concept, encoded."""
-    pictures = eight_bit(vae.vae_encode_crop_pixels(pictures))
+    """The artist's own pictures of one concept, encoded. Raises ValueError for what `read_pictures` refuses."""
+    pictures = eight_bit(vae.vae_encode_crop_pixels(read_pictures(pictures, "images")))
     latents = _finite(vae.encode(pictures.float() / 255), concept).to("cpu", torch.float32)
     return ConceptImages(concept, written([latents]), written([pictures]), template)
 

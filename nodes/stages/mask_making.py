@@ -11,6 +11,7 @@ from torch import Tensor
 from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.phrases import phrases_of
 from ...mace.masks.boxes import ALL, BEST, box_masks, read_boxes
+from ...mace.masks.given import read_masks
 from ...mace.masks.maps import UNION, feather, grow, mask_of_map, one_mask
 from ...mace.method.tokens import fill
 from ..host.detectors.found import Found
@@ -72,9 +73,10 @@ def resized(mask: Tensor, height: int, width: int) -> Tensor:
 def fitted(masks: Sequence[Tensor], images: Sequence[ConceptImages]) -> list[Tensor]:
     """External MASKs [n, h, w], together N or 1, as masks [n, H, W] for each concept's images, in their order.
 
-    Raises ValueError for another number of masks than images.
+    Raises ValueError for another number of masks than images and for what `read_masks` refuses.
     """
-    mask = torch.cat([resized(part, *images[0].pictures.shape[1:3]).to("cpu") for part in masks])
+    size = images[0].pictures.shape[1:3]
+    mask = torch.cat([resized(read_masks(part, "masks"), *size).to("cpu") for part in masks])
     total = sum(len(entry) for entry in images)
     if len(mask) not in (1, total):
         raise ValueError(

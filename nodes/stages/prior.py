@@ -54,7 +54,7 @@ def keepers(preserve: str, preserve_type: str, retention: str) -> list[Concept]:
     """
     kind, names = RETENTION.get(retention, (preserve_type, ()))
     phrases = {normalised(name): Concept(name, "", kind) for name in names}
-    for line in parse_concepts(preserve, preserve_type, mapped=False):
+    for line in parse_concepts(preserve, preserve_type, mapped=False, field="preserve"):
         for phrase in line.phrases:
             phrases.setdefault(normalised(phrase), Concept(phrase, "", line.type))
     return list(phrases.values())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....mace.concepts.concept import normalised
 from ....mace.measure.judge import SIZE, Judge
+from ....mace.method.tokens import fill
 from ..kept.content import content_sha256
 from ..networks import Held, Network
 from .judge_files import CLASSIFIER, CLIP, NUDENET, file_error, judge_path, stamps
@@ -91,7 +92,7 @@ class ClipJudge:
                 "the judge CLIP chooses among the erased and kept names, and there is one alone: write some into keep"
             )
         self._places = {normalised(name): place for place, name in enumerate(different)}
-        self._candidates = self._read([CANDIDATE.format(name) for name in different])
+        self._candidates = self._read([fill(CANDIDATE, name) for name in different])
 
     def see(self, pictures: Tensor) -> list[dict]:
         """What it sees of pictures uint8 [n, H, W, 3]."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ....mace.formats.lora_set import ErasureLora, LoraSet
 from ....mace.formats.lora_set_file import set_from_file, set_to_file
+from ....mace.formats.records import NAMES, read_record
 from ....mace.method.train import TrainState
 
 # A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL, where it stands in training three times that.
@@ -121,9 +122,9 @@ class LoraStore:
 
 def _state_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TrainState:
     """A state as `put_state` wrote it. Raises ValueError or KeyError for another file."""
-    names = json.loads(metadata["keys"])
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("it holds values that are not finite")
+    names = read_record(NAMES, metadata["keys"], "keys")
+    if not all(tensor.dtype == torch.float32 and torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("it holds values that are not finite numbers in float32")
 
     def moments(side: str, name: str) -> tuple[Tensor, Tensor] | None:
         if f"{side}.{_PARTS[0]}.{name}" not in tensors:

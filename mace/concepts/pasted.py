@@ -1,0 +1,154 @@
+"""Lists of other programs, pasted: YAML, JSON and Python lists, tables with commas; told in this pack's notation.
+
+Among them are the configurations of MACE's own release (multi_concept, mapping_concept), the prompt files of SPM and
+LECO (target, neutral), and tables of prompts as ESD and UCE read them.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import yaml
+
+from .notation import ARROW, Line, written
+from .text import composed
+
+# Longer texts are no lists that somebody pasted.
+_MOST, _DEEP = 100_000, 12
+_SHOWN = 60
+_FOREIGN = re.compile(
+    r"""^(?:[\[\]}]|\{(?!\})|\(\s*["']|-\s+(?:[\[-]|["']?[a-z_]+["']?:(?:\s|$))|["']?[A-Za-z_]\w*["']?:$|"(?:[^"\\]|\\.)*"\s*:\s|'[^']*'\s*:\s)"""
+)
+_TARGETS = ("target", "concept", "prompt", "name", "class", "artist", "erase", "target_concept", "concept_name")
+# Of a table: words that a list of names is not likely to hold.
+_COLUMNS = ("target", "concept", "prompt", "target_concept", "concept_name")
+_LISTS = ("concepts", "targets", "prompts", "names", "erase_concepts", "edit_concepts", "artists", "classes")
+_MAPPINGS = ("mapping", "mapping_concept", "anchor", "anchor_concept", "guided_concept", "destination", "neutral")
+_NUMBERED = re.compile(r"^(\d+)[.)]\s+")
+_KINDS = ("object", "celebrity", "style", "explicit", "art", "artist")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    target: str
+    mapping: str = ""
+    kind: str = ""
+
+
+def offer(lines: Sequence[Line], text: str, mapped: bool) -> str | None:
+    """What a pasted list means, as an error's words, with the list as lines of this notation; None for other texts.
+
+    lines: of the text, as `read_lines` gives them.  mapped: whether its concepts have mappings.
+    """
+    table = _table(lines) or _numbered(lines)
+    first = next((line for line in lines if _FOREIGN.match(composed(text.splitlines()[line.number - 1]))), None)
+    if first is None and table is None:
+        return None
+    found = table if first is None else _structure(text)
+    unique = {entry.target: entry for entry in found or () if entry.target}
+    if not unique:
+        return (
+            f"line {first.number}: {first.raw[:_SHOWN]!r} is a bit of another program's list; write one concept a "
+            "line: target -> mapping"
+            if first
+            else None
+        )
+    kinds = sorted({entry.kind for entry in unique.values()} - {""})
+    of_kinds = f" Its types ({', '.join(kinds)}) are the node's choice type." if kinds else ""
+    as_lines = "\n".join(
+        written(entry.target) + (f" {ARROW} {written(entry.mapping)}" if entry.mapping and mapped else "")
+        for entry in unique.values()
+    )
+    return f"this is another program's list.{of_kinds} In this node's notation it is:\n{as_lines}"
+
+
+def _table(lines: Sequence[Line]) -> list[_Entry] | None:
+    """The entries of a table whose first line names its columns, None for other texts."""
+    try:
+        head, *rows = ([composed(cell) for cell in row] for row in csv.reader(line.raw for line in lines))
+    except (ValueError, csv.Error):  # no line at all, or no table
+        return None
+    target = next((head.index(name) for name in _COLUMNS if name in head), None)
+    if not rows or len(head) < 2 or target is None or any(len(row) != len(head) for row in rows):
+        return None
+    mapping = next((head.index(name) for name in _MAPPINGS if name in head), None)
+    return [_Entry(row[target], "" if mapping is None else row[mapping]) for row in rows]
+
+
+def _numbered(lines: Sequence[Line]) -> list[_Entry] | None:
+    """The entries of a list whose lines are numbered from 1, None for other texts."""
+    numbers = [_NUMBERED.match(line.raw) for line in lines]
+    if len(lines) < 2 or not all(match and int(match[1]) == i for i, match in enumerate(numbers, start=1)):
+        return None
+    return [_Entry(line.raw[match.end() :]) for line, match in zip(lines, numbers, strict=True)]
+
+
+def _structure(text: str) -> list[_Entry]:
+    """The entries of a YAML, JSON or Python list, or of lines out of one; none where it cannot be read."""
+    depth = accumulate((c in "[{") - (c in "]}") for c in text)
+    if len(text) > _MOST or max(depth, default=0) > _DEEP:
+        return []
+    # Python's tuples are lists.
+    text = re.sub(r"\((?=\s*[\"'])", "[", text)
+    text = re.sub(r"(?<=[\"'])(\s*)\)", r"\1]", text).strip()
+    for tried in (text, f"[{text}]", f"[{text.rstrip('], ' + chr(10))}]]"):
+        try:
+            # All scalars are texts: nothing is made of them but lists.
+            data = yaml.load(tried, yaml.BaseLoader)
+            found = list(_entries(data, 0)) if isinstance(data, list | dict) else []
+        except (yaml.YAMLError, RecursionError, ValueError):
+            continue
+        if found:
+            return found
+    return []
+
+
+def _entries(data: object, depth: int) -> Iterator[_Entry]:
+    if depth > _DEEP:
+        raise RecursionError
+    if isinstance(data, dict):
+        yield from _of_mapping(data, depth)
+    elif isinstance(data, list):
+        pairs = [part for part in data if isinstance(part, list)]
+        all_pairs = len(pairs) == len(data) and all(_is_pair(part) for part in pairs)
+        if _is_pair(data) and data[1] in _KINDS:
+            # The release's names are written with hyphens, which it reads as spaces.
+            name = composed(data[0])
+            yield _Entry(name if " " in name else name.replace("-", " "), kind=data[1])
+        elif all_pairs and not any(part[1] in _KINDS for part in pairs):
+            yield from (_Entry(*map(composed, part)) for part in pairs)
+        else:
+            for part in data:
+                yield from _entries(part, depth + 1)
+    elif isinstance(data, str) and data:
+        yield _Entry(composed(data))
+
+
+def _of_mapping(data: dict, depth: int) -> Iterator[_Entry]:
+    if "multi_concept" in data:
+        targets = list(_entries(data["multi_concept"], depth + 1))
+        mappings = [entry.target for entry in _entries(data.get("mapping_concept", []), depth + 1)]
+        yield from (
+            _Entry(entry.target, mapping, entry.kind)
+            for entry, mapping in zip(targets, mappings + [""] * len(targets), strict=False)
+        )
+        return
+    named = next((data[name] for name in _TARGETS if isinstance(data.get(name), str)), None)
+    if named is not None:
+        mapping = next((data[name] for name in _MAPPINGS if isinstance(data.get(name), str) and data[name]), "")
+        yield _Entry(composed(named), composed(mapping))
+        return
+    listed = next((data[name] for name in (*_LISTS, *_TARGETS) if isinstance(data.get(name), list)), None)
+    inner = [value for value in data.values() if isinstance(value, list | dict)]
+    if listed is not None:
+        yield from _entries(listed, depth + 1)
+    elif inner:
+        yield from _entries(inner, depth + 1)
+    elif all(isinstance(value, str) for value in data.values()):
+        yield from (_Entry(composed(name), composed(value)) for name, value in data.items())
+
+
+def _is_pair(data: object) -> bool:
+    return isinstance(data, list) and len(data) == 2 and all(isinstance(part, str) for part in data)
