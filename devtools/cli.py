@@ -138,6 +138,9 @@ def inside() -> tuple[Environment, dict[str, str]]:
     """The environment, and the variables for a command in it."""
     environment = prepare(say)
     variables = environment.variables()
+    # Threads that wait for each other sleep: spinning, as is OpenMP's usual way, takes more than twice as long as soon
+    # as another process wants a core, such as the server that the tests start.
+    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     variables["MACE_DEMO_CHECKPOINT"] = str(demo_checkpoint(environment))
     browser = find_browser()
     if browser:
@@ -173,9 +176,6 @@ def test(options) -> int:
         )
     if "MACE_BROWSER" not in variables:
         say("No Chromium found (MACE_BROWSER or PATH): the browser tests cannot run.")
-    # Threads that wait for each other sleep: spinning, as is OpenMP's usual way, takes more than twice as long as soon
-    # as another process wants a core, such as the server that the tests start.
-    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     beside = []
     cores = os.cpu_count() or 1
     if not options.arguments and cores > 1 and not missing_modules(environment, ("xdist",)):

@@ -11,11 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mace.formats.lora_layouts import read, to_peft
+from mace.formats.lora_layouts import to_peft
+from mace.formats.lora_reading import read
 from mace.formats.lora_set import LoraSet, LoraSetError
 from mace.formats.lora_set_file import changed_prompts, concept_metadata, concept_of, set_from_file, set_to_file
 from mace.formats.prior_file import prior_from_file, prior_to_file
-from mace.formats.records import SOME_NAMES, AdapterRecord, RecordError, read_record
+from mace.formats.records import SOME_NAMES, RecordError, read_adapter, read_record
 from mace.method.prior import Prior, PriorError, PriorTexts
 from mace.presets import presets
 from mace.presets.presets import PresetError, read_preset
@@ -155,7 +156,7 @@ def test_adapters():
     plain = json.dumps(config)
 
     def parse(text):
-        read(tensors, FOUR, read_record(AdapterRecord, text, "its JSON").model_dump(exclude_unset=True))
+        read(tensors, FOUR, read_adapter(text, "its JSON"))
 
     fine, refused = count(
         lambda rng: broken_json(rng, plain), parse, (RecordError, ValueError), "^its JSON|adapter_config"
