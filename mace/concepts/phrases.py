@@ -23,7 +23,7 @@ def _phrase(line: Line) -> tuple[str, str]:
 def parse_phrases(text: str) -> dict[str, str]:
     """Phrases by normalised target: lines `concept = phrase`; a line `face` or `* = face` is for all without their own.
 
-    Raises ConceptError, naming the line, for an empty phrase and a concept named twice. Blank lines and text after #
+    Raises TextError, naming the line, for an empty phrase and a concept named twice. Blank lines and text after #
     are passed over.
     """
     return values_by_name(text, _phrase, "phrase", "phrase")

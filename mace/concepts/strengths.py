@@ -35,7 +35,7 @@ def _number(text: str) -> float:
 def parse_strengths(text: str) -> dict[str, float]:
     """Strengths 0..1 by normalised target. A line `* = 0.8` is for all that have none of their own.
 
-    Raises ConceptError, naming the line, for one that is not `concept = number`, a number outside 0..1, and a concept
+    Raises TextError, naming the line, for one that is not `concept = number`, a number outside 0..1, and a concept
     named twice. Blank lines and text after # are passed over.
     """
     return values_by_name(text, _strength, "strengths", "strength")

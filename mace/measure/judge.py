@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..formats.records import SOME_NAMES, RecordError, read_record
+from ..formats.records import NAMES, SOME_NAMES, RecordError, read_record
 
 CHANNELS = (3, 24, 48, 96, 160)
 SIZE = 64
@@ -41,7 +41,7 @@ class Judge(nn.Module):
             )
         try:
             self.names = list(read_record(SOME_NAMES, metadata["concepts"], "concepts"))
-            self.styles = list(read_record(SOME_NAMES, metadata["styles"], "styles"))
+            self.styles = list(read_record(NAMES, metadata["styles"], "styles"))
         except RecordError as error:
             raise ValueError(f"{Path(path).name} is not a judge's file: {error}") from None
         self.f = nn.Sequential(*(_stage(a, b) for a, b in zip(CHANNELS, CHANNELS[1:], strict=False)))
