@@ -32,7 +32,7 @@ def parse_phrases(text: str) -> dict[str, str]:
 def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
     """What to look for of each concept, where nothing is said: a kind of thing for people, else its own words.
 
-    Raises ConceptError for a bad line and for a name that no concept has.
+    Raises TextError for a bad line and for a name that no concept has.
     """
     check_comments(text, concepts, "phrase")
     return values_of(parse_phrases(text), concepts, lambda concept: KINDS.get(concept.type, concept.target), "phrase")

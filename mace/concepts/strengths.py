@@ -44,7 +44,7 @@ def parse_strengths(text: str) -> dict[str, float]:
 def strengths_of(text: str, concepts: Sequence[Concept]) -> list[float]:
     """The strength of each concept, 1 where nothing is said.
 
-    Raises ConceptError for a bad line and for a name that no concept has.
+    Raises TextError for a bad line and for a name that no concept has.
     """
     check_comments(text, concepts, "strengths")
     return values_of(parse_strengths(text), concepts, lambda concept: 1.0, "strengths")
