@@ -5,10 +5,10 @@ import random
 import pytest
 
 from devtools.graph import to_prompt
-from mace.concepts.concept import ConceptError, parse_concepts
+from mace.concepts.concept import parse_concepts
 from mace.concepts.notation import written
 from mace.concepts.strengths import parse_strengths
-from mace.concepts.text import normalised
+from mace.concepts.text import TextError, normalised
 from tests import graphs
 from tests.pages import fewer_steps, load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
 from tests.test_notation import nasty
@@ -192,7 +192,7 @@ def test_the_page_reads_strengths_as_the_node_does(page):
     def read(lines):
         try:
             return parse_strengths(lines)
-        except ConceptError:
+        except TextError:
             return None
 
     found = page.evaluate(

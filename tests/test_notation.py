@@ -1,7 +1,6 @@
 """Lists as people write and paste them: look-alikes are read or refused, never taken into a phrase."""
 
 import random
-import time
 from functools import partial
 
 import pytest
@@ -134,7 +133,6 @@ OF_THE_RELEASE = """MACE:
         ("[['dog', 'cat'], ['ship', 'sky']]", "dog -> cat\nship -> sky"),
         ('case_number,prompt,evaluation_seed\n0,Irises,22\n1,"Wheat, with crows",3', 'Irises\n"Wheat, with crows"'),
         ("concept,mapping\ndog,cat\nship,", "dog -> cat\nship"),
-        ("1. dog\n2. cat", "dog\ncat"),
     ],
 )
 def test_another_programs_list_is_offered_in_this_notation(text, lines):
@@ -153,18 +151,28 @@ def test_lists_that_cannot_be_read_are_refused(text):
         parse_concepts(text, "object")
 
 
-def test_long_lines_are_read_in_no_time():
-    """A line of dashes, of quotes and of letters: nothing is tried again and again."""
-    began = time.process_time()
+def test_numbered_lines_are_offered_without_numbers():
+    with pytest.raises(ConceptError, match="^concepts: the lines of this list are numbered") as caught:
+        parse_concepts("1. dog | hound -> cat\n\n2) ship", "object")
+    offered = str(caught.value).partition("it is:\n")[2]
+    assert [as_line(c) for c in parse_concepts(offered, "object")] == ["dog | hound -> cat", "ship -> ground"]
+    assert [c.target for c in parse_concepts("1. FC K\u00f6ln\n3. Liga\n" + "9" * 5000 + ". x", "style")][
+        1
+    ] == "3. Liga"
+
+
+def test_long_lines_are_read_or_refused():
+    """Of dashes, quotes and letters, nested a thousand deep, wider than a table's cells may be."""
     lines = ["-" * 60_000, '"' * 60_000, '","' * 20_000, "a" * 200_000, "a 1" * 20_000, "<" * 60_000, "= " * 30_000]
     names = partial(parse_names, field="keep")
+    refused = 0
     for line in [*lines, "[" * 90_000, "[1, " * 5000 + "]" * 5000]:
         for read in (partial(parse_concepts, type="object"), parse_strengths, names):
             try:
-                read(line)
+                assert len(read(line)) == 1 or read is names
             except TextError:
-                pass
-    assert time.process_time() - began < 20
+                refused += 1
+    assert refused >= 13
 
 
 def test_lists_with_comments_and_bullets_stay():

@@ -65,7 +65,7 @@ def parse_concepts(
     """Read concepts, one a line: `target -> mapping` or `target | alias, alias -> mapping` (see `notation`).
 
     A line without a mapping takes the type's usual one. mapped=False reads concepts to preserve, which have no
-    mapping.  field: the input that holds the text. Raises ConceptError for a line that cannot be read, for another
+    mapping.  field: the input that holds the text. Raises TextError for a line that cannot be read, for another
     program's list (with what it is in this notation) and for a phrase that stands in two lines. An empty text gives no
     concepts.
     """

@@ -15,7 +15,7 @@ def values_by_name(text: str, read: Callable[[Line], tuple[str, Value]], field: 
     """Values by normalised name. Blank lines and text after # are passed over.
 
     read: (name, value) of a line, the name as it stands in the line's text, or TextError saying what the line should
-    be like.  field: the input that holds the lines.  noun: what is given. Raises ConceptError, naming field and line,
+    be like.  field: the input that holds the lines.  noun: what is given. Raises TextError, naming field and line,
     also for a concept named twice.
     """
     found: dict[str, Value] = {}

@@ -26,7 +26,7 @@ _TARGETS = ("target", "concept", "prompt", "name", "class", "artist", "erase", "
 _COLUMNS = ("target", "concept", "prompt", "target_concept", "concept_name")
 _LISTS = ("concepts", "targets", "prompts", "names", "erase_concepts", "edit_concepts", "artists", "classes")
 _MAPPINGS = ("mapping", "mapping_concept", "anchor", "anchor_concept", "guided_concept", "destination", "neutral")
-_NUMBERED = re.compile(r"^(\d+)[.)]\s+")
+_NUMBERED = re.compile(r"^(\d{1,6})[.)]\s+")
 _KINDS = ("object", "celebrity", "style", "explicit", "art", "artist")
 
 
@@ -42,8 +42,11 @@ def offer(lines: Sequence[Line], text: str, mapped: bool) -> str | None:
 
     lines: of the text, as `read_lines` gives them.  mapped: whether its concepts have mappings.
     """
-    table = _table(lines) or _numbered(lines)
-    first = next((line for line in lines if _FOREIGN.match(composed(text.splitlines()[line.number - 1]))), None)
+    numbered = _numbered(lines)
+    if numbered:
+        return f"the lines of this list are numbered. Without numbers it is:\n{numbered}"
+    table, typed = _table(lines), text.splitlines()
+    first = next((line for line in lines if _FOREIGN.match(composed(typed[line.number - 1]))), None)
     if first is None and table is None:
         return None
     found = table if first is None else _structure(text)
@@ -77,12 +80,12 @@ def _table(lines: Sequence[Line]) -> list[_Entry] | None:
     return [_Entry(row[target], "" if mapping is None else row[mapping]) for row in rows]
 
 
-def _numbered(lines: Sequence[Line]) -> list[_Entry] | None:
-    """The entries of a list whose lines are numbered from 1, None for other texts."""
+def _numbered(lines: Sequence[Line]) -> str | None:
+    """The lines of a list that are numbered from 1 without their numbers, None for other texts."""
     numbers = [_NUMBERED.match(line.raw) for line in lines]
     if len(lines) < 2 or not all(match and int(match[1]) == i for i, match in enumerate(numbers, start=1)):
         return None
-    return [_Entry(line.raw[match.end() :]) for line, match in zip(lines, numbers, strict=True)]
+    return "\n".join(line.raw[match.end() :] for line, match in zip(lines, numbers, strict=True))
 
 
 def _structure(text: str) -> list[_Entry]:

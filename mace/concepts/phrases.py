@@ -23,7 +23,7 @@ def _phrase(line: Line) -> tuple[str, str]:
 def parse_phrases(text: str) -> dict[str, str]:
     """Phrases by normalised target: lines `concept = phrase`; a line `face` or `* = face` is for all without their own.
 
-    Raises ConceptError, naming the line, for an empty phrase and a concept named twice. Blank lines and text after #
+    Raises TextError, naming the line, for an empty phrase and a concept named twice. Blank lines and text after #
     are passed over.
     """
     return values_by_name(text, _phrase, "phrase", "phrase")
@@ -32,7 +32,7 @@ def parse_phrases(text: str) -> dict[str, str]:
 def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
     """What to look for of each concept, where nothing is said: a kind of thing for people, else its own words.
 
-    Raises ConceptError for a bad line and for a name that no concept has.
+    Raises TextError for a bad line and for a name that no concept has.
     """
     check_comments(text, concepts, "phrase")
     return values_of(parse_phrases(text), concepts, lambda concept: KINDS.get(concept.type, concept.target), "phrase")

@@ -35,7 +35,7 @@ def _number(text: str) -> float:
 def parse_strengths(text: str) -> dict[str, float]:
     """Strengths 0..1 by normalised target. A line `* = 0.8` is for all that have none of their own.
 
-    Raises ConceptError, naming the line, for one that is not `concept = number`, a number outside 0..1, and a concept
+    Raises TextError, naming the line, for one that is not `concept = number`, a number outside 0..1, and a concept
     named twice. Blank lines and text after # are passed over.
     """
     return values_by_name(text, _strength, "strengths", "strength")
@@ -44,7 +44,7 @@ def parse_strengths(text: str) -> dict[str, float]:
 def strengths_of(text: str, concepts: Sequence[Concept]) -> list[float]:
     """The strength of each concept, 1 where nothing is said.
 
-    Raises ConceptError for a bad line and for a name that no concept has.
+    Raises TextError for a bad line and for a name that no concept has.
     """
     check_comments(text, concepts, "strengths")
     return values_of(parse_strengths(text), concepts, lambda concept: 1.0, "strengths")

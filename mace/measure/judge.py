@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..formats.records import SOME_NAMES, RecordError, read_record
+from ..formats.records import NAMES, SOME_NAMES, RecordError, read_record
 
 CHANNELS = (3, 24, 48, 96, 160)
 SIZE = 64
@@ -54,7 +54,8 @@ class Judge(JudgeNetwork):
                 f"{Path(path).name} is not a judge's file: its metadata lacks {', '.join(sorted(missing))}"
             )
         try:
-            names, styles = (list(read_record(SOME_NAMES, metadata[name], name)) for name in ("concepts", "styles"))
+            names = list(read_record(SOME_NAMES, metadata["concepts"], "concepts"))
+            styles = list(read_record(NAMES, metadata["styles"], "styles"))
         except RecordError as error:
             raise ValueError(f"{Path(path).name} is not a judge's file: {error}") from None
         super().__init__(len(names), len(styles))
