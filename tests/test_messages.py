@@ -30,7 +30,7 @@ def test_concepts(lines):
 
 def test_templates():
     with pytest.raises(TemplateError) as raised:
-        read_templates(WORD)
+        read_templates(WORD, "prompt")
     assert len(str(raised.value)) < 300
 
 
