@@ -18,7 +18,6 @@ from .erase.images import ConceptImagesNode
 from .erase.masks import MaskConcept
 from .erase.prior import BuildPrior
 from .erase.refine import CFRRefine
-from .erase.residual import ResidualPrompt
 from .erase.train import TrainErasureLora
 from .files.export_lora import ExportLora
 from .files.import_lora import ImportLora
@@ -32,6 +31,7 @@ from .host.copies import tell_other_copies
 from .host.detectors import model_files
 from .host.kept.store import forget_on_request
 from .measure.evaluate import EvaluateErasure
+from .measure.residual import ResidualPrompt
 
 NODES: list[type[io.ComfyNode]] = [
     Concepts,

@@ -15,9 +15,8 @@ ImagesType = io.Custom("MACE_IMAGES")
 # mace.formats.lora_set.LoraSet
 LorasType = io.Custom("MACE_LORAS")
 
-CATEGORY = "MACE"
-# Published methods without training, for comparison.
-BASELINES = f"{CATEGORY}/baselines"
+# The menu: what erases, what is written and read, what tells of a result, and published methods to compare with.
+ERASE, FILES, MEASURE, COMPARE = (f"MACE/{name}" for name in ("erase", "files", "measure", "compare"))
 
 AUTO = "auto"
 MOST_WEIGHT = 1e9

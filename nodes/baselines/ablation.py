@@ -17,7 +17,7 @@ from ...mace.method.train import stream
 from ..host.model.family import sized
 from ..host.progress import LossProgress, send_text
 from ..host.text import TextEncoder
-from ..schema import BASELINES, ConceptsType, side_inputs
+from ..schema import COMPARE, ConceptsType, side_inputs
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
@@ -79,7 +79,7 @@ class BaselineAC(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineAC",
             display_name="Concept Ablation (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="Concept Ablation (Kumari et al. 2023), model-based, to compare MACE with: trains the model to "
             "predict, for prompts with the target, what it predicts for the same prompts with the mapping.",
             search_aliases=["mace", "ac", "concept ablation", "anchor", "erase", "unlearn", "baseline"],

@@ -11,7 +11,7 @@ from ...mace.method.schedule import Uniform
 from ...mace.method.tokens import fill
 from ..host.model.family import sized
 from ..host.text import TextEncoder
-from ..schema import BASELINES, ConceptsType, side_inputs
+from ..schema import COMPARE, ConceptsType, side_inputs
 from ..stages.images import template_of
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
@@ -28,7 +28,7 @@ class BaselineESD(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineESD",
             display_name="ESD (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="Erased Stable Diffusion (Gandikota et al. 2023), to compare MACE with: trains the model to "
             "predict, for the concept, what its old self predicts when guided away from it.",
             search_aliases=["mace", "esd", "erase", "unlearn", "baseline", "negative guidance"],

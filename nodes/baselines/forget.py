@@ -12,7 +12,7 @@ from ...mace.method.tokens import fill
 from ..host.model.forward import Batch, losses
 from ..host.model.predict import noisy
 from ..host.text import TextEncoder
-from ..schema import BASELINES, ImagesType
+from ..schema import COMPARE, ImagesType
 from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
@@ -29,7 +29,7 @@ class BaselineFMN(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineFMN",
             display_name="Forget-Me-Not (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="Forget-Me-Not (Zhang et al. 2023), to compare MACE with: attention resteering trains the "
             "attention to the concept's words towards zero, over whole images of the concept.",
             search_aliases=["mace", "fmn", "attention resteering", "erase", "unlearn", "baseline"],

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ...mace.baselines.words import joined
 from ..host.prompts import tokens_of
-from ..schema import BASELINES, ConceptsType
+from ..schema import COMPARE, ConceptsType
 
 
 def encoded(clip, text: str):
@@ -22,7 +22,7 @@ class NegativePrompt(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineNegative",
             display_name="Negative Prompt (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="The names of the concepts as a negative prompt: the plainest way to avoid them, to compare an "
             "erasure with. It holds only where it is connected, and changes no model.",
             search_aliases=["mace", "negative prompt", "baseline", "avoid", "comparison"],

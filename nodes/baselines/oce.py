@@ -24,7 +24,7 @@ from ..host import files
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
-from ..schema import AUTO, BASELINES, ConceptsType, read_weights
+from ..schema import AUTO, COMPARE, ConceptsType, read_weights
 from ..stages.prior import BUILT_IN, draw_captions, literal
 from .closed_form import checked_preserve, kept_inputs, kept_phrases, last_tokens, projections_input
 
@@ -90,7 +90,7 @@ class OrthogonalErasure(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineOCE",
             display_name="OCE (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="Orthogonal Concept Erasure (Sun et al., ICML 2026) in its published form, to compare MACE "
             "with: every value matrix is turned by one orthogonal matrix. Adds patches, touches no weight.",
             search_aliases=["mace", "oce", "orthogonal", "procrustes", "baseline", "comparison", "erase", "rotation"],

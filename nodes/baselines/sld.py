@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ...mace.baselines.sld import PRESETS, PUBLISHED_STEPS, SafetyGuidance, SafetySettings, step_at
 from ...mace.baselines.words import joined
-from ..schema import BASELINES, ConceptsType
+from ..schema import COMPARE, ConceptsType
 from .negative import encoded
 
 CUSTOM = "custom"
@@ -84,7 +84,7 @@ class SafeLatentDiffusion(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineSLD",
             display_name="SLD (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="Safe Latent Diffusion (Schramowski et al. 2023) in its published form, to compare MACE with: "
             "sampling is guided away from the concepts. The weights stay, so a saved checkpoint does not carry it.",
             search_aliases=["mace", "sld", "safe latent diffusion", "safety guidance", "baseline", "comparison"],

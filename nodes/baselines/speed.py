@@ -23,7 +23,7 @@ from ...mace.method.moments import concept_moments, working_device
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
-from ..schema import BASELINES, ConceptsType
+from ..schema import COMPARE, ConceptsType
 from .closed_form import (
     BY_TYPE,
     MAPPINGS,
@@ -65,7 +65,7 @@ class NullSpaceErasure(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineSPEED",
             display_name="SPEED (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="SPEED (Li et al., ICLR 2026) in its published form, to compare MACE with: one closed form "
             "edits the values in the directions that nothing preserved uses. Adds patches, touches no weight.",
             search_aliases=["mace", "speed", "null space", "baseline", "comparison", "erase", "closed form"],

@@ -13,7 +13,7 @@ from ...mace.method.refine import weight_delta
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
-from ..schema import BASELINES, ConceptsType
+from ..schema import COMPARE, ConceptsType
 from .closed_form import BY_TYPE, MAPPINGS, NOTHING, checked_preserve, destination_of, kept_inputs, kept_phrases
 
 MOST_SCALE = 1e6
@@ -39,7 +39,7 @@ class UnifiedConceptEditing(io.ComfyNode):
         return io.Schema(
             node_id="MACE_BaselineUCE",
             display_name="UCE (MACE baseline)",
-            category=BASELINES,
+            category=COMPARE,
             description="Unified Concept Editing (Gandikota et al. 2024) in its published form, to compare MACE with: "
             "one closed form edits what the concept's own tokens mean to the model. Adds patches, touches no weight.",
             search_aliases=["mace", "uce", "unified concept editing", "baseline", "comparison", "erase", "closed form"],

@@ -8,7 +8,7 @@ from ...mace.concepts.notation import passed_over
 from ...mace.concepts.templates import read_templates
 from ...mace.concepts.text import TextError
 from ..host import files
-from ..schema import CATEGORY, ConceptsType
+from ..schema import ERASE, ConceptsType
 
 
 def read_prompt_file(name: str) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ class Concepts(io.ComfyNode):
         return io.Schema(
             node_id="MACE_Concepts",
             display_name="Concepts (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="What to erase. One concept a line; chain several of these nodes for a mixed list.",
             search_aliases=["erase", "unlearn", "remove concept", "forget", "mace", "concept erasure", "nsfw"],
             inputs=[

@@ -8,7 +8,7 @@ from ...mace.concepts.strengths import parse_strengths
 from ...mace.presets.presets import PRESETS
 from ..host.model.family import sized
 from ..host.progress import send_text
-from ..schema import CATEGORY, ConceptsType, LorasType, PriorType, side_inputs
+from ..schema import ERASE, ConceptsType, LorasType, PriorType, side_inputs
 from ..stages.erasing import COMPARED, Wanted, check_vae, erase, sampling
 from ..stages.preview import before_and_after
 
@@ -23,7 +23,7 @@ class EraseConcepts(io.ComfyNode):
         return io.Schema(
             node_id="MACE_EraseConcepts",
             display_name="Erase Concepts (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="The whole of MACE in one node: write what is to go, and out comes a model without it. Draws "
             "training images, finds the concepts in them, refines, trains an erasure LoRA for each and fuses them. "
             "Models for which no LoRA is trained (FLUX, SD3, Qwen-Image and others) are erased from in closed form "

@@ -6,7 +6,7 @@ from ...mace.concepts.concept import as_line
 from ...mace.concepts.notation import written
 from ...mace.concepts.subjects import parse_names
 from ...mace.concepts.text import TextError
-from ..schema import CATEGORY, ConceptsType, ImagesType
+from ..schema import ERASE, ConceptsType, ImagesType
 from ..stages.alias_search import AliasSettings, find_aliases
 
 
@@ -18,7 +18,7 @@ class FindAliases(io.ComfyNode):
         return io.Schema(
             node_id="MACE_FindAliases",
             display_name="Find Aliases (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="Finds other words that draw the same thing (hart and stag for deer) and erases them with it. "
             "The model is asked itself: a word is an alias when it explains the concept's pictures as the concept's "
             "own words do. Stands between Concept Images and everything behind it.",

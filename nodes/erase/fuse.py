@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ...mace.concepts.strengths import parse_strengths
-from ..schema import AUTO, CATEGORY, LorasType, PriorType, RefinementType, read_weight
+from ..schema import AUTO, ERASE, LorasType, PriorType, RefinementType, read_weight
 from ..stages.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 
 
@@ -16,7 +16,7 @@ class FuseLoras(io.ComfyNode):
         return io.Schema(
             node_id="MACE_FuseLoras",
             display_name="Fuse LoRAs (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="Puts all erasure LoRAs and the refinement into the original model in one closed-form solve, "
             "without their getting in each other's way. Another strength or weight is a new solve, not a new training.",
             search_aliases=["mace", "merge", "fusion", "strength", "erase", "unlearn"],

@@ -7,7 +7,7 @@ from ...mace.concepts.concept import Concept
 from ...mace.concepts.images import chain
 from ..host.kept.on_disk import written
 from ..lists import joined_images, joined_pictures, takes_lists
-from ..schema import AUTO, CATEGORY, SHOWN, ConceptsType, ImagesType, side_inputs
+from ..schema import AUTO, ERASE, SHOWN, ConceptsType, ImagesType, side_inputs
 from ..stages.images import make_images, own_images, template_of
 
 
@@ -19,7 +19,7 @@ class ConceptImagesNode(io.ComfyNode):
         return io.Schema(
             node_id="MACE_ConceptImages",
             display_name="Concept Images (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="The images that erasure LoRAs are trained on: drawn by the model itself, or your own. Images "
             "already drawn for a concept are kept, so a longer list draws only what is new.",
             search_aliases=["mace", "training images", "dataset", "generate"],

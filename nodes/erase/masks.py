@@ -16,7 +16,7 @@ from ..host.detectors.model_files import AUTO
 from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_names, segmenter_names
 from ..host.kept.on_disk import written
 from ..lists import all_masks, joined_boxes, joined_images, takes_lists
-from ..schema import CATEGORY, SHOWN, ImagesType
+from ..schema import ERASE, SHOWN, ImagesType
 from ..stages.mask_making import ATTENTION, BOXES, EXTERNAL, NOTHING_FOUND, WHOLE, MaskSettings, make_masks
 
 BACKENDS = (ATTENTION, GROUNDED, TRANSFORMERS, BOXES, EXTERNAL, WHOLE)
@@ -123,7 +123,7 @@ class MaskConcept(io.ComfyNode):
         return io.Schema(
             node_id="MACE_MaskConcept",
             display_name="Mask Concept (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="Finds each concept in its training images. attention needs no other model: it looks where "
             "the model itself looks for the concept's words. Detectors find by words and cut out what they found.",
             search_aliases=["mace", "segment", "mask", "attention", "daam", "groundingdino", "sam", "detect"],

@@ -8,7 +8,7 @@ from ...mace.concepts.lists import RETENTION
 from ...mace.concepts.text import TextError
 from ...mace.method.prior import Prior
 from ..host import files
-from ..schema import CATEGORY, ConceptsType, PriorType
+from ..schema import ERASE, ConceptsType, PriorType
 from ..stages.prior import BUILT_IN, Drawn, build_prior, keepers
 
 MOST_CAPTIONS = 1_000_000
@@ -36,7 +36,7 @@ class BuildPrior(io.ComfyNode):
         return io.Schema(
             node_id="MACE_Prior",
             display_name="Prior (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="What the erased model is to keep: everyday captions, and concepts you name. Takes seconds on "
             "a GPU; on a CPU 4000 captions take up to an hour, so take fewer there. Save Prior keeps the result for "
             "other lists of concepts.",

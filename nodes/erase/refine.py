@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..host.model.unet import PROJECTIONS
-from ..schema import AUTO, CATEGORY, ConceptsType, PriorType, RefinementType, read_weight
+from ..schema import AUTO, ERASE, ConceptsType, PriorType, RefinementType, read_weight
 from ..stages.refine import EMBEDDINGS, MEASURES, PAPER, RELEASED, choose_weights, refine_model, written_settings
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
@@ -18,7 +18,7 @@ class CFRRefine(io.ComfyNode):
         return io.Schema(
             node_id="MACE_CFRRefine",
             display_name="CFR Refine (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="Closed-form refinement: the words around a concept (and the end of the prompt) stop carrying "
             "it. On Stable Diffusion its own words are left to the erasure LoRA; on models for which none is trained "
             "(FLUX, SD3, Qwen-Image and others) they are moved too. Adds patches, touches no weight.",

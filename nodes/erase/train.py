@@ -9,7 +9,7 @@ from ...mace.presets.presets import PRESETS
 from ..host.lora_files import slug
 from ..host.model.unet import PROJECTIONS
 from ..lists import all_masks, joined_images, takes_lists
-from ..schema import AUTO, CATEGORY, MOST_RATE, ImagesType, LorasType, read_number
+from ..schema import AUTO, ERASE, MOST_RATE, ImagesType, LorasType, read_number
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
 from ..stages.train_options import TrainOptions
@@ -23,7 +23,7 @@ class TrainErasureLora(io.ComfyNode):
         return io.Schema(
             node_id="MACE_TrainErasureLora",
             display_name="Train Erasure LoRA (MACE)",
-            category=CATEGORY,
+            category=ERASE,
             description="Trains one small LoRA for each concept on the refined model, several side by side: the model "
             "learns to look nowhere for the concept's words. LoRAs of concepts already trained are kept, so a longer "
             "list trains only what is new, and an interrupted run goes on where it stopped.",

@@ -24,7 +24,7 @@ from ..host.model.unet import (
     with_patches,
 )
 from ..host.prefixes import prefix_error
-from ..schema import CATEGORY
+from ..schema import FILES
 
 # Above what rounding to fp16 or bf16 does to a weight, below what fine-tuning does.
 SAME = 0.005
@@ -111,7 +111,7 @@ class ExportLora(io.ComfyNode):
         return io.Schema(
             node_id="MACE_ExportLora",
             display_name="Export Change as LoRA (MACE)",
-            category=CATEGORY,
+            category=FILES,
             description="Saves what an erasure changed as one small LoRA for the base model: the best one of the rank "
             "chosen, with a report of what it misses.",
             search_aliases=["mace", "export lora", "extract lora", "svd", "difference"],

@@ -19,7 +19,7 @@ from ..host.folders import file_names, path_of, path_or_raise
 from ..host.lora_files import CONFIG
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import cross_attention_keys
-from ..schema import CATEGORY, ConceptsType, LorasType
+from ..schema import FILES, ConceptsType, LorasType
 
 _NAMES = dict(zip(READ, ("ComfyUI", "kohya", "PEFT", "Diffusers"), strict=True))
 # Where Diffusers writes the configuration of its adapters into a file.
@@ -84,7 +84,7 @@ class ImportLora(io.ComfyNode):
         return io.Schema(
             node_id="MACE_ImportLora",
             display_name="Import LoRA as Erasure LoRA (MACE)",
-            category=CATEGORY,
+            category=FILES,
             description="Reads a LoRA of another program (in the layout of ComfyUI, kohya, PEFT or Diffusers) as the "
             "erasure LoRA of one concept, to be fused with others. It must change only to_k and to_v of "
             "cross-attention.",

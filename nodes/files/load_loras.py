@@ -6,7 +6,7 @@ from ...mace.formats.lora_set import LoraSet, join
 from ...mace.formats.lora_set_file import changed_prompts, set_from_file
 from ..host import files
 from ..host.folders import file_names, path_of, path_or_raise
-from ..schema import CATEGORY, LorasType
+from ..schema import FILES, LorasType
 
 
 def report(loras: LoraSet) -> list[str]:
@@ -33,7 +33,7 @@ class LoadLoras(io.ComfyNode):
         return io.Schema(
             node_id="MACE_LoadLoras",
             display_name="Load Erasure LoRAs (MACE)",
-            category=CATEGORY,
+            category=FILES,
             description="Loads a set of erasure LoRAs that Save Erasure LoRAs wrote, and chains it to another.",
             search_aliases=["mace", "load lora", "erasure lora"],
             inputs=[

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ...mace.formats.prior_file import prior_from_file
 from ..host import files
 from ..host.folders import file_names, path_of, path_or_raise
-from ..schema import CATEGORY, PriorType
+from ..schema import FILES, PriorType
 
 
 class LoadPrior(io.ComfyNode):
@@ -16,7 +16,7 @@ class LoadPrior(io.ComfyNode):
         return io.Schema(
             node_id="MACE_LoadPrior",
             display_name="Load Prior (MACE)",
-            category=CATEGORY,
+            category=FILES,
             description="Loads a prior that Save Prior wrote. CFR Refine refuses it for another text encoder.",
             search_aliases=["mace", "prior"],
             inputs=[

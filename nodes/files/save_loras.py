@@ -9,7 +9,7 @@ from ...mace.formats.lora_set_file import concept_metadata, set_to_file
 from ..host import files
 from ..host.lora_files import FORMATS, search_note, slug, write_lora
 from ..host.prefixes import expanded, prefix_error
-from ..schema import CATEGORY, LorasType
+from ..schema import FILES, LorasType
 
 SET = "set (MACE)"
 
@@ -30,7 +30,7 @@ class SaveLoras(io.ComfyNode):
         return io.Schema(
             node_id="MACE_SaveLoras",
             display_name="Save Erasure LoRAs (MACE)",
-            category=CATEGORY,
+            category=FILES,
             description="Saves erasure LoRAs: all of them as a set for Load Erasure LoRAs and fusing, or one file a "
             "concept for Load LoRA, A1111, Forge and PEFT.",
             search_aliases=["mace", "save lora", "export lora", "kohya", "peft"],

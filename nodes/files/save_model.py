@@ -19,7 +19,7 @@ from ..host.model.sampling import described, samples_as_saved, sampling_keys
 from ..host.model.unet import ATTACHMENT, effective_weight, is_quantised, weights_sha256
 from ..host.model.unsaved import unsaved
 from ..host.prefixes import expanded, prefix_error
-from ..schema import CATEGORY
+from ..schema import FILES
 
 AS_LOADED = "as loaded"
 UNET_PREFIX = "model.diffusion_model."
@@ -132,7 +132,7 @@ class SaveErasedModel(io.ComfyNode):
         return io.Schema(
             node_id="MACE_SaveErasedModel",
             display_name="Save Erased Model (MACE)",
-            category=CATEGORY,
+            category=FILES,
             description="Saves the erased model as an ordinary checkpoint that every workflow loads, with a record of "
             "what was erased in its metadata. Without CLIP and VAE: the diffusion model alone.",
             search_aliases=["mace", "save checkpoint", "export", "safetensors"],

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ...mace.formats.prior_file import prior_to_file
 from ..host import files
 from ..host.prefixes import prefix_error
-from ..schema import CATEGORY, PriorType
+from ..schema import FILES, PriorType
 
 
 class SavePrior(io.ComfyNode):
@@ -16,7 +16,7 @@ class SavePrior(io.ComfyNode):
         return io.Schema(
             node_id="MACE_SavePrior",
             display_name="Save Prior (MACE)",
-            category=CATEGORY,
+            category=FILES,
             description="Saves a prior for Load Prior. Saved in output/mace_priors or put in models/mace_priors.",
             search_aliases=["mace", "prior"],
             inputs=[

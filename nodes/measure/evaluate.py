@@ -11,7 +11,7 @@ from ..host import files
 from ..host.judges.judge_files import CLASSIFIER, CLIP, KINDS, NUDENET, file_error, file_stamps, judge_files
 from ..host.judges.judges import judge_of
 from ..host.model.family import sized
-from ..schema import CATEGORY, ConceptsType, side_inputs
+from ..schema import MEASURE, ConceptsType, side_inputs
 from ..stages.evaluation import ERASED_MODEL, Plan, evaluate
 from .evaluation_report import contact_sheet, table_text
 
@@ -24,7 +24,7 @@ class EvaluateErasure(io.ComfyNode):
         return io.Schema(
             node_id="MACE_EvaluateErasure",
             display_name="Evaluate Erasure (MACE)",
-            category=CATEGORY,
+            category=MEASURE,
             description="Draws the erased concepts, their synonyms and what is to stay with both models from the same "
             "noise, has a judge name what it sees, and gives the paper's accuracies and harmonic mean with intervals. "
             "Pictures already drawn are kept, so another seed or name draws only what is new.",

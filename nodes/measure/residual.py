@@ -8,7 +8,7 @@ from ...mace.concepts.text import check_characters, composed
 from ...mace.method.tokens import locate
 from ..host.prompts import tokens_of
 from ..host.text import TextEncoder
-from ..schema import CATEGORY
+from ..schema import MEASURE
 
 
 def as_template(prompt: str, phrase: str) -> str:
@@ -38,7 +38,7 @@ class ResidualPrompt(io.ComfyNode):
         return io.Schema(
             node_id="MACE_ResidualPrompt",
             display_name="Residual Prompt (MACE)",
-            category=CATEGORY,
+            category=MEASURE,
             description="A prompt whose concept is left only in the words around it (Fig. 2b of the paper): the "
             "phrase's own token embeddings are replaced by the final end-of-text's. If the concept still appears in "
             "the picture, it leaks through the other words; CFR Refine is to stop that.",
