@@ -50,6 +50,6 @@ def test_errors_name_field_and_line_before_anything_runs(comfy_host, node, given
 
 
 def test_a_phrase_is_found_however_its_letters_are_typed(comfy_host):
-    as_template = comfy_host.module("nodes.erase.residual").as_template
+    as_template = comfy_host.module("nodes.measure.residual").as_template
     assert as_template("a Cafe\u0301 at\xa0night, the cafe\u0301", "caf\u00e9") == "a {} at night, the {}"
     assert as_template("a hot\u3000dog", "Hot\u200b dog") == "a {}"
