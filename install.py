@@ -202,6 +202,11 @@ def comfyui_version(pack: Path) -> str | None:
     return None
 
 
+def is_older(version: str) -> bool:
+    """Whether a version of ComfyUI is older than the one that the pack is tested with."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < TESTED
+
+
 def report(pack: Path) -> tuple[list[str], bool]:
     """(lines, whether all that is needed is there)."""
     lines, complete = [], True
@@ -220,7 +225,7 @@ def report(pack: Path) -> tuple[list[str], bool]:
     host = comfyui_version(pack)
     if host is None:
         lines.append("ComfyUI: this folder is not inside ComfyUI's custom_nodes; put it there to use the nodes")
-    elif tuple(int(part) for part in host.split(".")[:2] if part.isdigit()) < TESTED:
+    elif is_older(host):
         tested = ".".join(map(str, TESTED))
         lines.append(
             f"ComfyUI {host}: older than {tested}, which the pack is tested with; update it if nodes are missing"

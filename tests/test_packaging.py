@@ -47,6 +47,33 @@ def test_install_compares_comfyui(tmp_path, version, word):
     assert run.returncode == 0 and word in run.stdout
 
 
+@pytest.mark.parametrize("version", ["0.3.51", None, "0.31.0"])
+def test_a_host_that_is_too_old_is_told_in_a_sentence(tmp_path, version):
+    """An installation whose node API lacks what the nodes need: the pack loads without them, and says why.
+
+    In one that is new enough the same is a fault, which is not hidden.
+    """
+    (tmp_path / "comfy_api").mkdir()
+    (tmp_path / "comfy_api/__init__.py").touch()
+    if version is not None:
+        (tmp_path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    load = f"""
+import importlib.util, sys
+sys.path.insert(0, {str(tmp_path)!r})
+spec = importlib.util.spec_from_file_location("pack", {str(REPO / "__init__.py")!r})
+sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.NODE_CLASS_MAPPINGS, hasattr(module, "comfy_entrypoint"))
+"""
+    run = subprocess.run([sys.executable, "-B", "-c", load], capture_output=True, text=True, cwd=tmp_path)
+    if version == "0.31.0":
+        assert run.returncode and "No module named 'comfy_api.latest'" in run.stderr
+        return
+    assert run.stdout.split("\n")[0] == "{} False"
+    assert f"MACE needs ComfyUI 0.30 or later, and this one is {version or 'older'}" in run.stderr
+    assert "Traceback" not in run.stderr and "update ComfyUI" in run.stderr
+
+
 def test_install_is_standard_library_only_and_offline():
     source = (REPO / "install.py").read_text(encoding="utf-8")
     imported = set(re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE))
