@@ -151,7 +151,7 @@ def _object_parts(value) -> tuple[str, Mapping | list]:
         return name, {**{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, **more}
     if isinstance(value, bytearray | memoryview):
         return name, [bytes(value)]
-    reduced = _reduced(value) if _reduces_itself(own) else None
+    reduced = _reduced(value) if _reduces_itself(own) and not isinstance(value, Mapping) else None
     if reduced is not None:
         return name, [*reduced, *more.values()]
     # Classes written in Python keep what they hold where it can be seen; a subclass of anything else may not.
