@@ -90,7 +90,9 @@ app.registerExtension({
       const widget = addCompare(this, value);
       widget.serialize = false;
       const size = this.computeSize();
-      this.setSize([Math.max(this.size[0], size[0], HEIGHT + 60), Math.max(this.size[1], size[1])]);
+      // The core's widget shares what room there is with the texts, so that it needs more.
+      const room = !before && window.LiteGraph.vueNodesMode ? HEIGHT : 0;
+      this.setSize([Math.max(this.size[0], size[0], HEIGHT + 60), Math.max(this.size[1], size[1]) + room]);
       app.graph.setDirtyCanvas(true, false);
     };
   },
