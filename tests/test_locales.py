@@ -103,11 +103,6 @@ def test_the_languages_are_those_of_the_folder():
     assert files == {f"{language}/nodeDefs.json" for language in LANGUAGES}
 
 
-def test_what_artists_install_has_them():
-    patterns = (REPO / ".comfyignore").read_text(encoding="utf-8").split("\n")
-    assert not [line for line in patterns if "locales" in line or "*.json" in line]
-
-
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_node_is_complete_and_every_name_exists(language):
     said = read(language)
