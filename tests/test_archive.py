@@ -37,7 +37,9 @@ def test_it_holds_what_an_artist_needs_and_little_else(archive):
         assert not re.search(r"(^|/)(test_\w+|conftest)\.py$|\.(safetensors|ckpt|pt|pth|npz|pkl)$", name), name
     assert sum(map(len, archive.values())) < 8e6
     tracked = {
-        path.relative_to(REPO).as_posix() for room in ("nodes", "mace", "web") for path in (REPO / room).rglob("*")
+        path.relative_to(REPO).as_posix()
+        for room in ("nodes", "mace", "web", "locales")
+        for path in (REPO / room).rglob("*")
     }
     wanted = {name for name in tracked if name.endswith((".py", ".js", ".md", ".json")) and "__pycache__" not in name}
     assert wanted <= set(archive)
