@@ -70,6 +70,7 @@ def test_an_error_in_the_text_is_said_before_anything_runs(comfy_host):
         return comfy_host.validate("MACE_EraseConcepts", **text)
 
     assert check(words="dog\nship -> a -> b").startswith("words: line 2: more than one '->'")
+    assert check(words="dog\nshi\ud800p").startswith("words: line 2: ")
     assert check(strengths="dog = 2", words="dog").startswith("strengths: line 1: 'dog = 2' is not a concept")
     # A mapping that is the usual one of one type alone is an error of that type alone.
     assert check(words="sky") is True and check(words="", strengths="") is True and check() is True

@@ -157,7 +157,9 @@ def test_other_packs_patches_see_the_same_places_again(modules, sdxl):
     forward = seen.copy()
     seen.clear()
     saved, again = one_step(modules, sdxl, True, put)
-    assert len(set(map(repr, forward))) == len(forward) and len(forward) == len(gradients)
+    # Two samples at two sigmas are two calls where another pack's patches are.
+    half = len(forward) // 2
+    assert forward[:half] == forward[half:] and len(set(map(repr, forward))) == half == len(gradients)
     assert seen[: len(forward)] == forward
     blocks = [forward[start : start + 2] for start in range(0, len(forward), 2)]
     assert seen[len(forward) :] == sum(reversed(blocks), [])

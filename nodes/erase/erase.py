@@ -5,6 +5,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...mace.concepts.concept import TYPES, ConceptError, merge, parse_concepts
 from ...mace.concepts.strengths import parse_strengths
+from ...mace.concepts.text import TextError
 from ...mace.presets.presets import PRESETS
 from ..host.model.family import sized
 from ..host.progress import send_text
@@ -140,9 +141,9 @@ class EraseConcepts(io.ComfyNode):
             # What is wrong under one type alone (a usual mapping equal to the phrase) shows when the node runs: were
             # type asked for here, the host would mark it too.
             try:
-                merge(parse_concepts(words or "", kind))
-            except ConceptError as error:
-                errors.append(f"words: {error}")
+                merge(parse_concepts(words or "", kind, field="words"))
+            except TextError as error:
+                errors.append(str(error))
         return errors[0] if len(errors) == len(TYPES) else True
 
     @classmethod
@@ -164,7 +165,7 @@ class EraseConcepts(io.ComfyNode):
         gentle_strong=0.0,
         preview_prompt="",
     ) -> io.NodeOutput:
-        chosen = merge(concepts or (), parse_concepts(words, type))
+        chosen = merge(concepts or (), parse_concepts(words, type, field="words"))
         if not chosen:
             raise ConceptError("there is nothing to erase: write a word into words, such as dog, or connect Concepts")
         shown = " ".join(preview_prompt.split())

@@ -106,7 +106,8 @@ def predict_given(
     }
     replace(replaced.setdefault("attn2", {}))
     # A sampler's schedule falls to 0; patches look for the place of sigma in it.
-    transformer["sample_sigmas"] = torch.cat([sigmas.unique().flip(0), sigmas.new_zeros(1)])
+    levels = sigmas if len(sigmas) == 1 else sigmas.unique().flip(0)
+    transformer["sample_sigmas"] = torch.cat([levels, sigmas.new_zeros(1)])
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         transformer["optimized_attention_override"] = in_pytorch
     return call(model, x, sigmas, conditioning, options)
