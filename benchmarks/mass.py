@@ -21,6 +21,7 @@ from benchmarks.erasure.questions import Question, asked
 from benchmarks.erasure.tasks import mass_order
 from devtools.cache import REPO
 from devtools.demo_prior import captions
+from devtools.identity_layers import skip_identity_layers
 from devtools.inprocess import open_host
 from mace.method.refine import ALIKE, READING
 
@@ -41,14 +42,20 @@ COUNTS = (100, 10, 1)
 GRIDS = {
     "alike": [(1e-4, 1, ALIKE), (3e-5, 1, ALIKE), (3e-4, 1, ALIKE), (1e-4, 0.1, ALIKE), (1e-4, 10, ALIKE)],
     "reading": [(1e-4, 1e2, READING), (1e-4, 1e3, READING), (1e-4, 1e4, READING)],
+    "own": [(1e-4, 1, ALIKE)],
 }
+# Where no LoRA follows, what the concepts' own words carry can go by the closed form too.
+OWN_WORDS = ("own",)
 
 
 class Mass:
     """The demo model, its whole prior, and what is asked."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, own_words: bool = False):
+        """own_words: whether the refinement moves the concepts' own words too."""
+        self.own_words = "on" if own_words else "auto"
         self.bench = bench = Bench(open_host(folder), STEPS)
+        skip_identity_layers(bench.clip)
         (folder / "input" / "vocabulary.txt").write_text("\n".join(captions(bench.words["concepts"])), encoding="utf-8")
         build = bench.host.module("nodes.stages.prior").build_prior
         bench.prior = build(bench.clip, "vocabulary.txt", 1_000_000, 0)[0]
@@ -68,6 +75,7 @@ class Mass:
     def refined(self, erased: Sequence[str], lambda1: float, mu: float, metric: str):
         """The MODEL without some things, by CFR Refine."""
         weights = dict(lambda1=repr(lambda1), mu=repr(mu), lambda3="0", mu_measures=self.measures[metric])
+        weights["own_words"] = self.own_words
         return self.bench.prepare(erased, **weights).refined
 
 
@@ -82,7 +90,8 @@ def rows_of(mass: Mass, grid: Sequence[tuple[float, float, str]]) -> Iterator[di
             examiner.shares(mass.bench.model, model, mass.questions(own))
             for model, own in zip(models, lists, strict=True)
         ]
-        about = {"concepts": count, "lambda1": lambda1 * count, "mu": mu, "mu measures": metric}
+        about = {"own words": mass.own_words} if mass.own_words != "auto" else {}
+        about |= {"concepts": count, "lambda1": lambda1 * count, "mu": mu, "mu measures": metric}
         yield about | {name: round(sum(row[name] for row in found) / len(found), 3) for name in found[0]}
 
 
@@ -94,7 +103,7 @@ def main() -> None:
     rows: list[dict] = []
     out = RESULTS / f"mass_{options.grid}.json"
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows_of(Mass(Path(folder)), GRIDS[options.grid]):
+        for row in rows_of(Mass(Path(folder), options.grid in OWN_WORDS), GRIDS[options.grid]):
             rows.append(row)
             print(row, flush=True)
             out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
