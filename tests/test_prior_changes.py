@@ -1,11 +1,11 @@
-"""A prior that changes: what steps aside for a list, and what is preserved later, as if it had always been so."""
+"""A prior that changes: what steps aside for a list, as if it had never been in it."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from mace.method.prior import PriorTexts, make_prior, preserve_more, probe, step_aside
+from mace.method.prior import PriorTexts, make_prior, probe, step_aside
 
 WIDTH, WINDOW = 6, 77
 FINGERPRINT = probe(torch.randn(3, WINDOW, WIDTH, generator=torch.Generator().manual_seed(10)))
@@ -60,31 +60,3 @@ def test_what_steps_aside_was_never_in_it():
         step_aside(whole, ("a dog",), of(("a dog",)), (), (None, None))
     with pytest.raises(ValueError, match="does not hold its texts"):
         step_aside(replace(whole, texts=None), (), (None, None), (), (None, None))
-
-
-def test_what_is_preserved_later_was_always_in_it():
-    """A prior with further concepts to preserve is the prior that was made with them."""
-    prompts = (("a ship", "the ship"), ("a rose",))
-    every = ("a cat", "the sky", *prompts[0], *prompts[1])
-    of = sums(WIDTH, {name: normal(WINDOW, WIDTH, seed=place) for place, name in enumerate(every)})
-
-    def made(preserved, prompts, captions=every[:2]):
-        general, pooled = of(captions) if captions else (None, None)
-        kept, pooled_kept = of([name for own in prompts for name in own]) if prompts else (None, None)
-        about = (preserved, FINGERPRINT, "captions" if captions else "", (), (pooled, pooled_kept))
-        return make_prior(general, len(captions), kept, *about, PriorTexts(captions, prompts))
-
-    whole, alone = made(("ship", "rose"), prompts), made(("rose",), prompts[1:], ())
-    grown = preserve_more(made(("ship",), prompts[:1]), ("rose",), prompts[1:], of(prompts[1]), FINGERPRINT)
-    first = preserve_more(made((), ()), ("ship", "rose"), prompts, of([*prompts[0], *prompts[1]]), FINGERPRINT)
-    for found in (grown, first):
-        for name in MOMENTS:
-            close(getattr(found, name), getattr(whole, name))
-        assert (found.preserved, found.texts, found.captions) == (whole.preserved, whole.texts, 2)
-    only = preserve_more(None, ("rose",), prompts[1:], of(prompts[1]), FINGERPRINT)
-    assert torch.equal(only.preserve, alone.preserve) and torch.equal(only.pooled_preserve, alone.pooled_preserve)
-    assert only.mean is only.pooled_mean is None and (only.captions, only.texts) == (0, alone.texts)
-    # An older prior that holds no pooled texts of what it preserves does not learn of some of them.
-    older = replace(made(("ship",), prompts[:1]), pooled_preserve=None, texts=None)
-    later = preserve_more(older, ("rose",), prompts[1:], of(prompts[1]), FINGERPRINT)
-    assert later.pooled_preserve is None and later.texts is None and later.preserved == ("ship", "rose")

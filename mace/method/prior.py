@@ -137,34 +137,6 @@ def make_prior(
     return Prior(mean, captions, own, preserved, fingerprint, source, left_out, pooled_mean, pooled_own, texts)
 
 
-def preserve_more(
-    prior: Prior | None, phrases: Sequence[str], prompts: Sequence[tuple[str, ...]], sums: Sums, fingerprint: Tensor
-) -> Prior:
-    """The prior with further concepts to preserve, as if they had been in it: D grows by their moments.
-
-    prior: None for one of these concepts alone.  phrases: none of them preserved already.  prompts: of each, as summed
-    in `sums`.  fingerprint: of the text encoder, for a prior that has none yet.
-    """
-    if prior is None:
-        texts = PriorTexts((), tuple(prompts))
-        return make_prior(None, 0, sums[0], tuple(phrases), fingerprint, "", (), (None, sums[1]), texts)
-
-    def grown(packed: Tensor | None, own: Tensor | None) -> Tensor | None:
-        # Of pooled texts that only one of the two has, the whole sum is not known.
-        if own is None or packed is None and prior.preserved:
-            return packed
-        return pack(own).cpu() if packed is None else packed + pack(own).to(packed)
-
-    texts = prior.texts and replace(prior.texts, prompts=(*prior.texts.prompts, *prompts))
-    return replace(
-        prior,
-        preserve=grown(prior.preserve, sums[0]),
-        pooled_preserve=grown(prior.pooled_preserve, sums[1]),
-        preserved=(*prior.preserved, *phrases),
-        texts=texts,
-    )
-
-
 def step_aside(
     prior: Prior, captions: Sequence[str], captions_sums: Sums, preserved: Sequence[str], preserved_sums: Sums
 ) -> Prior:

@@ -11,7 +11,7 @@ from comfy.utils import ProgressBar
 from ...mace.concepts import captions as caption_sources
 from ...mace.concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ...mace.concepts.lists import RETENTION
-from ...mace.method.prior import Prior, PriorTexts, make_prior, preserve_more
+from ...mace.method.prior import Prior, PriorTexts, make_prior
 from ...mace.method.prior import step_aside as without
 from ...mace.method.tokens import fill
 from ..host import files
@@ -152,26 +152,6 @@ def build_prior(
         PriorTexts(tuple(kept), kept_prompts),
     )
     return prior, Drawn(kept, left_out, len(found) - len(drawn))
-
-
-def keep_words(
-    prior: Prior | None, words: Sequence[str], kind: str, encoder: TextEncoder | PortText, progress: ProgressBar
-) -> Prior | None:
-    """The prior with words to preserve too, as concepts of a type; without those that it preserves already.
-
-    prior: None for these words alone. Words whose prompts the text encoder does not take are left out; None where
-    nothing is left and there was no prior.
-    """
-    known = set(map(normalised, prior.preserved)) if prior else set()
-    keep = [Concept(word, "", kind) for word in words if normalised(word) not in known]
-    prompts = [tuple(fill(template, concept.target) for template in concept.prompts) for concept in keep]
-    fitting = set(encoder.fitting([prompt for own in prompts for prompt in own], str))
-    taken = [(own.target, texts) for own, texts in zip(keep, prompts, strict=True) if fitting.issuperset(texts)]
-    if not taken:
-        return prior
-    phrases, texts = zip(*taken, strict=True)
-    sums = encoder.gram([prompt for own in texts for prompt in own], progress.update)
-    return preserve_more(prior, phrases, texts, sums, encoder.fingerprint)
 
 
 def step_aside(
