@@ -117,6 +117,7 @@ def test_the_whole_demo(run_demo):
 
 
 @pytest.mark.server
+@pytest.mark.long
 def test_the_demo_of_a_transformer(run_demo, server):
     """Loaded, erased from by one node, saved, loaded again and drawn with, in the real server."""
     # Half of the rows, for time.
