@@ -72,6 +72,17 @@ def gpu_host(tmp_path_factory, demo_checkpoint):
     return host
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch computes in one thread while a module's tests run: small calls wait for one another otherwise."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def demo(comfy_host):
     """(model, clip, vae) of the demo checkpoint. Shared: nothing may change them in place."""

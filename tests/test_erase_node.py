@@ -138,7 +138,11 @@ def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, mo
 
 
 def test_captions_are_in_the_estimate_and_their_cure(comfy_host, erase, monkeypatch):
-    monkeypatch.setattr(comfy_host.module("nodes.stages.prior"), "_last_general", {})
+    monkeypatch.setattr(
+        comfy_host.module("nodes.stages.prior"),
+        "_last_general",
+        comfy_host.module("nodes.host.kept.store").LastResult(),
+    )
     first = report(erase(words="apple", type="style"))
     assert "20 captions are read: a Prior with fewer, saved, is quicker" in first
     assert "captions are read" not in report(erase(words="banana", type="style"))

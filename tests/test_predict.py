@@ -5,7 +5,7 @@ import torch
 
 from tests.kinds import PATCHED, conditioning, latents, unet
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("one_thread")]
 
 KINDS = ["sd15", "sd15_inpaint", "sd21", "sdxl", "sdxl_v", "sdxl_edm", "sdxl_edm_v", *PATCHED]
 CONTINUOUS = ("sdxl_edm", "sdxl_edm_v")
@@ -14,14 +14,6 @@ CONTINUOUS = ("sdxl_edm", "sdxl_edm_v")
 @pytest.fixture(scope="module")
 def module(comfy_host):
     return comfy_host.module("nodes.host.model.predict")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -11,7 +11,7 @@ import torch
 from tests.kinds import conditioning, latents, unet
 from tests.test_predict import own_sampling
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("one_thread")]
 
 FORM = "squared norm (paper)"
 SIGMAS = (0.4, 6.0, 0.4)
@@ -104,14 +104,6 @@ def _blocks(model):
     forward = next(name for name in sys.modules if name.endswith("nodes.host.model.forward"))
     keys = sys.modules[names].cross_attention_keys(model)
     return list(dict.fromkeys(sys.modules[forward].place(key)[:2] for key in keys))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from devtools import random_models
 from tests.kept import kept_bytes
 from tests.kinds import conditioning, latents, unet
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("one_thread")]
 
 FORM = "squared norm (paper)"
 META = torch.device("meta")
@@ -20,14 +20,6 @@ META = torch.device("meta")
 def modules(comfy_host):
     """forward, recompute and unet of the host's model, by name."""
     return {name: comfy_host.module(f"nodes.host.model.{name}") for name in ("forward", "recompute", "unet")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def on_meta(kind):

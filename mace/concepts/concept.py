@@ -131,6 +131,20 @@ def _parse_line(line: Line, type: str, templates: tuple[str, ...], mapped: bool)
     return Concept(target, mapping, type, tuple(others), templates)
 
 
+def lines_error(text: str, field: str = "concepts") -> str | None:
+    """What is wrong with lines of concepts under every type, or None.
+
+    What is wrong under one type alone (a usual mapping equal to the phrase) depends on more than the lines.
+    """
+    errors = []
+    for kind in TYPES:
+        try:
+            merge(parse_concepts(text, kind, field=field))
+        except TextError as error:
+            errors.append(str(error))
+    return errors[0] if len(errors) == len(TYPES) else None
+
+
 def merge(*lists: Iterable[Concept]) -> tuple[Concept, ...]:
     """Chain lists of concepts into one mixed list.
 

@@ -1,6 +1,5 @@
 """OCE: one orthogonal matrix on every projection turns the concepts' space away."""
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -21,6 +20,7 @@ from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import Gram, working_device
 from ...mace.method.tokens import fill
 from ..host import files
+from ..host.kept.store import LastResult
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
@@ -33,7 +33,7 @@ SCALES = ("erase_scale", "preserve_scale", "global_scale", "lamb")
 YES, NO = "yes", "no"
 
 # The last captions' moment by text encoder, with what it depends on: other weights ask for it again.
-_last_general: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_last_general = LastResult()
 
 
 def general_moment(encoder: TextEncoder, captions: Sequence[str], step: Callable[[int], None]) -> torch.Tensor:
@@ -61,13 +61,13 @@ def kept_general(
 ) -> torch.Tensor:
     """`general_moment` on the CPU, of the last captions from memory. origin: what the captions depend on."""
     model, key = encoder.clip.cond_stage_model, (encoder.identity, origin)
-    known, found = _last_general.get(model, (None, None))
-    if known == key:
+    found = _last_general.get(model, key)
+    if found is not None:
         step(len(captions))
         return found
     # On the CPU: the host does not manage what stays on the device between runs.
     found = general_moment(encoder, captions, step).cpu()
-    _last_general[model] = (key, found)
+    _last_general.put(model, key, found)
     return found
 
 

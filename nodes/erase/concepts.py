@@ -2,11 +2,10 @@
 
 from comfy_api.latest import io
 
-from ...mace.concepts.concept import TYPES, Concept, ConceptError, merge, parse_concepts
+from ...mace.concepts.concept import TYPES, Concept, ConceptError, lines_error, merge, parse_concepts
 from ...mace.concepts.lists import PRESETS
 from ...mace.concepts.notation import passed_over
 from ...mace.concepts.templates import read_templates
-from ...mace.concepts.text import TextError
 from ..host import files
 from ..schema import ERASE, ConceptsType
 
@@ -92,14 +91,8 @@ class Concepts(io.ComfyNode):
         if concepts is None:  # linked: it is there only when the node runs
             return True
         # The host marks every input named here when one is wrong, so only the lines are asked for. What is wrong
-        # with them under one type alone (a usual mapping equal to the phrase) shows when the node runs.
-        errors = []
-        for kind in TYPES:
-            try:
-                merge(parse_concepts(concepts, kind))
-            except TextError as error:
-                errors.append(str(error))
-        return errors[0] if len(errors) == len(TYPES) else True
+        # with them under one type alone shows when the node runs.
+        return lines_error(concepts) or True
 
     @classmethod
     def fingerprint_inputs(cls, prompt_file=files.NONE, **_):

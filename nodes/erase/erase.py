@@ -3,9 +3,8 @@
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...mace.concepts.concept import TYPES, ConceptError, merge, parse_concepts
+from ...mace.concepts.concept import TYPES, ConceptError, lines_error, merge, parse_concepts
 from ...mace.concepts.strengths import parse_strengths
-from ...mace.concepts.text import TextError
 from ...mace.presets.presets import PRESETS
 from ..host.model.family import sized
 from ..host.progress import send_text
@@ -136,15 +135,9 @@ class EraseConcepts(io.ComfyNode):
             parse_strengths(strengths or "")
         except ValueError as error:
             return str(error)
-        errors = []
-        for kind in TYPES:
-            # What is wrong under one type alone (a usual mapping equal to the phrase) shows when the node runs: were
-            # type asked for here, the host would mark it too.
-            try:
-                merge(parse_concepts(words or "", kind, field="words"))
-            except TextError as error:
-                errors.append(str(error))
-        return errors[0] if len(errors) == len(TYPES) else True
+        # What is wrong under one type alone shows when the node runs: were type asked for here, the host would mark it
+        # too.
+        return lines_error(words or "", "words") or True
 
     @classmethod
     def execute(

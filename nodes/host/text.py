@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from ...mace.concepts.text import check_characters
 from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
 from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
-from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
+from .kept.store import SHARE_OF_MEMORY, ContentStore, LastResult, MomentStore
 from .model.unet import cross_attention_keys, pooled_key
 from .prompts import check_prompt, parts_of, tokens_of
 
@@ -34,7 +33,7 @@ _memory = model_management.get_total_memory(torch.device("cpu"))
 _store = MomentStore(int(_memory * SHARE_OF_MEMORY))
 # The prompts' embeddings themselves, 0.24 MB each in SD1.x: training reads what refinement has just encoded.
 _embeddings = ContentStore(int(_memory * SHARE_OF_MEMORY / 8))
-_fingerprints: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_fingerprints = LastResult()
 
 
 class TextEncoder:
@@ -170,10 +169,10 @@ class TextEncoder:
     def fingerprint(self) -> torch.Tensor:
         """See `mace.method.prior.probe`. Kept for the encoder's last state, so that a new solve loads no encoder."""
         model = self.clip.cond_stage_model
-        known, found = _fingerprints.get(model, (None, None))
-        if known != self.identity:
+        found = _fingerprints.get(model, self.identity)
+        if found is None:
             found = probe(self.encode(PROBE_PROMPTS))
-            _fingerprints[model] = (self.identity, found)
+            _fingerprints.put(model, self.identity, found)
         return found
 
     @property

@@ -1,7 +1,6 @@
 """How long an erasure will take, said before it starts: of what one prompt and one prediction take here."""
 
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from comfy import model_management
 
 from ...mace.concepts.concept import Concept
 from ...mace.method.tokens import fill
+from ..host.kept.store import LastResult
 from ..host.model.family import sized
 from ..host.model.memory import measure
 from ..host.model.predict import noisy, predict
@@ -24,8 +24,8 @@ TIMESTEP = 500
 TRAINED = 3
 SHOWN_FROM = 1.0
 
-# What was measured, by the loaded network: [(what it depends on, Speed)].
-_measured: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# What was measured.
+_measured = LastResult()
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def measure_speed(model, clip, concept: Concept, width: int, height: int) -> Spe
     width, height = sized(model, width, height)
     encoder = TextEncoder(clip)
     key = (encoder.identity, width, height, model.load_device, model.patches_uuid)
-    known = _measured.get(model.model)
-    if known is not None and known[0] == key:
-        return known[1]
+    known = _measured.get(model.model, key)
+    if known is not None:
+        return known
     prompts = [fill(template, concept.target) for template in concept.prompts[:PROMPTS]]
     encoder.encode(prompts[:1])
     start = time.perf_counter()
@@ -77,7 +77,7 @@ def measure_speed(model, clip, concept: Concept, width: int, height: int) -> Spe
     x, sigmas = noisy(model, empty.to(device), noise, [TIMESTEP] * len(contexts))
     found = measure(device, lambda: predict(model, x, sigmas, contexts, pooled))
     speed = Speed(text, found.seconds / len(contexts), found.memory // len(contexts))
-    _measured[model.model] = (key, speed)
+    _measured.put(model.model, key, speed)
     return speed
 
 

@@ -15,6 +15,7 @@ from ...mace.method.prior import Prior, PriorTexts, make_prior
 from ...mace.method.prior import step_aside as without
 from ...mace.method.tokens import fill
 from ..host import files
+from ..host.kept.store import LastResult
 from ..host.model.unet import is_unet
 from ..host.port_text import PortText
 from ..host.text import TextEncoder, chunks
@@ -25,7 +26,7 @@ BUILT_IN = "built-in"
 _last_aside: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # The last captions' moment by text encoder: another list of concepts leaves out other captions, and taking their
 # part off the whole spares encoding thousands of captions again.
-_last_general: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_last_general = LastResult()
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ def general_moment(
     origin: what the captions drawn depend on. They are summed once for it, and the left out taken off.
     """
     model, key = encoder.clip.cond_stage_model, (encoder.identity, origin)
-    known_key, total = _last_general.get(model, (None, None))
-    if known_key == key:
+    total = _last_general.get(model, key)
+    if total is not None:
         progress.update(len(drawn))
     else:
         found = encoder.gram([literal(caption) for caption in drawn], progress.update)
         # On the CPU: the host does not manage what stays on the device between runs.
         total = tuple(None if part is None else part.cpu() for part in found)
-        _last_general[model] = (key, total)
+        _last_general.put(model, key, total)
     if not left_out:
         return total
     less = encoder.gram([literal(caption) for caption in left_out], progress.update)
@@ -94,8 +95,8 @@ def origin_of(captions: str, count: int, seed: int) -> tuple:
 
 def captions_to_read(encoder: TextEncoder | PortText, captions: str, count: int, seed: int) -> int:
     """How many captions `build_prior` would read: none where their sum is kept from before."""
-    known = _last_general.get(encoder.clip.cond_stage_model, (None, None))[0]
-    return 0 if known == (encoder.identity, origin_of(captions, count, seed)) else count
+    key = (encoder.identity, origin_of(captions, count, seed))
+    return count if _last_general.get(encoder.clip.cond_stage_model, key) is None else 0
 
 
 def _why_none(found: int, drawn: int) -> str:

@@ -105,7 +105,8 @@ def predict_given(
         name: dict(group) for name, group in transformer.get("patches_replace", {}).items()
     }
     replace(replaced.setdefault("attn2", {}))
-    # A sampler's schedule falls to 0; patches look for the place of sigma in it.
+    # A sampler's schedule falls to 0; patches look for the place of sigma in it. To look for the levels of several
+    # samples waits for the device.
     levels = sigmas if len(sigmas) == 1 else sigmas.unique().flip(0)
     transformer["sample_sigmas"] = torch.cat([levels, sigmas.new_zeros(1)])
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
