@@ -60,8 +60,8 @@ class Small:
 
     def _made_prior(self, folder: Path):
         (folder / "input" / CAPTIONS).write_text("\n".join(captions()[::EVERY_CAPTION]), encoding="utf-8")
-        build = self.host.module("nodes.stages.prior").build_prior
-        return build(self.clip, CAPTIONS, 1_000_000, 0, model=self.model)[0]
+        every = dict(captions=CAPTIONS, count=1_000_000, seed=0, preserve="", preserve_type="object", retention="none")
+        return self.host.run("MACE_Prior", clip=self.clip, model=self.model, **every)[0]
 
     def questions(self, erased: Sequence[str], seed: int = SEED) -> dict[str, list[Question]]:
         """By group: the erased names, their synonyms, the other CIFAR classes, and other things."""

@@ -185,7 +185,7 @@ def test_node_equals_the_numerics_on_the_hosts_embeddings(comfy_host, demo):
     erased = torch.stack([token(prompt.format("hot dog"), len(prompt.split()) + 1) for prompt in prompts])
     anchors = torch.stack([token(prompt.format("sky"), len(prompt.split())) for prompt in prompts])
     preserved = torch.stack([token("cat", 1), token("wild horse", 2)])
-    captions = comfy_host.module("nodes.stages.prior").draw_captions("built-in", 3, 0)
+    captions = comfy_host.module("mace.concepts.captions").builtin_captions(3, 0)
     encoder = comfy_host.module("nodes.host.text").TextEncoder(clip)
     read = torch.cat([token(caption, slice(0, encoder.length(caption) + 2)) for caption in captions])
     moment = kept_moment(read.T @ read / len(read), preserved.T @ preserved, OceWeights(2000.0, 1.0, 10.0, 10.0))

@@ -24,7 +24,7 @@ def erase(comfy_host, demo, erasing, monkeypatch):
     short = presets.Preset(lambda type: presets.LoraRow(2, STEPS, 3e-3))
     monkeypatch.setattr(erasing, "PRESETS", {"short": short})
     monkeypatch.setattr(erasing, "IMAGES", 2)
-    monkeypatch.setattr(erasing, "CAPTIONS", CAPTIONS)
+    monkeypatch.setattr(erasing, "CAPTIONS", erasing.CaptionSource("built-in", CAPTIONS, seed=0))
     monkeypatch.setattr(erasing, "SAMPLING", {**erasing.SAMPLING, "steps": 3})
 
     def run(**inputs):
@@ -139,9 +139,9 @@ def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, mo
 
 def test_captions_are_in_the_estimate_and_their_cure(comfy_host, erase, monkeypatch):
     monkeypatch.setattr(
-        comfy_host.module("nodes.stages.prior"),
+        comfy_host.module("mace.pipeline.prior"),
         "_last_general",
-        comfy_host.module("nodes.host.kept.store").LastResult(),
+        comfy_host.module("mace.pipeline.store").LastResult(),
     )
     first = report(erase(words="apple", type="style"))
     assert "20 captions are read: a Prior with fewer, saved, is quicker" in first

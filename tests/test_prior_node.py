@@ -84,7 +84,7 @@ def test_coco_annotations(comfy_host, demo):
 
 
 def test_retention_lists_and_lines_count_each_phrase_once(comfy_host):
-    keepers = comfy_host.module("nodes.stages.prior").keepers
+    keepers = comfy_host.module("mace.pipeline.prior").keepers
     plain = keepers("", "object", "100 celebrities to keep")
     assert len(plain) == 100 and plain[0].type == "celebrity"
     both = keepers("someone | Bill Murray, nobody", "celebrity", "100 celebrities to keep")

@@ -19,13 +19,14 @@ from ...mace.baselines.oce import (
 from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import Gram, working_device
 from ...mace.method.tokens import fill
+from ...mace.pipeline.prior import BUILT_IN, CaptionSource, draw_captions, literal
+from ...mace.pipeline.store import LastResult
 from ..host import files
-from ..host.kept.store import LastResult
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
+from ..host.pipeline import captions_of
 from ..host.text import TextEncoder, chunks
 from ..schema import AUTO, COMPARE, ConceptsType, read_weights
-from ..stages.prior import BUILT_IN, draw_captions, literal
 from .closed_form import checked_preserve, kept_inputs, kept_phrases, last_tokens, projections_input
 
 MOST_CAPTIONS = 1_000_000
@@ -57,10 +58,10 @@ def general_moment(encoder: TextEncoder, captions: Sequence[str], step: Callable
 
 
 def kept_general(
-    encoder: TextEncoder, captions: Sequence[str], origin: tuple, step: Callable[[int], None]
+    encoder: TextEncoder, captions: Sequence[str], source: CaptionSource, step: Callable[[int], None]
 ) -> torch.Tensor:
-    """`general_moment` on the CPU, of the last captions from memory. origin: what the captions depend on."""
-    model, key = encoder.clip.cond_stage_model, (encoder.identity, origin)
+    """`general_moment` on the CPU, of the last captions from memory. source: of the captions."""
+    model, key = encoder.module, (encoder.identity, source)
     found = _last_general.get(model, key)
     if found is not None:
         step(len(captions))
@@ -211,15 +212,15 @@ class OrthogonalErasure(io.ComfyNode):
             lines.append("what is preserved does not count: preserve_scale is 0")
         if not weights.erase_scale:
             return io.NodeOutput(model.clone(), ui=ui.PreviewText("\n".join(lines)))
-        drawn = draw_captions(captions, count, 0)
+        source = captions_of(captions, count, 0)
+        drawn = draw_captions(source)
         progress = ProgressBar(2 * len(pairs) + len(kept) + len(drawn) + len(keys))
         device = working_device(model.load_device)
         erased, anchors, own = (
             last_tokens(encoder, prompts, device, progress.update)
             for prompts in ([pair[0] for pair in pairs], [pair[1] for pair in pairs], kept)
         )
-        origin = (captions, files.file_stamp("" if captions == BUILT_IN else captions), count)
-        general = kept_general(encoder, drawn, origin, progress.update)
+        general = kept_general(encoder, drawn, source, progress.update)
         moment = kept_moment(general, own.T @ own, weights, device)
         shares = []
 

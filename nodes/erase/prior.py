@@ -7,9 +7,11 @@ from ...mace.concepts.concept import TYPES, parse_concepts
 from ...mace.concepts.lists import RETENTION
 from ...mace.concepts.text import TextError
 from ...mace.method.prior import Prior
+from ...mace.pipeline.prior import BUILT_IN, Drawn, build_prior, keepers
 from ..host import files
+from ..host.pipeline import captions_of, text_of
+from ..host.progress import NodeProgress
 from ..schema import ERASE, ConceptsType, PriorType
-from ..stages.prior import BUILT_IN, Drawn, build_prior, keepers
 
 MOST_CAPTIONS = 1_000_000
 SHOWN = 8
@@ -124,5 +126,6 @@ class BuildPrior(io.ComfyNode):
         cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=(), model=None
     ) -> io.NodeOutput:
         keep = keepers(preserve, preserve_type, retention)
-        prior, drawn = build_prior(clip, captions, count, seed, keep, concepts, model)
+        text, source = text_of(clip, model), captions_of(captions, count, seed)
+        prior, drawn = build_prior(text, source, NodeProgress(), keep, concepts)
         return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, drawn)))

@@ -84,8 +84,11 @@ class PortText:
 
     def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
         """The texts whose prompts the text encoder takes at once."""
-        model_management.throw_exception_if_processing_interrupted()
-        return [text for text in texts if fits_at_once(self.clip, as_prompt(text))]
+        found = []
+        for part in chunks(texts):
+            model_management.throw_exception_if_processing_interrupted()
+            found += [text for text in part if fits_at_once(self.clip, as_prompt(text))]
+        return found
 
     def features(self, prompts: Sequence[str]) -> list[Features]:
         """What the model reads of each prompt; the last ones are kept."""
@@ -177,6 +180,11 @@ class PortText:
                 pooled.add(vectors)
             step(len(part))
         return total.matrix, pooled.matrix if pooled else None
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The host's text encoder."""
+        return self.clip.cond_stage_model
 
     @property
     def identity(self) -> tuple:

@@ -1,7 +1,7 @@
 """What an artist sees while erasure LoRAs train: concept, step and loss in words, and the losses as curves."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from comfy.utils import ProgressBar
@@ -40,6 +40,14 @@ def loss_curves(names: list[str], history: Tensor, steps: int) -> Image.Image:
         draw.text((x, 6), name, fill=INKS[place % len(INKS)])
         x += draw.textlength(name) + 10
     return picture
+
+
+class NodeProgress:
+    """Bars on the running node. See `mace.pipeline.host.Progress`."""
+
+    def begin(self, total: int) -> Callable[[int], None]:
+        """A new bar, and what advances it."""
+        return ProgressBar(total).update
 
 
 class LossProgress:

@@ -14,7 +14,8 @@ from ...mace.concepts.text import check_characters
 from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
 from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
-from .kept.store import SHARE_OF_MEMORY, ContentStore, LastResult, MomentStore
+from ...mace.pipeline.store import LastResult
+from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
 from .model.unet import cross_attention_keys, pooled_key
 from .prompts import check_prompt, parts_of, tokens_of
 
@@ -141,8 +142,11 @@ class TextEncoder:
 
     def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
         """The texts whose prompts fit the encoder's window."""
-        model_management.throw_exception_if_processing_interrupted()
-        return [text for text in texts if self.length(as_prompt(text)) <= self.window - 2]
+        found = []
+        for part in chunks(texts):
+            model_management.throw_exception_if_processing_interrupted()
+            found += [text for text in part if self.length(as_prompt(text)) <= self.window - 2]
+        return found
 
     def check_length(self, prompt: str) -> None:
         """Raise PairingError for a prompt that the host would cut into several sections."""
@@ -168,11 +172,10 @@ class TextEncoder:
     @property
     def fingerprint(self) -> torch.Tensor:
         """See `mace.method.prior.probe`. Kept for the encoder's last state, so that a new solve loads no encoder."""
-        model = self.clip.cond_stage_model
-        found = _fingerprints.get(model, self.identity)
+        found = _fingerprints.get(self.module, self.identity)
         if found is None:
             found = probe(self.encode(PROBE_PROMPTS))
-            _fingerprints.put(model, self.identity, found)
+            _fingerprints.put(self.module, self.identity, found)
         return found
 
     @property
@@ -189,6 +192,11 @@ class TextEncoder:
                 f"this CLIP gives embeddings {self.width} wide and the model reads {expected}: connect the text "
                 "encoder of the same checkpoint"
             )
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The host's text encoder."""
+        return self.clip.cond_stage_model
 
     @property
     def identity(self) -> tuple:
@@ -225,8 +233,8 @@ class TextEncoder:
 
         pooled: those of the prompts' pooled texts too.  own_words: the phrase's own tokens are paired as well.
         """
-        model, key = self.clip.cond_stage_model, (self.identity, concept, pooled, own_words)
-        found = _store.get(model, key)
+        key = (self.identity, concept, pooled, own_words)
+        found = _store.get(self.module, key)
         if found is None:
             found = concept_moments(self._batches(concept, step, own_words), self.width, self.device)
             if pooled:
@@ -234,7 +242,7 @@ class TextEncoder:
                 mappings = [fill(template, concept.mapping) for template, _ in concept.readings]
                 own = pooled_moments(self.pooled(targets), self.pooled(mappings), self.device)
                 found = replace(found, pooled=own)
-            _store.put(model, key, found)
+            _store.put(self.module, key, found)
         else:
             step(len(concept.readings))
         return found

@@ -9,12 +9,14 @@ from ...mace.concepts.strengths import strengths_of
 from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
+from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read
 from ...mace.presets.leaning import holding, leaning
 from ...mace.presets.presets import PRESETS, Preset
 from ...mace.presets.table10 import auto_weights
 from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
-from ..host.progress import duration, send_text
+from ..host.pipeline import text_of
+from ..host.progress import NodeProgress, duration, send_text
 from ..host.text import TextEncoder
 from ..schema import AUTO
 from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
@@ -22,14 +24,13 @@ from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from .images import make_images, undrawn
 from .mask_making import ATTENTION, make_masks
-from .prior import BUILT_IN, build_prior, captions_to_read
 from .refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
 from .train import train_loras
 from .train_options import TrainOptions
 
 # The host's usual sampling, as its own txt2img template has it.
 SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
-IMAGES, CAPTIONS, CAPTION_SEED = 8, 4000, 0
+IMAGES, CAPTIONS = 8, CaptionSource(BUILT_IN, count=4000, seed=0)
 # Parts of the work, as the estimate names them.
 PICTURES, OTHER_WORDS, READING = "pictures", "other words", "reading"
 TRAINING, COMPARING = "training", "before and after"
@@ -107,7 +108,7 @@ def refine_as_preset(
     own = None if chosen.refine is None else chosen.refine(len(concepts))
     if prior is None and needs_captions(concepts, chosen):
         send_text("reading captions for the prior")
-        prior, _ = build_prior(clip, BUILT_IN, CAPTIONS, CAPTION_SEED, concepts=concepts, model=model)
+        prior, _ = build_prior(text_of(clip, model), CAPTIONS, NodeProgress(), concepts=concepts)
     send_text("refining")
     # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
     written = (AUTO,) * 3
@@ -156,7 +157,7 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
     asked = usual.nearest + left_of(usual.nearest) * min(usual.pictures, IMAGES) * len(TIMESTEPS)
     captions = 0
     if wanted.prior is None and needs_captions(concepts, chosen):
-        captions = captions_to_read(TextEncoder(clip), BUILT_IN, CAPTIONS, CAPTION_SEED)
+        captions = captions_to_read(TextEncoder(clip), CAPTIONS)
     parts = {
         PICTURES: (0, len(new) * IMAGES * steps * 2),
         OTHER_WORDS: (len(new) * usual.nearest, len(new) * asked) if wanted.find_aliases else (0, 0),

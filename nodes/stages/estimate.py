@@ -10,7 +10,7 @@ from comfy import model_management
 
 from ...mace.concepts.concept import Concept
 from ...mace.method.tokens import fill
-from ..host.kept.store import LastResult
+from ...mace.pipeline.store import LastResult
 from ..host.model.family import sized
 from ..host.model.memory import measure
 from ..host.model.predict import noisy, predict

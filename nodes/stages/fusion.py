@@ -19,12 +19,13 @@ from ...mace.method.prior import PROBE_TOLERANCE, Prior, probe_distance
 from ...mace.method.refine import Refinement, pooled_weight_delta
 from ...mace.method.refine import refinement as solve_refinement
 from ...mace.method.sums import Moments
+from ...mace.pipeline.prior import step_aside
 from ..host.kept.content import refinement_digest
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key, reading
+from ..host.progress import NodeProgress
 from ..host.text import TextEncoder
 from ..schema import read_weights
-from .prior import step_aside
 from .refine import check_preserved, kept_moments, solve_pooled
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
@@ -124,7 +125,7 @@ def choose_prior(parts: Parts, prior: Prior | None, clip, captions: bool, lines:
     if chosen is None:
         return None
     if clip is not None:
-        chosen = step_aside(chosen, parts.concepts, TextEncoder(clip), captions, lines)
+        chosen = step_aside(chosen, parts.concepts, TextEncoder(clip), captions, lines, NodeProgress())
     elif captions and chosen.texts is not None:
         targets = list(phrases_by_key(parts.concepts).values())
         named = leave_out(chosen.texts.captions, targets)[1]

@@ -28,6 +28,7 @@ from ...mace.method.refine import (
 )
 from ...mace.method.span import RowMoments, span_refinement
 from ...mace.method.sums import Moments, gather_moments
+from ...mace.pipeline.prior import step_aside
 from ...mace.presets.table10 import auto_weights
 from ..host.kept.content import base_of
 from ..host.model.fp8 import fp8_note
@@ -45,9 +46,9 @@ from ..host.model.unet import (
     weight_key,
 )
 from ..host.port_text import PortText
+from ..host.progress import NodeProgress
 from ..host.text import TextEncoder
 from ..schema import read_weights
-from .prior import step_aside
 
 # Of the machine's memory, what the moments of one list take before they go to the disk; those that are kept between
 # runs have a budget of their own.
@@ -219,7 +220,7 @@ def refine_model(
     own = isinstance(text, PortText) if own_words is None else own_words
     if prior is not None:
         prior.check(text.fingerprint)
-        prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines)
+        prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines, NodeProgress())
     check_prior(concepts, weights, prior, lines)
     prompts = sum(len(concept.readings) for concept in concepts)
     progress = ProgressBar(prompts + len(keys))

@@ -171,22 +171,6 @@ async def _forget(request: web.Request, handler) -> web.StreamResponse:
     return answer
 
 
-class LastResult:
-    """The last result for each loaded network, with what it depends on besides; it goes with the network."""
-
-    def __init__(self):
-        self._kept: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
-
-    def get(self, network: nn.Module, key: Hashable):
-        """The network's result where it depends on `key`, else None."""
-        known, found = self._kept.get(network, (None, None))
-        return found if known == key else None
-
-    def put(self, network: nn.Module, key: Hashable, result) -> None:
-        """Keep a result in place of the network's last one."""
-        self._kept[network] = (key, result)
-
-
 def forget_on_request() -> None:
     """Forget everything where the host is asked to free memory; to be called before its server starts."""
     server = getattr(PromptServer, "instance", None)

@@ -2,23 +2,20 @@
 
 import random
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from comfy.utils import ProgressBar
+from torch import Tensor
 
-from ...mace.concepts import captions as caption_sources
-from ...mace.concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
-from ...mace.concepts.lists import RETENTION
-from ...mace.method.prior import Prior, PriorTexts, make_prior
-from ...mace.method.prior import step_aside as without
-from ...mace.method.tokens import fill
-from ..host import files
-from ..host.kept.store import LastResult
-from ..host.model.unet import is_unet
-from ..host.port_text import PortText
-from ..host.text import TextEncoder, chunks
+from ..concepts import captions as caption_sources
+from ..concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
+from ..concepts.lists import RETENTION
+from ..method.prior import Prior, PriorTexts, make_prior
+from ..method.prior import step_aside as without
+from ..method.tokens import fill
+from .host import Progress, Text
+from .store import LastResult
 
 BUILT_IN = "built-in"
 
@@ -38,14 +35,33 @@ class Drawn:
     too_long: int
 
 
-def draw_captions(source: str, count: int, seed: int) -> list[str]:
+@dataclass(frozen=True)
+class CaptionSource:
+    """Where captions are drawn from. name: BUILT_IN, or how records call a file.  count: the most that are drawn, by
+    seed.  path: of the file.  stamp: what changes when the file does.
+    """
+
+    name: str
+    count: int
+    seed: int
+    path: Path | None = None
+    stamp: Hashable = None
+
+    @property
+    def record(self) -> str:
+        """The source as a prior states it."""
+        return f"built-in, seed {self.seed}" if self.name == BUILT_IN else self.name
+
+
+def draw_captions(source: CaptionSource) -> list[str]:
     """`count` captions of the built-in grammar, or as many of a file, drawn by seed where it holds more."""
+    count = source.count
     if count == 0:
         return []
-    if source == BUILT_IN:
-        return caption_sources.builtin_captions(count, seed)
-    found = caption_sources.read_captions(files.input_path(source))
-    return random.Random(seed).sample(found, count) if len(found) > count else found
+    if source.path is None:
+        return caption_sources.builtin_captions(count, source.seed)
+    found = caption_sources.read_captions(source.path)
+    return random.Random(source.seed).sample(found, count) if len(found) > count else found
 
 
 def keepers(preserve: str, preserve_type: str, retention: str) -> list[Concept]:
@@ -67,36 +83,30 @@ def literal(caption: str) -> str:
 
 
 def general_moment(
-    encoder: TextEncoder | PortText, drawn: Sequence[str], left_out: Sequence[str], origin: tuple, progress: ProgressBar
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`TextEncoder.gram` of the captions drawn and not left out.
+    encoder: Text, drawn: Sequence[str], left_out: Sequence[str], source: CaptionSource, step: Callable[[int], None]
+) -> tuple[Tensor, Tensor | None]:
+    """`Text.gram` of the captions drawn and not left out.
 
-    origin: what the captions drawn depend on. They are summed once for it, and the left out taken off.
+    source: of the captions drawn. They are summed once for it, and the left out taken off.
     """
-    model, key = encoder.clip.cond_stage_model, (encoder.identity, origin)
+    model, key = encoder.module, (encoder.identity, source)
     total = _last_general.get(model, key)
     if total is not None:
-        progress.update(len(drawn))
+        step(len(drawn))
     else:
-        found = encoder.gram([literal(caption) for caption in drawn], progress.update)
+        found = encoder.gram([literal(caption) for caption in drawn], step)
         # On the CPU: the host does not manage what stays on the device between runs.
         total = tuple(None if part is None else part.cpu() for part in found)
         _last_general.put(model, key, total)
     if not left_out:
         return total
-    less = encoder.gram([literal(caption) for caption in left_out], progress.update)
+    less = encoder.gram([literal(caption) for caption in left_out], step)
     return tuple(None if part is None else part - own.cpu() for part, own in zip(total, less, strict=True))
 
 
-def origin_of(captions: str, count: int, seed: int) -> tuple:
-    """What the captions drawn depend on. captions: BUILT_IN or a file of the input folder."""
-    return captions, files.file_stamp("" if captions == BUILT_IN else captions), count, seed
-
-
-def captions_to_read(encoder: TextEncoder | PortText, captions: str, count: int, seed: int) -> int:
+def captions_to_read(encoder: Text, source: CaptionSource) -> int:
     """How many captions `build_prior` would read: none where their sum is kept from before."""
-    key = (encoder.identity, origin_of(captions, count, seed))
-    return count if _last_general.get(encoder.clip.cond_stage_model, key) is None else 0
+    return source.count if _last_general.get(encoder.module, (encoder.identity, source)) is None else 0
 
 
 def _why_none(found: int, drawn: int) -> str:
@@ -110,44 +120,39 @@ def _why_none(found: int, drawn: int) -> str:
 
 
 def build_prior(
-    clip,
-    captions: str,
-    count: int,
-    seed: int,
+    encoder: Text,
+    source: CaptionSource,
+    progress: Progress,
     keep: Sequence[Concept] = (),
     concepts: Sequence[Concept] = (),
-    model=None,
 ) -> tuple[Prior, Drawn]:
     """The moments of captions and of what is to be kept, without the captions that name what is to be erased.
 
-    captions: BUILT_IN or a file of the input folder.  keep: the concepts to preserve.  concepts: those to erase.
-    model: the MODEL whose text ports the captions are read at; a UNet, and none, read the CLIP's embeddings themselves.
-    Raises ValueError where a concept is both, and where nothing is left.
+    keep: the concepts to preserve.  concepts: those to erase. Raises ValueError where a concept is both, and where
+    nothing is left.
     """
     erased = phrases_by_key(concepts)
     for concept in keep:
         if normalised(concept.target) in erased:
             raise ValueError(f"{concept.target!r} is both to be erased and to be preserved; take it out of one list")
-    encoder = TextEncoder(clip) if model is None or is_unet(model) else PortText(model, clip)
-    found = draw_captions(captions, count, seed)
-    drawn = [caption for part in chunks(found) for caption in encoder.fitting(part, literal)]
+    found = draw_captions(source)
+    drawn = encoder.fitting(found, literal)
     kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))
     if not kept and not keep:
         why = _why_none(len(found), len(drawn))
         raise ValueError(f"there is nothing to keep: {why}; and no concept to preserve is named")
     kept_prompts = tuple(tuple(fill(template, concept.target) for template in concept.prompts) for concept in keep)
     prompts = [prompt for own in kept_prompts for prompt in own]
-    progress = ProgressBar(len(drawn) + len(left_out) + len(prompts))
-    origin = origin_of(captions, count, seed)
-    general, pooled = general_moment(encoder, drawn, left_out, origin, progress) if kept else (None, None)
-    preserve, pooled_preserve = encoder.gram(prompts, progress.update) if prompts else (None, None)
+    step = progress.begin(len(drawn) + len(left_out) + len(prompts))
+    general, pooled = general_moment(encoder, drawn, left_out, source, step) if kept else (None, None)
+    preserve, pooled_preserve = encoder.gram(prompts, step) if prompts else (None, None)
     prior = make_prior(
         general,
         len(kept),
         preserve,
         tuple(concept.target for concept in keep),
         encoder.fingerprint,
-        f"built-in, seed {seed}" if captions == BUILT_IN else captions,
+        source.record,
         tuple(erased.values()),
         (pooled, pooled_preserve),
         PriorTexts(tuple(kept), kept_prompts),
@@ -156,7 +161,7 @@ def build_prior(
 
 
 def step_aside(
-    prior: Prior, concepts: Sequence[Concept], encoder: TextEncoder | PortText, captions: bool, lines: list[str]
+    prior: Prior, concepts: Sequence[Concept], encoder: Text, captions: bool, lines: list[str], progress: Progress
 ) -> Prior:
     """The prior without what contradicts a list: captions that name a target or an alias, preserved names erased now.
 
@@ -170,7 +175,7 @@ def step_aside(
     contrary = [phrase for phrase in prior.preserved if normalised(phrase) in targets]
     if not named and not contrary:
         return prior
-    model = encoder.clip.cond_stage_model
+    model = encoder.module
     known, key, found = _last_aside.get(model, (None, None, None))
     if known is not prior or key != (encoder.identity, tuple(named), tuple(contrary)):
         prompts = [
@@ -179,9 +184,9 @@ def step_aside(
             if phrase in contrary
             for prompt in own
         ]
-        progress = ProgressBar(len(named) + len(prompts))
-        sums = encoder.gram([literal(caption) for caption in named], progress.update) if named else (None, None)
-        own = encoder.gram(prompts, progress.update) if prompts else (None, None)
+        step = progress.begin(len(named) + len(prompts))
+        sums = encoder.gram([literal(caption) for caption in named], step) if named else (None, None)
+        own = encoder.gram(prompts, step) if prompts else (None, None)
         found = without(prior, named, sums, contrary, own)
         _last_aside[model] = (prior, (encoder.identity, tuple(named), tuple(contrary)), found)
     if named:
