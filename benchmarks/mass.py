@@ -59,7 +59,7 @@ class Mass:
         (folder / "input" / "vocabulary.txt").write_text("\n".join(captions(bench.words["concepts"])), encoding="utf-8")
         every = dict(count=1_000_000, seed=0, preserve="", preserve_type="object", retention="none")
         bench.prior = bench.host.run("MACE_Prior", clip=bench.clip, captions="vocabulary.txt", **every)[0]
-        self.measures = bench.host.module("nodes.stages.refine").MEASURE_NAMES
+        self.measures = bench.host.module("mace.pipeline.refine").MEASURE_NAMES
         self.order = mass_order(bench.words)
         self.kept = [name for name in bench.words["concepts"] if name not in self.order][::3]
 

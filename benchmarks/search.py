@@ -77,7 +77,7 @@ class Search:
 
     def __init__(self, bench: Bench, file: str):
         self.bench, self.rows, self.path = bench, [], RESULTS / f"{file}.json"
-        self.names = bench.host.module("nodes.stages.refine").MEASURE_NAMES
+        self.names = bench.host.module("mace.pipeline.refine").MEASURE_NAMES
 
     def note(self, model, group: dict, **about) -> None:
         """Judge a model. Counts only what the base model draws right."""

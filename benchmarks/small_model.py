@@ -56,7 +56,7 @@ class Small:
         studio = Studio(self.host, self.clip, self.vae, kind.steps, kind.sampler, pooled=True, channels=kind.channels)
         self.studio, self.examiner, self.words = studio, Examiner(studio, STYLE), vocabulary()
         self.prior = self._made_prior(folder) if prior else None
-        self.measures = self.host.module("nodes.stages.refine").MEASURE_NAMES
+        self.measures = self.host.module("mace.pipeline.refine").MEASURE_NAMES
 
     def _made_prior(self, folder: Path):
         (folder / "input" / CAPTIONS).write_text("\n".join(captions()[::EVERY_CAPTION]), encoding="utf-8")

@@ -123,10 +123,10 @@ def test_pictures_latents_masks_and_batches_are_on_the_disk(comfy_host, demo):
 def test_moments_on_the_disk_give_the_same_model(comfy_host, demo, monkeypatch):
     """CFR Refine of a list that memory does not hold: the same patches, other strengths and a fusion from it too."""
     model, clip, _ = demo
-    stage, sums = (comfy_host.module(name) for name in ("nodes.stages.refine", "mace.method.sums"))
+    on_disk, sums = (comfy_host.module(name) for name in ("nodes.host.kept.on_disk", "mace.method.sums"))
     chosen = concepts(comfy_host, "dog -> sky\nship -> sky")
     expected = refine(comfy_host, model, clip, chosen, mu="10")
-    monkeypatch.setattr(stage, "SHARE_OF_MOMENTS", 0.0)
+    monkeypatch.setattr(on_disk, "SHARE_OF_MOMENTS", 0.0)
     found = refine(comfy_host, model, clip, chosen, mu="10")
     assert isinstance(found[1].moments, sums.StreamedMoments) and isinstance(expected[1].moments, tuple)
     delta = expected[1].transform_delta

@@ -164,7 +164,7 @@ def test_without_what_holds_the_rest_it_is_left_and_said(comfy_host, sdxl, monke
     prior = comfy_host.run("MACE_Prior", clip=clip, **settings)[0]
     assert prior.pooled_mean is not None and prior.pooled_preserve is not None
     older = replace(prior, pooled_mean=None, pooled_preserve=None)
-    stage = comfy_host.module("nodes.stages.refine")
+    stage = comfy_host.module("mace.pipeline.refine")
     for weights, given, held in (
         (RefineWeights(lambda1=1e-4), prior, True),
         (RefineWeights(lambda1=1e-4), older, False),

@@ -101,7 +101,7 @@ class Bench:
         weights, run = self.preset.refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
-        settings["mu_measures"] = self.host.module("nodes.stages.refine").MEASURE_NAMES[weights.metric]
+        settings["mu_measures"] = self.host.module("mace.pipeline.refine").MEASURE_NAMES[weights.metric]
         settings |= changed
         start = time.perf_counter()
         given = dict(model=self.model, concepts=work.concepts, prior=self.prior, clip=self.clip)

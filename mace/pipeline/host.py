@@ -1,13 +1,24 @@
-"""What the stages ask of a host, as protocols: each method is there because a stage calls it."""
+"""What the stages ask of a host, as protocols: each member is there because a stage uses it."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+
+from ..concepts.concept import Concept
+from ..method.moments import ConceptMoments
+from ..method.refine import Refinement
+from ..method.span import RowMoments
+from ..method.sums import Moments
 
 
 class Text(Protocol):
     """The text of a prompt as a model reads it: rows of d numbers, and one pooled vector where the model reads one."""
+
+    # Whether the rows are what a model's text ports read, and not the text encoder's own embeddings.
+    at_ports: bool
 
     @property
     def module(self) -> nn.Module:
@@ -24,6 +35,16 @@ class Text(Protocol):
         """See `mace.method.prior.probe`."""
         ...
 
+    @property
+    def width(self) -> int:
+        """d."""
+        ...
+
+    @property
+    def clip_layer(self) -> int | None:
+        """The text encoder's output layer (clip skip), None for its own default."""
+        ...
+
     def fitting(self, texts: Sequence[str], as_prompt: Callable[[str], str]) -> list[str]:
         """The texts whose prompts can be read."""
         ...
@@ -33,6 +54,72 @@ class Text(Protocol):
 
         None in place of the second where no pooled vector is read. step(prompts): progress.
         """
+        ...
+
+    def moments(
+        self, concept: Concept, step: Callable[[int], None], pooled: bool = False, own_words: bool = False
+    ) -> ConceptMoments | RowMoments:
+        """A concept's moments. pooled: those of the pooled vectors too.  own_words: the phrase's own tokens are paired
+        as well.  step(prompts): progress."""
+        ...
+
+    def gather(self, moments: Iterable[ConceptMoments | RowMoments]) -> Moments:
+        """A list's moments, in memory or where there is room for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a stage does to a model; nothing by default.
+
+    keys: of the weights that change.  delta: (key, the weight [d_out, d] float32) -> its change, alike.  strength: by
+    which changes are multiplied.  record: of the stage, for the provenance, None where nothing was done.  refinement:
+    where the stage is one.
+    """
+
+    keys: tuple[str, ...] = ()
+    delta: Callable[[str, Tensor], Tensor] | None = None
+    strength: float = 1.0
+    record: dict | None = None
+    refinement: Refinement | None = None
+
+
+class Weights(Protocol):
+    """The weights by which a model reads its text."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        ...
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The keys of the weights that tell how the model reads its text (see `mace.method.metric`)."""
+        ...
+
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """The keys of the weights that read the pooled vector."""
+        ...
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What reads some prompts and is not edited, by name."""
+        ...
+
+    def tokens(self, projections: str = "both") -> tuple[str, ...]:
+        """The keys of the weights that read rows. projections: "both", or "keys" or "values" alone.
+
+        Raises ValueError where the model has none of these.
+        """
+        ...
+
+    def effective(self, keys: Iterable[str]) -> Iterator[Tensor]:
+        """The weights of these keys as the model computes with them, [d_out, d] float32 on `device`."""
+        ...
+
+    def edited(self, edit: Edit, step: Callable[[int], None]) -> tuple["Weights", list[str]]:
+        """(a model with the edit, lines for the artist); this one stays as it is. step(1): after each weight."""
         ...
 
 

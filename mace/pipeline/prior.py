@@ -121,8 +121,8 @@ def _why_none(found: int, drawn: int) -> str:
 
 def build_prior(
     encoder: Text,
-    source: CaptionSource,
     progress: Progress,
+    source: CaptionSource,
     keep: Sequence[Concept] = (),
     concepts: Sequence[Concept] = (),
 ) -> tuple[Prior, Drawn]:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..schema import AUTO, MOST_RATE, read_number
+from ...mace.pipeline.written import AUTO, MOST_RATE, read_number
 
 MOST_STEPS = 100_000
 

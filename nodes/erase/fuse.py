@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ...mace.concepts.strengths import parse_strengths
-from ..schema import AUTO, ERASE, LorasType, PriorType, RefinementType, read_weight
+from ...mace.pipeline.written import AUTO, read_weight
+from ..schema import ERASE, LorasType, PriorType, RefinementType
 from ..stages.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 
 

@@ -5,9 +5,10 @@ from comfy_api.latest import io, ui
 
 from ...mace.concepts.concept import Concept
 from ...mace.concepts.images import chain
+from ...mace.pipeline.written import AUTO
 from ..host.kept.on_disk import written
 from ..lists import joined_images, joined_pictures, takes_lists
-from ..schema import AUTO, ERASE, SHOWN, ConceptsType, ImagesType, side_inputs
+from ..schema import ERASE, SHOWN, ConceptsType, ImagesType, side_inputs
 from ..stages.images import make_images, own_images, template_of
 
 

@@ -127,5 +127,5 @@ class BuildPrior(io.ComfyNode):
     ) -> io.NodeOutput:
         keep = keepers(preserve, preserve_type, retention)
         text, source = text_of(clip, model), captions_of(captions, count, seed)
-        prior, drawn = build_prior(text, source, NodeProgress(), keep, concepts)
+        prior, drawn = build_prior(text, NodeProgress(), source, keep, concepts)
         return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, drawn)))

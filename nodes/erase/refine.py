@@ -2,9 +2,20 @@
 
 from comfy_api.latest import io, ui
 
+from ...mace.pipeline.refine import (
+    EMBEDDINGS,
+    MEASURES,
+    PAPER,
+    RELEASED,
+    choose_weights,
+    refine_model,
+    written_settings,
+)
+from ...mace.pipeline.written import AUTO, read_weight
 from ..host.model.unet import PROJECTIONS
-from ..schema import AUTO, ERASE, ConceptsType, PriorType, RefinementType, read_weight
-from ..stages.refine import EMBEDDINGS, MEASURES, PAPER, RELEASED, choose_weights, refine_model, written_settings
+from ..host.pipeline import text_and_weights
+from ..host.progress import NodeProgress
+from ..schema import ERASE, ConceptsType, PriorType, RefinementType
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
 
@@ -142,7 +153,7 @@ class CFRRefine(io.ComfyNode):
     ) -> io.NodeOutput:
         weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form, mu_measures)
         settings = written_settings(lambda1, lambda3, mu, lambda1_form, mu_measures)
-        refined, result, about = refine_model(
-            model, clip, concepts, weights, prior, strength, projections, settings, pooled_text, OWN_WORDS[own_words]
-        )
-        return io.NodeOutput(refined, result, ui=ui.PreviewText("\n".join([*lines, *about])))
+        text, original = text_and_weights(model, clip)
+        how = (strength, projections, settings, pooled_text, OWN_WORDS[own_words])
+        refined, result, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, *how)
+        return io.NodeOutput(refined.model, result, ui=ui.PreviewText("\n".join([*lines, *about])))

@@ -21,6 +21,7 @@ from ...mace.method.ports import read_features
 from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS
 from ...mace.method.span import WIDE, RowMoments, row_moments
 from ...mace.method.tokens import Pairing, PairingError, fill, pair_located
+from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, MomentStore
 from .model.ports import SmallRuns
 from .port_layout import as_rows, find_layout, hidden_rows
@@ -180,6 +181,14 @@ class PortText:
                 pooled.add(vectors)
             step(len(part))
         return total.matrix, pooled.matrix if pooled else None
+
+    gather = staticmethod(kept_moments)
+    at_ports = True
+
+    @property
+    def clip_layer(self) -> int | None:
+        """As of `TextEncoder`."""
+        return self.clip.layer_idx
 
     @property
     def module(self) -> torch.nn.Module:

@@ -15,6 +15,7 @@ from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled
 from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
 from ...mace.pipeline.store import LastResult
+from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
 from .model.unet import cross_attention_keys, pooled_key
 from .prompts import check_prompt, parts_of, tokens_of
@@ -192,6 +193,14 @@ class TextEncoder:
                 f"this CLIP gives embeddings {self.width} wide and the model reads {expected}: connect the text "
                 "encoder of the same checkpoint"
             )
+
+    gather = staticmethod(kept_moments)
+    at_ports = False
+
+    @property
+    def clip_layer(self) -> int | None:
+        """The encoder's output layer (clip skip), None for its own default."""
+        return self.clip.layer_idx
 
     @property
     def module(self) -> torch.nn.Module:

@@ -10,21 +10,21 @@ from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
 from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read
+from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
+from ...mace.pipeline.written import AUTO
 from ...mace.presets.leaning import holding, leaning
 from ...mace.presets.presets import PRESETS, Preset
 from ...mace.presets.table10 import auto_weights
 from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
-from ..host.pipeline import text_of
+from ..host.pipeline import text_and_weights
 from ..host.progress import NodeProgress, duration, send_text
 from ..host.text import TextEncoder
-from ..schema import AUTO
 from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from .images import make_images, undrawn
 from .mask_making import ATTENTION, make_masks
-from .refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
 from .train import train_loras
 from .train_options import TrainOptions
 
@@ -105,10 +105,11 @@ def refine_as_preset(
     `mace.presets.leaning`.
     """
     chosen = PRESETS[preset]
+    text, original = text_and_weights(model, clip)
     own = None if chosen.refine is None else chosen.refine(len(concepts))
     if prior is None and needs_captions(concepts, chosen):
         send_text("reading captions for the prior")
-        prior, _ = build_prior(text_of(clip, model), CAPTIONS, NodeProgress(), concepts=concepts)
+        prior, _ = build_prior(text, NodeProgress(), CAPTIONS, concepts=concepts)
     send_text("refining")
     # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
     written = (AUTO,) * 3
@@ -118,9 +119,9 @@ def refine_as_preset(
     weights, lines = choose_weights(concepts, *written, PAPER, measures)
     settings = written_settings(*written, PAPER, measures)
     refined, refinement, about = refine_model(
-        model, clip, concepts, weights, prior, settings=settings, strengths=strengths
+        original, text, NodeProgress(), concepts, weights, prior, settings=settings, strengths=strengths
     )
-    return refined, refinement, [*lines, *about], refinement.prior
+    return refined.model, refinement, [*lines, *about], refinement.prior
 
 
 def leant(refinement: Refinement, lean: float) -> Refinement:

@@ -20,13 +20,15 @@ from ...mace.method.refine import Refinement, pooled_weight_delta
 from ...mace.method.refine import refinement as solve_refinement
 from ...mace.method.sums import Moments
 from ...mace.pipeline.prior import step_aside
+from ...mace.pipeline.refine import check_preserved, reading, solve_pooled
+from ...mace.pipeline.written import read_weights
 from ..host.kept.content import refinement_digest
+from ..host.kept.on_disk import kept_moments
 from ..host.model.fp8 import fp8_note
-from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key, reading
+from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key
+from ..host.pipeline import ModelWeights
 from ..host.progress import NodeProgress
 from ..host.text import TextEncoder
-from ..schema import read_weights
-from .refine import check_preserved, kept_moments, solve_pooled
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
@@ -212,7 +214,7 @@ def fused_model(
         return model.clone(), [*lines, "all strengths are 0: the model is as it was"], listed
     moments = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
     how = parts.recipe.weights
-    given = (*moments, scaled, model.load_device, reading(model, how.metric))
+    given = (*moments, scaled, model.load_device, reading(ModelWeights(model), how.metric))
     if method == NAIVE:
         fusion = naive(parts.loras, solve_refinement(parts.moments, how, *given), scaled)
     else:
@@ -222,7 +224,7 @@ def fused_model(
     port = pooled_key(model) if parts.recipe.pooled else None
     if port:
         # No LoRA reads the pooled text, so that its fusion is its refinement.
-        pooled = solve_pooled(model, port, parts.moments, how, prior, scaled)
+        pooled = solve_pooled(ModelWeights(model), port, parts.moments, how, prior, scaled)
         touched.append(port)
     progress = ProgressBar(len(touched))
 

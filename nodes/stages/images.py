@@ -14,6 +14,7 @@ from ...mace.concepts.templates import TemplateError, checked_template
 from ...mace.concepts.text import check_characters
 from ...mace.masks.given import read_pictures
 from ...mace.method.tokens import fill
+from ...mace.pipeline.written import AUTO
 from ..host.any_text import AnyText, text_to_draw_with
 from ..host.kept.content import content_sha256, model_sha256, module_sha256
 from ..host.kept.on_disk import written
@@ -22,7 +23,6 @@ from ..host.model.family import sized
 from ..host.prompts import tokens_of
 from ..host.sampler import SHARE_OF_MEMORY, eight_bit, sampled
 from ..host.text import TextEncoder
-from ..schema import AUTO
 
 _store = ContentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
 

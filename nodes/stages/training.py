@@ -14,6 +14,7 @@ from ...mace.formats.lora_set import ErasureLora
 from ...mace.method.prior import PROBE_TOLERANCE, probe_distance
 from ...mace.method.refine import Refinement
 from ...mace.method.train import Example, TrainSettings, TrainState, draws, initial, train
+from ...mace.pipeline.refine import reading
 from ..host.kept import lora_store
 from ..host.kept.content import base_of, content_sha256, refinement_digest, training_key
 from ..host.kept.store import ContentStore
@@ -22,7 +23,8 @@ from ..host.model.forward import load, trainable_copy
 from ..host.model.material import Material, loss_function, material
 from ..host.model.memory import how_many_fit, measure, step_aside
 from ..host.model.recompute import recomputed_blocks
-from ..host.model.unet import cross_attention_keys, reading
+from ..host.model.unet import cross_attention_keys
+from ..host.pipeline import ModelWeights
 from ..host.progress import duration, send_text
 from ..host.text import TextEncoder
 from .train_options import TrainOptions
@@ -98,7 +100,7 @@ class Trainer:
     @cached_property
     def metric(self) -> Tensor | None:
         """R of the refinement's mu, that of focus' floor too."""
-        return reading(base_of(self.model), self.refinement.weights.metric)
+        return reading(ModelWeights(base_of(self.model)), self.refinement.weights.metric)
 
     def key(self, images: ConceptImages, masks: Tensor) -> str:
         """What the concept's LoRA depends on (see `content.training_key`), not on the other concepts."""

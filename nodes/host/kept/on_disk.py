@@ -1,4 +1,4 @@
-"""Large batches in files instead of memory: pictures and masks of long lists.
+"""Large batches in files instead of memory: pictures, masks and moments of long lists.
 
 A hundred concepts have gigabytes of pictures. They are tensors like any others, but their bytes lie in a file, of which
 the system holds in memory what is being looked at and lets go of the rest. The file has no name any more where the
@@ -13,7 +13,16 @@ from collections.abc import Iterable
 
 import folder_paths
 import torch
+from comfy import model_management
 from torch import Tensor
+
+from ....mace.method.moments import ConceptMoments
+from ....mace.method.span import RowMoments
+from ....mace.method.sums import Moments, gather_moments
+
+# Of the machine's memory, what the moments of one list take before they go to the disk; those that are kept between
+# runs have a budget of their own.
+SHARE_OF_MOMENTS = 0.1
 
 
 def written(parts: Iterable[Tensor]) -> Tensor:
@@ -47,3 +56,11 @@ def written(parts: Iterable[Tensor]) -> Tensor:
             os.unlink(path)
         except OSError:  # Windows, while the file is in use
             pass
+
+
+def kept_moments(moments: Iterable[ConceptMoments | RowMoments]) -> Moments:
+    """A list's moments: in memory, or in a file of the host's temp folder where they are many."""
+    folder = folder_paths.get_temp_directory()
+    os.makedirs(folder, exist_ok=True)
+    most = int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MOMENTS)
+    return gather_moments(moments, most, folder)

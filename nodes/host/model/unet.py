@@ -2,15 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import comfy.lora
 import comfy.model_base
 import torch
 from comfy import model_management
 
-from ....mace.method.metric import reading_metric
-from ....mace.method.refine import READING
 from .fp8 import FP8, as_stored, widen
 from .ports import known_ports
 
@@ -62,27 +60,6 @@ def pooled_key(model) -> str | None:
     # Others have a label_emb for pictures (unCLIP).
     reads = isinstance(model.model, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner)
     return key if reads and key in model.model.state_dict() else None
-
-
-def reading(model, metric: str, keys: Sequence[str] = ()) -> torch.Tensor | None:
-    """The metric R of `mace.method.metric` for a MODEL with all its patches, where `metric` asks for it, else None.
-
-    keys: the weights that read the text; a UNet's value projections where none are named.
-    """
-    if metric != READING:
-        return None
-    patches = model.get_key_patches("diffusion_model.")
-    device = model.load_device
-    keys = keys or cross_attention_keys(model, "values")
-    return reading_metric((effective_weight(patches[key], key, device) for key in keys), device)
-
-
-def pooled_reading(model, metric: str, key: str, width: int) -> torch.Tensor | None:
-    """The metric R of what a MODEL's weight `key` reads of pooled texts [width]; as `reading`."""
-    if metric != READING:
-        return None
-    weight = effective_weight(model.get_key_patches("diffusion_model.")[key], key, model.load_device)
-    return reading_metric([weight[:, :width]], model.load_device)
 
 
 def is_quantised(weight: torch.Tensor) -> bool:

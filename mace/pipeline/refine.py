@@ -1,21 +1,16 @@
 """The refinement as a stage: its weights, what must go together, the patches and the record of it (Section 3.1)."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
-import folder_paths
-import torch
-from comfy import model_management
-from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.concept import Concept, normalised, phrases_by_key
-from ...mace.formats.provenance import refinement_record
-from ...mace.method.moments import ConceptMoments
-from ...mace.method.prior import Prior
-from ...mace.method.refine import (
+from ..concepts.concept import Concept, normalised, phrases_by_key
+from ..formats.provenance import refinement_record
+from ..method.metric import reading_metric
+from ..method.prior import Prior
+from ..method.refine import (
     ALIKE,
     READING,
     Refinement,
@@ -26,33 +21,13 @@ from ...mace.method.refine import (
     refinement,
     weight_delta,
 )
-from ...mace.method.span import RowMoments, span_refinement
-from ...mace.method.sums import Moments, gather_moments
-from ...mace.pipeline.prior import step_aside
-from ...mace.presets.table10 import auto_weights
-from ..host.kept.content import base_of
-from ..host.model.fp8 import fp8_note
-from ..host.model.unet import (
-    ATTACHMENT,
-    BASE,
-    REFINED,
-    REFINEMENT,
-    cross_attention_keys,
-    is_unet,
-    patched,
-    pooled_key,
-    pooled_reading,
-    reading,
-    weight_key,
-)
-from ..host.port_text import PortText
-from ..host.progress import NodeProgress
-from ..host.text import TextEncoder
-from ..schema import read_weights
+from ..method.span import RowMoments, span_refinement
+from ..method.sums import Moments
+from ..presets.table10 import auto_weights
+from .host import Edit, Progress, Text, Weights
+from .prior import step_aside
+from .written import read_weights
 
-# Of the machine's memory, what the moments of one list take before they go to the disk; those that are kept between
-# runs have a budget of their own.
-SHARE_OF_MOMENTS = 0.1
 PAPER, RELEASED = "paper", "as released (squared)"
 EMBEDDINGS = "embeddings (paper)"
 MEASURES = {EMBEDDINGS: ALIKE, "as the model reads": READING}
@@ -140,51 +115,28 @@ def holds_pooled(weights: RefineWeights, prior: Prior | None, reads: bool, lines
     return False
 
 
+def reading(model: Weights, metric: str) -> Tensor | None:
+    """The metric R of `mace.method.metric` for a model, where `metric` asks for it, else None."""
+    if metric != READING:
+        return None
+    return reading_metric(model.effective(model.values), model.device)
+
+
+def pooled_reading(model: Weights, metric: str, key: str, width: int) -> Tensor | None:
+    """The metric R of what a model's weight `key` reads of pooled texts [width]; as `reading`."""
+    if metric != READING:
+        return None
+    return reading_metric((weight[:, :width] for weight in model.effective([key])), model.device)
+
+
 def solve_pooled(
-    model, key: str, moments: Moments, weights: RefineWeights, prior: Prior | None, strengths=None
+    model: Weights, key: str, moments: Moments, weights: RefineWeights, prior: Prior | None, strengths=None
 ) -> Tensor:
-    """T - I of the pooled text that a MODEL reads by its weight `key`, for moments that have it; see
+    """T - I of the pooled text that a model reads by its weight `key`, for moments that have it; see
     `pooled_refinement`."""
     given = prior.pooled_moments() if prior else (None, None)
     metric = pooled_reading(model, weights.metric, key, moments[0].pooled.cross.shape[0])
-    return pooled_refinement(moments, weights, *given, strengths, model.load_device, metric)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the text of a MODEL is read: its CLIP, and the weights that read tokens and pooled text."""
-
-    text: TextEncoder | PortText
-    tokens: tuple[str, ...]
-    pooled: tuple[str, ...]
-
-
-def places(model, clip, projections: str = "both") -> Places:
-    """Where a MODEL reads the text of a CLIP: a UNet's cross-attention, other families' text ports.
-
-    Raises ValueError for models that have neither, for another family's CLIP, and for keys or values alone of a model
-    whose ports are neither.
-    """
-    if is_unet(model):
-        encoder = TextEncoder(clip)
-        encoder.check_width(model)
-        port = pooled_key(model)
-        return Places(encoder, tuple(cross_attention_keys(model, projections)), (port,) if port else ())
-    text = PortText(model, clip)
-    if projections != "both":
-        raise ValueError(
-            f"{type(model.model).__name__} reads its text by {text.layout.tokens[0]}, which is neither keys nor "
-            "values: set projections to both"
-        )
-    return Places(text, *(tuple(map(weight_key, names)) for names in (text.layout.tokens, text.layout.pooled)))
-
-
-def kept_moments(moments: Iterable[ConceptMoments | RowMoments]) -> Moments:
-    """A list's moments: in memory, or in a file of the host's temp folder where they are many."""
-    folder = folder_paths.get_temp_directory()
-    os.makedirs(folder, exist_ok=True)
-    most = int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MOMENTS)
-    return gather_moments(moments, most, folder)
+    return pooled_refinement(moments, weights, *given, strengths, model.device, metric)
 
 
 def mean_square(moments: Moments, width: int) -> float:
@@ -195,8 +147,9 @@ def mean_square(moments: Moments, width: int) -> float:
 
 
 def refine_model(
-    model,
-    clip,
+    model: Weights,
+    text: Text,
+    progress: Progress,
     concepts: tuple[Concept, ...],
     weights: RefineWeights,
     prior: Prior | None = None,
@@ -206,8 +159,8 @@ def refine_model(
     pooled: bool = True,
     own_words: bool | None = None,
     strengths: Sequence[float] | None = None,
-):
-    """(the refined MODEL, its Refinement, lines for the artist): patches on the projections, and attachments.
+) -> tuple[Weights, Refinement, list[str]]:
+    """(the refined model, its Refinement, lines for the artist).
 
     settings: see `written_settings`.  pooled: also how the pooled text is read, where the model reads one.  own_words:
     the concepts' own words are moved too; None: where no LoRA can be trained for them.  strengths: one a concept in
@@ -215,26 +168,25 @@ def refine_model(
     text encoder than the prior's.
     """
     lines: list[str] = []
-    at = places(model, clip, projections)
-    text, keys = at.text, list(at.tokens)
-    own = isinstance(text, PortText) if own_words is None else own_words
+    keys = model.tokens(projections)
+    own = text.at_ports if own_words is None else own_words
     if prior is not None:
         prior.check(text.fingerprint)
-        prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines, NodeProgress())
+        prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines, progress)
     check_prior(concepts, weights, prior, lines)
     prompts = sum(len(concept.readings) for concept in concepts)
-    progress = ProgressBar(prompts + len(keys))
-    ports = at.pooled if pooled and holds_pooled(weights, prior, bool(at.pooled), lines) else ()
-    moments = kept_moments(text.moments(concept, progress.update, bool(ports), own) for concept in concepts)
+    step = progress.begin(prompts + len(keys))
+    ports = model.pooled if pooled and holds_pooled(weights, prior, bool(model.pooled), lines) else ()
+    moments = text.gather(text.moments(concept, step, bool(ports), own) for concept in concepts)
     solved = weights
-    if isinstance(text, PortText):
+    if text.at_ports:
         # Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
         scale = mean_square(moments, text.width)
         solved = replace(weights, mu=weights.mu * scale)
         if weights.mu:
             lines.append(f"mu times {scale:.3g}, the mean square of what this model reads (CLIP-L's is 1)")
-        if text.layout.left:
-            lines.append(f"left as they are, though they read some prompts: {', '.join(text.layout.left)}")
+        if model.left:
+            lines.append(f"left as they are, though they read some prompts: {', '.join(model.left)}")
     if isinstance(moments[0], RowMoments):
         if prior is not None or weights.metric != ALIKE:
             raise ValueError(
@@ -242,7 +194,7 @@ def refine_model(
             )
         # Of many concepts the system of all rows would be the larger one.
         solve = span_refinement if sum(len(own.f) for own in moments) <= text.width else refinement
-        delta = solve(moments, solved, strengths=strengths, device=model.load_device)
+        delta = solve(moments, solved, strengths=strengths, device=model.device)
     else:
         delta = refinement(
             moments,
@@ -250,8 +202,8 @@ def refine_model(
             prior.general_moment() if prior else None,
             prior.preserve_moment() if prior else None,
             strengths,
-            model.load_device,
-            reading(model, weights.metric, () if isinstance(text, TextEncoder) else keys),
+            model.device,
+            reading(model, weights.metric),
         )
     pooled_delta = None
     if ports:
@@ -263,16 +215,10 @@ def refine_model(
                 "to hold the rest of it; take more, or raise mu"
             )
             ports = ()
-    edited = [*keys, *ports]
 
     def change(key: str, weight: Tensor) -> Tensor:
         return pooled_weight_delta(weight, pooled_delta) if key in ports else weight_delta(weight, delta)
 
-    if strength == 0:
-        refined = model.clone()
-        progress.update(len(keys))
-    else:
-        refined = patched(model, edited, change, strength, progress.update)
     result = Refinement(
         concepts,
         moments,
@@ -283,19 +229,17 @@ def refine_model(
         dict(settings),
         delta.cpu(),
         text.fingerprint,
-        clip.layer_idx,
+        text.clip_layer,
         None if pooled_delta is None else pooled_delta.cpu(),
         own,
     )
-    if strength > 0:
-        record = refinement_record(result, strengths)
-        refined.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
-        changes = tuple(refined.patches[key][-1][1][1][0] for key in edited)
-        refined.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
-        note = fp8_note(refined, edited)
-        lines += [note] if note else []
-    refined.set_attachments(BASE, base_of(model))
-    refined.set_attachments(REFINEMENT, result)
+    if strength == 0:
+        step(len(keys))
+        edit = Edit(refinement=result)
+    else:
+        edit = Edit((*keys, *ports), change, strength, refinement_record(result, strengths), result)
+    refined, notes = model.edited(edit, step)
+    lines += notes
     lines += [
         f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs"
         + (", their own words too" if own else ""),
