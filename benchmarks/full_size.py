@@ -197,7 +197,7 @@ class Bench:
         """As many LoRAs of rank 1 as the fusion takes, of the refinement's concepts."""
         model, sets = self["loaded"][0], self.pack("mace.formats.lora_set")
         refinement = self[f"refined {count}"][1]
-        digest = self.pack("nodes.host.kept.content").refinement_digest(refinement)
+        digest = self.pack("mace.formats.lora_set").refinement_digest(refinement)
         state = model.model.state_dict()
         keys = self.pack("nodes.host.model.unet").cross_attention_keys(model)
         shapes = {key: tuple(state[key].shape) for key in keys}

@@ -309,6 +309,16 @@ def test_formats_that_cannot_be_edited_have_a_key(content):
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.parametrize("pooled", [None, torch.full((3, 3), 2.0, dtype=torch.float64)])
+def test_loras_know_their_refinement_by_its_content(comfy_host, content, pooled):
+    """Sets that were saved hold this hash, so that what it is of stays as it is."""
+    digest = comfy_host.module("mace.formats.lora_set").refinement_digest
+    delta = torch.arange(16, dtype=torch.float64).reshape(4, 4)
+    refinement = types.SimpleNamespace(transform_delta=delta, strength=0.5, projections="keys", pooled_delta=pooled)
+    assert digest(refinement) == content.content_sha256(delta, 0.5, "keys", *([] if pooled is None else [pooled]))
+    assert digest(None) == ""
+
+
 def test_stores_share_a_budget(comfy_host):
     """What was not used for the longest time goes first, whichever store holds it; what is newest stays."""
     module = comfy_host.module("nodes.host.kept.store")

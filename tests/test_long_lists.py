@@ -132,13 +132,15 @@ def test_moments_on_the_disk_give_the_same_model(comfy_host, demo, monkeypatch):
     delta = expected[1].transform_delta
     assert float((found[1].transform_delta - delta).norm()) < 1e-9 * float(delta.norm())
     lora_set = comfy_host.module("mace.formats.lora_set")
-    fusion = comfy_host.module("nodes.stages.fusion")
+    fusion = comfy_host.module("mace.pipeline.fusion")
+    host, progress = comfy_host.module("nodes.host.pipeline"), comfy_host.module("nodes.host.progress")
     recipe = lora_set.recipe_of(found[1], "x")
     loras = tuple(lora_set.ErasureLora(concept, {}, torch.zeros(0)) for concept in chosen)
 
     def fused(refinement):
-        listed = (lora_set.LoraSet(loras, recipe, None), refinement, None, clip, fusion.CLOSED_FORM, "dog = 0.5")
-        return fusion.fused_model(model, *listed, ("auto",) * 3, next(iter(fusion.TOWARDS)))[0]
+        given = (host.ModelWeights(model), host.text_of(clip), progress.NodeProgress())
+        listed = (lora_set.LoraSet(loras, recipe, None), refinement, None, fusion.CLOSED_FORM, "dog = 0.5")
+        return fusion.fused_model(*given, *listed, ("auto",) * 3, next(iter(fusion.TOWARDS)))[0].model
 
     for key, entry in fused(expected[1]).patches.items():
         own, theirs = (part[-1][1][1][0].double() for part in (entry, fused(found[1]).patches[key]))

@@ -1,5 +1,6 @@
 """Erasure LoRAs of several concepts with all that their fusion needs: what a node passes on, and a set file holds."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -54,6 +55,27 @@ class Recipe:
     prior: Prior | None = None
     pooled: bool = False
     own_words: bool = False
+
+
+def refinement_digest(refinement: Refinement | None) -> str:
+    """SHA-256 (hex) of what a Refinement does to the weights, by which LoRAs know theirs; "" for None.
+
+    What it is of is written out as it was from the first version on, so that files that were saved still know theirs.
+    """
+    if refinement is None:
+        return ""
+    transform = refinement.transform_delta
+    deltas = [transform] if isinstance(transform, Tensor) else [transform.left, transform.right]
+    parts = [*deltas, refinement.strength, refinement.projections]
+    parts += [] if refinement.pooled_delta is None else [refinement.pooled_delta]
+    digest = hashlib.sha256(f"list {len(parts)};".encode())
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"tensor {part.dtype} {tuple(part.shape)} ;".encode())
+            digest.update(part.cpu().contiguous().numpy())
+        else:
+            digest.update(f"{type(part).__name__} {part!r};".encode())
+    return digest.hexdigest()
 
 
 def recipe_of(refinement: Refinement, digest: str) -> Recipe:

@@ -93,6 +93,11 @@ class Weights(Protocol):
         ...
 
     @property
+    def refinement(self) -> Refinement | None:
+        """The last refinement of the model, None where there was none."""
+        ...
+
+    @property
     def values(self) -> tuple[str, ...]:
         """The keys of the weights that tell how the model reads its text (see `mace.method.metric`)."""
         ...

@@ -3,9 +3,11 @@
 from comfy_api.latest import io
 
 from ...mace.concepts.strengths import parse_strengths
+from ...mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 from ...mace.pipeline.written import AUTO, read_weight
+from ..host.pipeline import ModelWeights, text_of
+from ..host.progress import NodeProgress
 from ..schema import ERASE, LorasType, PriorType, RefinementType
-from ..stages.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 
 
 class FuseLoras(io.ComfyNode):
@@ -95,8 +97,8 @@ class FuseLoras(io.ComfyNode):
     def execute(
         cls, model, loras, method, strengths, lambda2, lambda3, mu, pull, refinement=None, prior=None, clip=None
     ) -> io.NodeOutput:
-        fused, lines, listed = fused_model(
-            model, loras, refinement, prior, clip, method, strengths, (lambda2, lambda3, mu), pull
-        )
+        text = None if clip is None else text_of(clip)
+        given, weights = (ModelWeights(model), text, NodeProgress()), (lambda2, lambda3, mu)
+        fused, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
         # The concepts are for the page's sliders, which cannot know what a file of LoRAs holds.
-        return io.NodeOutput(fused, ui={"text": ("\n".join(lines),), "concepts": listed})
+        return io.NodeOutput(fused.model, ui={"text": ("\n".join(lines),), "concepts": listed})

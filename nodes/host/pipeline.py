@@ -107,7 +107,7 @@ def text_of(clip, model=None) -> TextEncoder | PortText:
 
 
 def text_and_weights(model, clip) -> tuple[TextEncoder | PortText, ModelWeights]:
-    """How a MODEL reads the text of a CLIP. Raises ValueError for one that reads none, and for another family's CLIP."""
+    """How a MODEL reads the text of a CLIP. Raises ValueError for one without text, and for another family's CLIP."""
     text = text_of(clip, model)
     if isinstance(text, PortText):
         return text, ModelWeights(model, text.layout)

@@ -9,6 +9,7 @@ from ...mace.concepts.strengths import strengths_of
 from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
+from ...mace.pipeline.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read
 from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
 from ...mace.pipeline.written import AUTO
@@ -17,12 +18,11 @@ from ...mace.presets.presets import PRESETS, Preset
 from ...mace.presets.table10 import auto_weights
 from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
-from ..host.pipeline import text_and_weights
+from ..host.pipeline import ModelWeights, text_and_weights
 from ..host.progress import NodeProgress, duration, send_text
 from ..host.text import TextEncoder
 from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
 from .estimate import TRAINED, Estimate, estimated, measure_speed
-from .fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from .images import make_images, undrawn
 from .mask_making import ATTENTION, make_masks
 from .train import train_loras
@@ -197,7 +197,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
 
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
     """Every stage, one after the other. Raises what the stages raise."""
-    check_base(model)
+    check_base(ModelWeights(model))
     # A name that no concept has is said now, not after the training.
     strengths_of(wanted.strengths, concepts)
     if not is_unet(model):
@@ -233,11 +233,12 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     if chosen.fuse is not None:
         fuse_as = tuple(map(repr, astuple(leaning(chosen.fuse(len(concepts)), wanted.lean))[:3]))
     fused, about_fusion, listed = fused_model(
-        model,
+        ModelWeights(model),
+        TextEncoder(clip),
+        NodeProgress(),
         loras,
         leant(refinement, wanted.lean),
         prior,
-        clip,
         CLOSED_FORM,
         wanted.strengths,
         fuse_as,
@@ -247,4 +248,4 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     took = f"It took {duration(time.perf_counter() - start)}."
     send_text(took)
     lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
-    return Erased(fused, loras, [*lines, took], listed)
+    return Erased(fused.model, loras, [*lines, took], listed)

@@ -10,13 +10,13 @@ from comfy import model_management
 from torch import Tensor
 
 from ...mace.concepts.images import ConceptImages
-from ...mace.formats.lora_set import ErasureLora
+from ...mace.formats.lora_set import ErasureLora, refinement_digest
 from ...mace.method.prior import PROBE_TOLERANCE, probe_distance
 from ...mace.method.refine import Refinement
 from ...mace.method.train import Example, TrainSettings, TrainState, draws, initial, train
 from ...mace.pipeline.refine import reading
 from ..host.kept import lora_store
-from ..host.kept.content import base_of, content_sha256, refinement_digest, training_key
+from ..host.kept.content import base_of, content_sha256, training_key
 from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
 from ..host.model.forward import load, trainable_copy

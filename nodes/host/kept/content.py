@@ -131,11 +131,3 @@ def training_key(model) -> str:
         how += ["own_words"] if stage.get("own_words") else []
         stages.append([how, prior.get("source"), prior.get("preserved")])
     return content_sha256(_model_sha256(model, model.get_attachment(REFINED) or ()), stages)
-
-
-def refinement_digest(refinement) -> str:
-    """SHA-256 (hex) of what a Refinement does to the weights, by which LoRAs know theirs; "" for None."""
-    if refinement is None:
-        return ""
-    pooled = () if refinement.pooled_delta is None else (refinement.pooled_delta,)
-    return content_sha256(refinement.transform_delta, refinement.strength, refinement.projections, *pooled)

@@ -1,34 +1,27 @@
-"""Fusing erasure LoRAs into a MODEL (Section 3.3): what goes in, the solve, the patches, the record of it."""
+"""Fusing erasure LoRAs into a model (Section 3.3): what goes in, the solve, the patches, the record of it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.captions import leave_out
-from ...mace.concepts.concept import Concept, normalised, phrases_by_key
-from ...mace.concepts.strengths import strengths_of
-from ...mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of
-from ...mace.formats.provenance import concept_record, prior_record
-from ...mace.method.fuse import BASE as PULL_BASE
-from ...mace.method.fuse import REFINED as PULL_REFINED
-from ...mace.method.fuse import FuseWeights, fuse, naive
-from ...mace.method.lora import Lora
-from ...mace.method.prior import PROBE_TOLERANCE, Prior, probe_distance
-from ...mace.method.refine import Refinement, pooled_weight_delta
-from ...mace.method.refine import refinement as solve_refinement
-from ...mace.method.sums import Moments
-from ...mace.pipeline.prior import step_aside
-from ...mace.pipeline.refine import check_preserved, reading, solve_pooled
-from ...mace.pipeline.written import read_weights
-from ..host.kept.content import refinement_digest
-from ..host.kept.on_disk import kept_moments
-from ..host.model.fp8 import fp8_note
-from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key
-from ..host.pipeline import ModelWeights
-from ..host.progress import NodeProgress
-from ..host.text import TextEncoder
+from ..concepts.captions import leave_out
+from ..concepts.concept import Concept, normalised, phrases_by_key
+from ..concepts.strengths import strengths_of
+from ..formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of, refinement_digest
+from ..formats.provenance import concept_record, prior_record
+from ..method.fuse import BASE as PULL_BASE
+from ..method.fuse import REFINED as PULL_REFINED
+from ..method.fuse import FuseWeights, fuse, naive
+from ..method.lora import Lora
+from ..method.prior import PROBE_TOLERANCE, Prior, probe_distance
+from ..method.refine import Refinement, pooled_weight_delta
+from ..method.refine import refinement as solve_refinement
+from ..method.sums import Moments
+from .host import Edit, Progress, Text, Weights
+from .prior import step_aside
+from .refine import check_preserved, reading, solve_pooled
+from .written import read_weights
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
@@ -45,10 +38,12 @@ class Parts:
     recipe: Recipe
 
 
-def gather(loras: LoraSet, refinement: Refinement | None, clip, lines: list[str]) -> Parts:
+def gather(
+    loras: LoraSet, refinement: Refinement | None, text: Text | None, lines: list[str], progress: Progress
+) -> Parts:
     """The concepts with their moments and LoRAs: those of the refinement where one is given, else the set's own.
 
-    Raises LoraSetError when moments are missing and no CLIP is given, for LoRAs without a refinement, and for another
+    Raises LoraSetError when moments are missing and no text is given, for LoRAs without a refinement, and for another
     text encoder than the LoRAs were trained with.
     """
     by_name = {normalised(entry.concept.target): entry for entry in loras.loras}
@@ -68,7 +63,7 @@ def gather(loras: LoraSet, refinement: Refinement | None, clip, lines: list[str]
         raise LoraSetError("these LoRAs bring no refinement along: connect CFR Refine's refinement")
     else:
         recipe, concepts = loras.recipe, loras.concepts
-        moments = _moments(loras, recipe, clip, lines)
+        moments = _moments(loras, recipe, text, lines, progress)
     if recipe.pooled and any(entry.pooled is None for entry in moments):
         raise LoraSetError("the refinement covers the pooled text, and not all moments have it: connect the CLIP")
     entries = [by_name.get(normalised(concept.target)) for concept in concepts]
@@ -88,15 +83,14 @@ def gather(loras: LoraSet, refinement: Refinement | None, clip, lines: list[str]
     )
 
 
-def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> Moments:
+def _moments(loras: LoraSet, recipe: Recipe, text: Text | None, lines: list[str], progress: Progress) -> Moments:
     missing = [entry.concept for entry in loras.loras if not _has_moments(entry, recipe)]
     if not missing:
         return tuple(entry.moments for entry in loras.loras)
     names = ", ".join(concept.target for concept in missing[:5])
-    if clip is None:
+    if text is None:
         raise LoraSetError(f"the moments of {names} are not at hand: connect the CLIP that the LoRAs were trained with")
-    encoder = TextEncoder(clip)
-    distance = probe_distance(encoder.fingerprint, recipe.fingerprint)
+    distance = probe_distance(text.fingerprint, recipe.fingerprint)
     if not distance <= PROBE_TOLERANCE:  # also when it is not a number
         raise LoraSetError(
             f"the LoRAs were trained with another text encoder or another clip skip (distance {distance:.3g}): connect "
@@ -104,11 +98,11 @@ def _moments(loras: LoraSet, recipe: Recipe, clip, lines: list[str]) -> Moments:
         )
     prompts = sum(len(concept.readings) for concept in missing)
     lines.append(f"the moments of {len(missing)} concepts were read from {prompts} prompts")
-    progress = ProgressBar(prompts)
-    return kept_moments(
+    step = progress.begin(prompts)
+    return text.gather(
         entry.moments
         if _has_moments(entry, recipe)
-        else encoder.moments(entry.concept, progress.update, recipe.pooled, recipe.own_words)
+        else text.moments(entry.concept, step, recipe.pooled, recipe.own_words)
         for entry in loras.loras
     )
 
@@ -117,17 +111,19 @@ def _has_moments(entry: ErasureLora, recipe: Recipe) -> bool:
     return entry.moments is not None and (entry.moments.pooled is not None or not recipe.pooled)
 
 
-def choose_prior(parts: Parts, prior: Prior | None, clip, captions: bool, lines: list[str]) -> Prior | None:
+def choose_prior(
+    parts: Parts, prior: Prior | None, text: Text | None, captions: bool, lines: list[str], progress: Progress
+) -> Prior | None:
     """The prior to fuse with: the one given, else the refinement's own, without what contradicts the list.
 
-    clip: None where none is connected.  captions: whether the prior's captions count. Raises LoraSetError where the
+    text: None where none is connected.  captions: whether the prior's captions count. Raises LoraSetError where the
     prior is missing, and ValueError where it preserves what is to be erased and cannot step aside.
     """
     chosen = _own_or_given(parts.recipe, prior, lines)
     if chosen is None:
         return None
-    if clip is not None:
-        chosen = step_aside(chosen, parts.concepts, TextEncoder(clip), captions, lines, NodeProgress())
+    if text is not None:
+        chosen = step_aside(chosen, parts.concepts, text, captions, lines, progress)
     elif captions and chosen.texts is not None:
         targets = list(phrases_by_key(parts.concepts).values())
         named = leave_out(chosen.texts.captions, targets)[1]
@@ -162,37 +158,38 @@ def choose_weights(recipe: Recipe, lambda2: str, lambda3: str, mu: str, pull: st
     return FuseWeights(*values, TOWARDS[pull]), lines
 
 
-def check_base(model) -> None:
-    """Raise LoraSetError for a MODEL that CFR Refine gave."""
-    if model.get_attachment(REFINEMENT) is not None:
+def check_base(model: Weights) -> None:
+    """Raise LoraSetError for a model that CFR Refine gave."""
+    if model.refinement is not None:
         raise LoraSetError("erasure starts from the original model: connect the MODEL from before CFR Refine")
 
 
 def fused_model(
-    model,
+    model: Weights,
+    text: Text | None,
+    progress: Progress,
     loras: LoraSet,
     refinement: Refinement | None,
     prior: Prior | None,
-    clip,
     method: str,
     strengths: str,
     weights: tuple[str, str, str],
     pull: str,
-):
-    """(the fused MODEL, lines for the artist, [target, strength] of every concept).
+) -> tuple[Weights, list[str], list]:
+    """(the fused model, lines for the artist, [target, strength] of every concept).
 
-    weights: lambda2, lambda3 and mu as the artist wrote them.
+    text: None where none is at hand.  weights: lambda2, lambda3 and mu as the artist wrote them.
     """
     check_base(model)
-    keys = cross_attention_keys(model)
+    keys = model.tokens()
     lines: list[str] = []
-    parts = gather(loras, refinement, clip, lines)
+    parts = gather(loras, refinement, text, lines, progress)
     if method == NAIVE:
         chosen, about = None, ["naive sum: lambda2, lambda3, mu and pull play no part"]
     else:
         chosen, about = choose_weights(parts.recipe, *weights, pull)
     counts = bool(parts.recipe.weights.lambda1 or chosen is not None and chosen.lambda2)
-    prior = choose_prior(parts, prior, clip, counts, lines)
+    prior = choose_prior(parts, prior, text, counts, lines, progress)
     if chosen is not None:
         if chosen.lambda2 and (prior is None or prior.mean is None):
             lines.append("lambda2 has no effect: there is no prior with captions")
@@ -211,31 +208,29 @@ def fused_model(
     if parts.recipe.strength < 1:
         lines.append(f"all times CFR Refine's strength, {parts.recipe.strength:g}")
     if not any(scaled):
-        return model.clone(), [*lines, "all strengths are 0: the model is as it was"], listed
+        same, _ = model.edited(Edit(), progress.begin(0))
+        return same, [*lines, "all strengths are 0: the model is as it was"], listed
     moments = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
     how = parts.recipe.weights
-    given = (*moments, scaled, model.load_device, reading(ModelWeights(model), how.metric))
+    given = (*moments, scaled, model.device, reading(model, how.metric))
     if method == NAIVE:
         fusion = naive(parts.loras, solve_refinement(parts.moments, how, *given), scaled)
     else:
         fusion = fuse(parts.moments, parts.loras, how, chosen, *given)
-    refined = set(cross_attention_keys(model, parts.recipe.projections))
+    refined = set(model.tokens(parts.recipe.projections))
     touched = [key for key in keys if key in refined or key in fusion]
-    port = pooled_key(model) if parts.recipe.pooled else None
-    if port:
+    ports = model.pooled if parts.recipe.pooled else ()
+    if ports:
         # No LoRA reads the pooled text, so that its fusion is its refinement.
-        pooled = solve_pooled(ModelWeights(model), port, parts.moments, how, prior, scaled)
-        touched.append(port)
-    progress = ProgressBar(len(touched))
+        pooled = solve_pooled(model, ports[0], parts.moments, how, prior, scaled)
+        touched += ports
 
     def change(key: str, weight: Tensor) -> Tensor:
-        return pooled_weight_delta(weight, pooled) if key == port else fusion.delta(key, weight, key in refined)
+        return pooled_weight_delta(weight, pooled) if key in ports else fusion.delta(key, weight, key in refined)
 
-    fused = patched(model, touched, change, 1.0, progress.update)
-    record = stage_record(parts, prior, method, own, chosen)
-    fused.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
-    note = fp8_note(fused, touched)
-    return fused, [*lines, f"{len(touched)} matrices", *([note] if note else [])], listed
+    edit = Edit(tuple(touched), change, record=stage_record(parts, prior, method, own, chosen))
+    fused, notes = model.edited(edit, progress.begin(len(touched)))
+    return fused, [*lines, f"{len(touched)} matrices", *notes], listed
 
 
 def stage_record(
