@@ -56,7 +56,7 @@ class Bench:
 
     def options(self, side_by_side):
         """The same for all ways but for the size of the batch."""
-        return self.pack("nodes.stages.training").TrainOptions(
+        return self.pack("mace.pipeline.train_options").TrainOptions(
             steps=self.steps, learning_rate=RATE, rank=1, side_by_side=side_by_side, again=True
         )
 

@@ -168,7 +168,7 @@ def test_what_stands_between_refinement_and_training_counts(comfy_host, demo, pa
     train(comfy_host, clip, between(refined, 0.01), parts[2])
     assert untrained == [2]
     trainer = comfy_host.module("nodes.stages.training").Trainer
-    options = comfy_host.module("nodes.stages.training").TrainOptions()
+    options = comfy_host.module("mace.pipeline.train_options").TrainOptions()
     masks = torch.ones(2, 64, 64)
 
     def key_of(chosen):

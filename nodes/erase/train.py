@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 from ...mace.formats.lora_layouts import to_comfyui
 from ...mace.method.loss import LOSSES
 from ...mace.method.schedule import Cfis, Uniform
+from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO, MOST_RATE, read_number
 from ...mace.presets.presets import PRESETS
 from ..host.lora_files import slug
@@ -13,7 +14,6 @@ from ..lists import all_masks, joined_images, takes_lists
 from ..schema import ERASE, ImagesType, LorasType
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
-from ..stages.train_options import TrainOptions
 
 
 class TrainErasureLora(io.ComfyNode):

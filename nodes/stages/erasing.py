@@ -12,6 +12,7 @@ from ...mace.method.refine import ALIKE, Refinement
 from ...mace.pipeline.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read
 from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
+from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
 from ...mace.presets.leaning import holding, leaning
 from ...mace.presets.presets import PRESETS, Preset
@@ -26,7 +27,6 @@ from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import make_images, undrawn
 from .mask_making import ATTENTION, make_masks
 from .train import train_loras
-from .train_options import TrainOptions
 
 # The host's usual sampling, as its own txt2img template has it.
 SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}

@@ -8,10 +8,10 @@ from torch import Tensor
 from ...mace.concepts.concept import normalised
 from ...mace.concepts.images import ConceptImages
 from ...mace.formats.lora_set import LoraSet, recipe_of
+from ...mace.pipeline.train_options import TrainOptions
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import REFINEMENT
 from ..host.progress import LossProgress
-from .train_options import TrainOptions
 from .training import Trainer, Work
 
 

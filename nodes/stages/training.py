@@ -15,6 +15,7 @@ from ...mace.method.prior import PROBE_TOLERANCE, probe_distance
 from ...mace.method.refine import Refinement
 from ...mace.method.train import Example, TrainSettings, TrainState, draws, initial, train
 from ...mace.pipeline.refine import reading
+from ...mace.pipeline.train_options import TrainOptions
 from ..host.kept import lora_store
 from ..host.kept.content import base_of, content_sha256, training_key
 from ..host.kept.store import ContentStore
@@ -27,7 +28,6 @@ from ..host.model.unet import cross_attention_keys
 from ..host.pipeline import ModelWeights
 from ..host.progress import duration, send_text
 from ..host.text import TextEncoder
-from .train_options import TrainOptions
 
 LORA_STORE_BYTES = 512 << 20
 MOST_SIDE_BY_SIDE = 32

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from ...mace.method.loss import SQUARED
-from ...mace.method.schedule import Cfis, Timesteps
-from ...mace.method.train import TrainSettings
-from ...mace.presets.table10 import LoraRow, auto_lora
+from ..method.loss import SQUARED
+from ..method.schedule import Cfis, Timesteps
+from ..method.train import TrainSettings
+from ..presets.table10 import LoraRow, auto_lora
 
 
 @dataclass(frozen=True)
