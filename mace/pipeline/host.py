@@ -128,6 +128,48 @@ class Weights(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """Who says what a picture shows.
+
+    kind: one of those of `evaluation`.  name: for the results.
+    """
+
+    kind: str
+    name: str
+
+    def choose_among(self, names: Sequence[str]) -> None:
+        """What will be asked for. Raises ValueError for names that the judge does not know."""
+        ...
+
+    def answers(self, seen: Sequence[dict], labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(whether each picture's label is the first choice, its probability), [n] each. Not asked of NudeNet."""
+        ...
+
+    def scores(self, seen: Sequence[dict], prompts: Sequence[str]) -> Tensor:
+        """The CLIP score of each picture with its prompt, [n]. Asked of CLIP alone."""
+        ...
+
+    def release(self) -> None:
+        """Leave the device."""
+        ...
+
+
+class Draws(Protocol):
+    """The pictures of one model, for prompts and seeds of the noise, as a judge sees them.
+
+    key: by content, of the model and all that its pictures depend on.  drawn: how many were drawn so far, and not kept
+    from before.
+    """
+
+    key: str
+    drawn: int
+
+    def look(self, asked: Sequence[tuple[str, int]], shown: set[int]) -> tuple[list[dict], dict[int, Tensor]]:
+        """What the judge saw in the picture of each (prompt, seed); and the pictures uint8 [H, W, 3] of the places in
+        `shown`."""
+        ...
+
+
 class Progress(Protocol):
     """Where a run tells how far it is."""
 

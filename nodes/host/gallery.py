@@ -1,7 +1,7 @@
 """Pictures for an evaluation, and what a judge saw in them: both kept by content, so that only what is new is drawn."""
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import comfy.sample
 import torch
@@ -11,7 +11,7 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
-from .any_text import AnyText
+from .any_text import AnyText, text_to_draw_with
 from .kept.content import content_sha256, model_sha256, module_sha256
 from .kept.store import ContentStore
 from .progress import send_text
@@ -167,6 +167,25 @@ class Gallery:
         preview = None if self.judge is None else ("JPEG", _strip(pictures), None)
         self.progress.update_absolute(end, preview=preview)
         return pictures
+
+
+def galleries(
+    models: Mapping[str, object], clip, vae, judge, asked: Sequence[Asked], settings: dict, batch: int
+) -> dict[str, Gallery]:
+    """A Gallery of each MODEL, by name, for what is asked of every one; arguments as in `Gallery`.
+
+    Raises ValueError for a prompt that is too long and a text encoder that is not the models'.
+    """
+    encoder = text_to_draw_with(clip, *models.values())
+    for model in models.values():
+        encoder.check_width(model)
+    for prompt in dict.fromkeys(prompt for prompt, _ in asked):
+        encoder.check_length(prompt)
+    progress, prompts = ProgressBar(len(models) * len(asked) * settings["steps"]), Prompts(encoder)
+    return {
+        name: Gallery(model, prompts, vae, judge, settings, batch, progress, f"{name} model")
+        for name, model in models.items()
+    }
 
 
 def _strip(pictures: Sequence[Tensor]) -> Image.Image:

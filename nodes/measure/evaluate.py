@@ -7,12 +7,13 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ...mace.concepts.subjects import parse_names, parse_synonyms, parse_templates, subjects
+from ...mace.pipeline.evaluation import BASE, CLASSIFIER, CLIP, ERASED_MODEL, NUDENET, Plan, evaluate
 from ..host import files
-from ..host.judges.judge_files import CLASSIFIER, CLIP, KINDS, NUDENET, file_error, file_stamps, judge_files
+from ..host.gallery import galleries
+from ..host.judges.judge_files import KINDS, file_error, file_stamps, judge_files
 from ..host.judges.judges import judge_of
 from ..host.model.family import sized
 from ..schema import MEASURE, ConceptsType, side_inputs
-from ..stages.evaluation import ERASED_MODEL, Plan, evaluate
 from .evaluation_report import contact_sheet, table_text
 
 
@@ -173,7 +174,9 @@ class EvaluateErasure(io.ComfyNode):
         width, height = sized(model, settings["width"], settings["height"])
         settings = {**settings, "width": width, "height": height}
         chosen = judge_of(judge, judge_file)
-        found = evaluate(model, erased_model, clip, vae, plan, chosen, settings, batch_size, threshold)
+        models = {BASE: model, ERASED_MODEL: erased_model}
+        shown = galleries(models, clip, vae, chosen, plan.asked, settings, batch_size)
+        found = evaluate(shown, plan, chosen, settings, threshold)
         text = table_text(found)
         top = found.results.get("top-1", {})
         numbers = [top.get(name, {}).get(ERASED_MODEL, {}).get("value") for name in ("Acc_e", "Acc_s", "Acc_g", "H")]

@@ -5,8 +5,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..host.judges.judge_files import NUDENET
-from ..stages.evaluation import BASE, ERASED_MODEL, SHEET_ROWS, Evaluation
+from ...mace.pipeline.evaluation import BASE, ERASED_MODEL, NUDENET, SHEET_ROWS, Evaluation
 
 # Pictures on the sheet, in pixels: small ones are enlarged and large ones shrunk to this height.
 HEIGHT, GAP, MARGIN, LABEL, HEAD = 128, 4, 16, 16, 15

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from ....mace.pipeline.evaluation import CLASSIFIER, CLIP, NUDENET
 from .. import files
 from ..folders import entries, file_names, folders_of, path_of
 
-CLIP, NUDENET, CLASSIFIER = "CLIP", "NudeNet", "classifier file"
 KINDS = (CLIP, NUDENET, CLASSIFIER)
 CLIP_FOLDERS = "clip_vision"
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from ....mace.concepts.concept import normalised
 from ....mace.measure.judge import SIZE, Judge
 from ....mace.method.tokens import fill
+from ....mace.pipeline.evaluation import CLASSIFIER, CLIP, NUDENET
 from ..kept.content import content_sha256
 from ..networks import Held, Network
-from .judge_files import CLASSIFIER, CLIP, NUDENET, file_error, judge_path, stamps
+from .judge_files import file_error, judge_path, stamps
 
 CANDIDATE = "a photo of {}"
 TEXTS = 64

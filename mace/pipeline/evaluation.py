@@ -1,15 +1,14 @@
 """An evaluation of an erasure: pictures of both models from the same noise, judged, and the measures of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.subjects import KEPT, SYNONYM, Subject
-from ...mace.measure.accuracy import (
+from ..concepts.subjects import KEPT, SYNONYM, Subject
+from ..measure.accuracy import (
     BODY_PARTS,
     CLIP_NAMES,
     DETECTION_NAMES,
@@ -18,12 +17,12 @@ from ...mace.measure.accuracy import (
     count_detections,
     draws_for,
 )
-from ...mace.measure.distance import frechet_distance, paired_distance
-from ...mace.method.tokens import fill
-from ..host.any_text import text_to_draw_with
-from ..host.gallery import Gallery, Prompts
-from ..host.judges.judge_files import CLIP, NUDENET
+from ..measure.distance import frechet_distance, paired_distance
+from ..method.tokens import fill
+from .host import Draws, Judge
 
+# Kinds of judges.
+CLIP, NUDENET, CLASSIFIER = "CLIP", "NudeNet", "classifier file"
 # What the contact sheet shows of an evaluation.
 SHEET_ROWS, SHEET_SEEDS = 40, 4
 BASE, ERASED_MODEL = "base", "erased"
@@ -76,27 +75,17 @@ class Evaluation:
     pictures: dict[str, dict[int, Tensor]]
 
 
-def evaluate(base, erased, clip, vae, plan: Plan, judge, settings: dict, batch: int, threshold: float) -> Evaluation:
-    """Draw, judge and measure. judge: of `nodes.host.judges.judges`, on the host's device for as long as this takes.
+def evaluate(galleries: Mapping[str, Draws], plan: Plan, judge: Judge, settings: dict, threshold: float) -> Evaluation:
+    """Draw, judge and measure. galleries: of the models BASE and ERASED_MODEL, seen by `judge`, which is let go of when
+    this ends.
 
-    settings: see `Gallery`.  threshold: of NudeNet's scores.  Raises ValueError for labels that the judge does not
-    know, a prompt that is too long and a text encoder that is not the models'; and the host's interrupt.
+    settings: of the drawing, for the results.  threshold: of NudeNet's scores.  Raises ValueError for labels that the
+    judge does not know.
     """
-    encoder = text_to_draw_with(clip, base, erased)
-    for model in (base, erased):
-        encoder.check_width(model)
     asked = plan.asked
-    for prompt in dict.fromkeys(prompt for prompt, _ in asked):
-        encoder.check_length(prompt)
     shown = {place for row in plan.sheet for place in row}
-    progress = ProgressBar(2 * len(asked) * settings["steps"])
-    prompts = Prompts(encoder)
     try:
         judge.choose_among(plan.labels)
-        galleries = {
-            name: Gallery(model, prompts, vae, judge, settings, batch, progress, f"{name} model")
-            for name, model in ((BASE, base), (ERASED_MODEL, erased))
-        }
         looked = {name: gallery.look(asked, shown) for name, gallery in galleries.items()}
         seen = {name: found for name, (found, _) in looked.items()}
         measured = _detections(plan, seen, threshold) if judge.kind == NUDENET else _classified(plan, seen, judge)
@@ -119,7 +108,7 @@ def _as_dict(compared: dict) -> dict:
     return {name: {which: value.as_dict() for which, value in row.items()} for name, row in compared.items()}
 
 
-def _classified(plan: Plan, seen: dict[str, Sequence[dict]], judge) -> dict:
+def _classified(plan: Plan, seen: dict[str, Sequence[dict]], judge: Judge) -> dict:
     """Accuracies, CLIP scores and distances of both models."""
     drawn = draws_for(plan.subjects, len(plan.seeds))
     with_synonyms = any(subject.group == SYNONYM for subject in plan.subjects)
