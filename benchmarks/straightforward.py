@@ -77,32 +77,30 @@ class Merged(torch.nn.Module):
     def __init__(self, pack, copy):
         super().__init__()
         self.network = copy.model
-        self.copy, self.host_forward = copy, pack("nodes.host.model.forward")
+        self.model = pack("nodes.host.model.forward").ModelDenoiser(copy)
         self.grid_mask = pack("mace.method.loss").grid_mask
-        self.noisy = pack("nodes.host.model.predict").noisy
         state = dict(copy.model.named_parameters())
         self.weights = {key: state[key] for key in pack("nodes.host.model.unet").cross_attention_keys(copy)}
 
-    def forward(self, batch):
+    def forward(self, x, sigmas, context):
         """[(maps [1, heads, pixels, tokens], (height, width))], one a layer."""
         maps = []
 
-        def attend(q, k, v, options):
-            q, k, v = (x.unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
+        def attend(layer, at):
+            q, k, v = (part.unflatten(-1, (at.heads, -1)).transpose(1, 2) for part in (at.q, at.k, at.v))
             attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
-            maps.append((attention, options["activations_shape"][-2:]))
+            maps.append((attention, at.grid))
             return (attention @ v).transpose(1, 2).flatten(2)
 
-        self.host_forward.patched_forward(self.copy, batch, lambda where, chained: attend)
+        self.model.predict(x, sigmas, context, None, attend)
         return maps
 
     def loss(self, draw, latent, context, lora, positions, mask):
         """Eq. 3 of one draw."""
-        x, sigmas = self.noisy(self.copy, latent, draw.noise[None], [draw.timestep])
-        batch = self.host_forward.Batch(x, sigmas, context, None, None)
+        x, sigmas = self.model.noisy(latent, draw.noise[None], [draw.timestep])
         weights = {f"network.{key}": self.weights[key] + up @ down for key, (up, down) in lora.items()}
         total = torch.zeros(())
-        for maps, (height, width) in torch.func.functional_call(self, weights, (batch,)):
+        for maps, (height, width) in torch.func.functional_call(self, weights, (x, sigmas, context)):
             grid = self.grid_mask(mask[None], height, width)[0]
             for token in positions:
                 total = total + (maps[0, :, :, token] * grid).square().sum()

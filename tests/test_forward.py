@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from mace.pipeline.attention_loss import Batch, losses
 from tests.kept import kept_bytes
 from tests.test_refine_node import concepts, refine
 
@@ -34,7 +35,12 @@ def batch_of(forward, host, clip, chosen=(0, 1, 2)):
         contexts = torch.cat([host.encode(clip, prompt)[0][0] for prompt in PROMPTS])
     pick = list(chosen)
     sigmas = torch.tensor([1.0, 3.0, 0.5])
-    return forward.Batch(latents[pick], sigmas[pick], contexts.clone()[pick], tokens[pick], masks[pick])
+    return Batch(latents[pick], sigmas[pick], contexts.clone()[pick], tokens[pick], masks[pick])
+
+
+def losses_of(forward, model, batch, stacked):
+    """Eq. 3's losses of a batch through a MODEL. forward: the host's module."""
+    return losses(forward.ModelDenoiser(model), batch, stacked, FORM)
 
 
 def stack_of(model, keys, chosen=(0, 1, 2), rank=2, scale=3.0):
@@ -71,16 +77,16 @@ def test_each_sample_has_its_own_lora(comfy_host, demo, forward, keys):
     model, clip, _ = demo
     stacked = stack_of(model, keys)
     with forward.trainable_copy(model) as copy:
-        together = forward.losses(copy, batch_of(forward, comfy_host, clip), stacked, FORM).detach()
+        together = losses_of(forward, copy, batch_of(forward, comfy_host, clip), stacked).detach()
     nothing = {key: (torch.zeros(1, up.shape[1], 1), torch.zeros(1, 1, 768)) for key, (up, _) in stacked.items()}
     for c in (0, 2):
         merged = model.clone()
         merged.add_patches({key: ("diff", (up[c] @ down[c],)) for key, (up, down) in stacked.items()})
         with forward.trainable_copy(merged) as copy:
-            alone = forward.losses(copy, batch_of(forward, comfy_host, clip, [c]), nothing, FORM).detach()
+            alone = losses_of(forward, copy, batch_of(forward, comfy_host, clip, [c]), nothing).detach()
         torch.testing.assert_close(together[c : c + 1], alone, rtol=2e-4, atol=0)
     with forward.trainable_copy(model) as copy:
-        plain = forward.losses(copy, batch_of(forward, comfy_host, clip), {}, FORM).detach()
+        plain = losses_of(forward, copy, batch_of(forward, comfy_host, clip), {}).detach()
     assert not torch.allclose(plain, together, rtol=1e-2)
 
 
@@ -92,7 +98,7 @@ def test_gradient_is_that_of_finite_differences(comfy_host, demo, forward, keys)
         batch = batch_of(forward, comfy_host, clip)
 
         def total(loras):
-            return forward.losses(copy, batch, loras, FORM).double().sum()
+            return losses_of(forward, copy, batch, loras).double().sum()
 
         total(stacked).backward()
         generator = torch.Generator().manual_seed(2)
@@ -119,7 +125,7 @@ def test_one_concepts_loss_does_not_see_the_others(comfy_host, demo, forward, ke
     model, clip, _ = demo
     stacked = {k: tuple(p.requires_grad_(True) for p in v) for k, v in stack_of(model, keys).items()}
     with forward.trainable_copy(model) as copy:
-        forward.losses(copy, batch_of(forward, comfy_host, clip), stacked, FORM)[1].backward()
+        losses_of(forward, copy, batch_of(forward, comfy_host, clip), stacked)[1].backward()
     for up, down in stacked.values():
         for p in (up, down):
             assert torch.equal(gradient(p)[0], torch.zeros_like(p[0]))
@@ -140,7 +146,7 @@ def test_saving_memory_changes_nothing(comfy_host, demo, forward, keys):
             out = {}
 
             def step(stacked=stacked, out=out):
-                out["loss"] = forward.losses(copy, batch, stacked, FORM)
+                out["loss"] = losses_of(forward, copy, batch, stacked)
                 out["loss"].sum().backward()
 
             with mode:
@@ -164,9 +170,9 @@ def test_another_packs_patch_is_chained(comfy_host, demo, forward, keys):
     patched = model.clone()
     patched.set_model_attn2_replace(theirs, "middle", 0)
     with forward.trainable_copy(model) as copy:
-        plain = forward.losses(copy, batch_of(forward, comfy_host, clip), stack_of(model, keys), FORM).detach()
+        plain = losses_of(forward, copy, batch_of(forward, comfy_host, clip), stack_of(model, keys)).detach()
     with forward.trainable_copy(patched) as copy:
-        chained = forward.losses(copy, batch_of(forward, comfy_host, clip), stack_of(model, keys), FORM).detach()
+        chained = losses_of(forward, copy, batch_of(forward, comfy_host, clip), stack_of(model, keys)).detach()
     # The samples are at three sigmas, and other packs look at the first one's.
     assert seen == [("middle", 0)] * 3
     torch.testing.assert_close(chained, plain, rtol=1e-4, atol=0)
@@ -179,10 +185,10 @@ def test_the_refined_model_is_what_is_trained_on_and_the_host_stays_as_it_was(co
     refined = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"))[0]
     before = comfy_host.sample(refined, clip, "a photo of the dog", steps=2)
     with pytest.raises(KeyboardInterrupt), forward.trainable_copy(refined) as copy:
-        inside = forward.losses(copy, batch_of(forward, comfy_host, clip), {}, FORM).detach()
+        inside = losses_of(forward, copy, batch_of(forward, comfy_host, clip), {}).detach()
         raise KeyboardInterrupt
     with forward.trainable_copy(model) as copy:
-        base = forward.losses(copy, batch_of(forward, comfy_host, clip), {}, FORM).detach()
+        base = losses_of(forward, copy, batch_of(forward, comfy_host, clip), {}).detach()
     assert not torch.allclose(inside, base, rtol=1e-3)
     assert not model_management.in_training
     assert torch.equal(comfy_host.sample(refined, clip, "a photo of the dog", steps=2), before)

@@ -10,7 +10,7 @@ import torch
 
 from tests.device import ON_DEVICE
 from tests.stages import images, report, train
-from tests.test_forward import FORM, batch_of, gradient, stack_of
+from tests.test_forward import batch_of, gradient, losses_of, stack_of
 from tests.test_refine_node import concepts, refine, weights_hash
 
 pytestmark = ON_DEVICE
@@ -34,7 +34,7 @@ def gradients_of(host, model, clip, chosen=(0, 1, 2), upstream=None):
         batch = on_device(batch_of(forward, host, clip, chosen), device)
         scale = precision.LossScale(len(chosen), copied.model.get_dtype_inference(), device)
         while True:
-            found = forward.losses(copied, batch, stacked, FORM)
+            found = losses_of(forward, copied, batch, stacked)
             for pair in stacked.values():
                 for p in pair:
                     p.grad = None
@@ -124,7 +124,7 @@ def test_recomputing_takes_less_and_gives_the_same(gpu_host, gpu_models):
                 for pair in stacked.values():
                     for p in pair:
                         p.grad = None
-                forward.losses(copied, large, stacked, FORM).sum().backward()
+                losses_of(forward, copied, large, stacked).sum().backward()
 
             if saving:
                 with recompute.recomputed_blocks(copied.model):

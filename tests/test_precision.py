@@ -9,6 +9,8 @@ from mace.baselines.fitting import Fit, fit
 from mace.method.loss import token_attention
 from mace.method.precision import BACKOFF, FIRST, LossScale
 from mace.method.train import Example, TrainSettings, draws, gradients, initial, train
+from mace.pipeline.attention_loss import Batch, _Attend
+from mace.pipeline.host import Attention
 
 D, OUT, ROWS = 16, 24, 10
 SHAPES = {"a.to_k": (OUT, D), "b.to_v": (OUT, D)}
@@ -145,21 +147,18 @@ def test_a_first_step_is_seen_in_float32_keys_and_not_in_bf16():
     assert torch.equal(token_attention(q, (k.float() + change).to(BF16), 4), plain)
 
 
-@pytest.mark.host
-def test_the_loss_of_a_bf16_model_sees_the_first_step(comfy_host):
-    """The patch that the training puts into the model, given what a bf16 model gives it."""
-    forward = comfy_host.module("nodes.host.model.forward")
+def test_the_loss_of_a_bf16_model_sees_the_first_step():
+    """What the training attends with, given what a bf16 model gives it."""
     q, k, v = (random(2, n, 64, seed=n).to(BF16) for n in (16, 7, 8))
     v = v[:, :7]
     tokens = torch.tensor([[0.0, 1, 1, 0, 0, 0, 0]] * 2)
-    batch = forward.Batch(torch.zeros(2, 4, 4, 4), torch.ones(2), random(2, 7, D).float(), tokens, torch.ones(2, 8, 8))
-    options = {"n_heads": 4, "activations_shape": [2, 64, 4, 4]}
+    batch = Batch(torch.zeros(2, 4, 4, 4), torch.ones(2), random(2, 7, D).float(), tokens, torch.ones(2, 8, 8))
     up, down = (1e-5 * random(2, 64, 1, seed=3)).float(), random(2, 1, D, seed=4).float()
 
     def loss(sign, *tensors):
-        layer = forward._Layer(batch, {"k": (sign * up, down)}, "squared norm (paper)", None)
-        assert layer(*tensors, options).dtype == tensors[0].dtype
-        return layer.loss.double()
+        attend = _Attend(batch, {"layer": {"k": (sign * up, down)}}, "squared norm (paper)")
+        assert attend("layer", Attention(*tensors, 4, (4, 4))).dtype == tensors[0].dtype
+        return attend.losses["layer"].double()
 
     found = loss(1, q, k, v) - loss(0, q, k, v)
     exact = loss(1, q.double(), k.double(), v.double()) - loss(0, q.double(), k.double(), v.double())

@@ -8,12 +8,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from mace.pipeline.attention_loss import Batch
 from tests.kinds import conditioning, latents, unet
+from tests.test_forward import losses_of
 from tests.test_predict import own_sampling
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("one_thread")]
 
-FORM = "squared norm (paper)"
 SIGMAS = (0.4, 6.0, 0.4)
 
 
@@ -169,7 +170,7 @@ def batch_of(forward, model, rows=(0, 1, 2)):
     masks = torch.zeros(3, 128, 128)
     for place in range(3):
         masks[place, : 32 * (place + 1), :64] = 1
-    whole = forward.Batch(latents(3, 16), torch.tensor(SIGMAS), contexts, tokens, masks)
+    whole = Batch(latents(3, 16), torch.tensor(SIGMAS), contexts, tokens, masks)
     return whole.only(torch.tensor(rows))
 
 
@@ -191,12 +192,12 @@ def test_training_beside_others_is_training_alone(modules, other):
     random = bool(other.model_options["transformer_options"].get("patches", {}).get("attn1_output_patch"))
     with forward.trainable_copy(other) as copy:
         stacked = stack_of(copy, keys)
-        found = forward.losses(copy, batch_of(forward, copy), stacked, FORM)
+        found = losses_of(forward, copy, batch_of(forward, copy), stacked)
         found.sum().backward()
         assert found.shape == (3,) and torch.isfinite(found).all()
         for c in (0, 1):
             own = stack_of(copy, keys, (c,))
-            alone = forward.losses(copy, batch_of(forward, copy, (c,)), own, FORM)
+            alone = losses_of(forward, copy, batch_of(forward, copy, (c,)), own)
             alone.sum().backward()
             if random:
                 continue
@@ -217,7 +218,7 @@ def test_recomputed_blocks_have_the_same_gradients(modules, other):
             stacked = stack_of(copy, keys)
             torch.manual_seed(3)
             with around:
-                forward.losses(copy, batch_of(forward, copy), stacked, FORM).sum().backward()
+                losses_of(forward, copy, batch_of(forward, copy), stacked).sum().backward()
             gradients.append([part.grad for pair in stacked.values() for part in pair if part.grad is not None])
     assert gradients[0]
     for one, two in zip(*gradients, strict=True):

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from devtools import random_models
+from mace.pipeline.attention_loss import Batch
 from tests.kept import kept_bytes
 from tests.kinds import conditioning, latents, unet
+from tests.test_forward import losses_of
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("one_thread")]
 
-FORM = "squared norm (paper)"
 META = torch.device("meta")
 
 
@@ -60,7 +61,7 @@ def batch_of(forward, model, count, side):
     masks = torch.ones(count, side * 8, side * 8)
     masks[:, : side * 4] = 0
     sigmas = torch.linspace(1, 2, count, device=device)
-    return forward.Batch(latents(count, side).to(device), sigmas, contexts.to(device), tokens, masks, pooled)
+    return Batch(latents(count, side).to(device), sigmas, contexts.to(device), tokens, masks, pooled)
 
 
 @pytest.mark.parametrize(("kind", "side"), [("sd15", 64), ("sdxl", 128)])
@@ -72,7 +73,7 @@ def test_a_full_sized_step_keeps_a_quarter_at_most(comfy_host, modules, kind, si
     batch, found = batch_of(forward, model, 1, side), []
 
     def step():
-        losses = forward.losses(model, batch, stacked, FORM)
+        losses = losses_of(forward, model, batch, stacked)
         assert losses.shape == (1,) and losses.is_meta
         losses.sum().backward()
 
@@ -102,7 +103,7 @@ def one_step(modules, model, saving, patch=None):
         stacked = stack_of(copy, modules["unet"].cross_attention_keys(copy), 2, 2, scale=1.0)
         batch = batch_of(forward, copy, 2, 8)
         with recompute.recomputed_blocks(copy.model) if saving else nullcontext():
-            losses = forward.losses(copy, batch, stacked, FORM)
+            losses = losses_of(forward, copy, batch, stacked)
             losses.sum().backward()
         assert not any("forward" in vars(module) for module in copy.model.modules())
     return losses.detach(), {key: [p.grad for p in pair] for key, pair in stacked.items()}
@@ -168,6 +169,6 @@ def test_without_a_gradient_nothing_is_recomputed(modules, sdxl):
     patched.set_model_attn1_patch(lambda q, k, v, options: calls.append(1) or (q, k, v))
     forward = modules["forward"]
     with forward.trainable_copy(patched) as copy, modules["recompute"].recomputed_blocks(copy.model), torch.no_grad():
-        losses = forward.losses(copy, batch_of(forward, copy, 1, 8), {}, FORM)
+        losses = losses_of(forward, copy, batch_of(forward, copy, 1, 8), {})
     keys = modules["unet"].cross_attention_keys(sdxl)
     assert not losses.requires_grad and len(calls) == len(keys) // 2

@@ -268,7 +268,7 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy
 
 def counting(host, monkeypatch, fits):
     """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
-    module, training = host.module("nodes.host.model.material"), host.module("nodes.stages.training")
+    module, training = host.module("mace.pipeline.material"), host.module("nodes.stages.training")
     tried, recomputed, losses, blocks = [], [False], module.losses, training.recomputed_blocks
 
     @contextmanager

@@ -12,6 +12,7 @@ from ..method.moments import ConceptMoments
 from ..method.refine import Refinement
 from ..method.span import RowMoments
 from ..method.sums import Moments
+from ..method.tokens import Pairing
 
 
 class Text(Protocol):
@@ -65,6 +66,29 @@ class Text(Protocol):
 
     def gather(self, moments: Iterable[ConceptMoments | RowMoments]) -> Moments:
         """A list's moments, in memory or where there is room for them."""
+        ...
+
+
+class Embeddings(Text, Protocol):
+    """A text whose rows are the text encoder's own embeddings, one a token, as training needs it."""
+
+    # Rows of every prompt, start, end and padding included.
+    window: int
+
+    def pair(self, template: str, target: str, mapping: str) -> Pairing:
+        """See `mace.method.tokens.pair`."""
+        ...
+
+    def length(self, prompt: str) -> int:
+        """The number of the prompt's tokens, start and end not counted."""
+        ...
+
+    def encoded(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings [P, N, d] of a batch of prompts (see `batches`), float32, of which the last ones are kept."""
+        ...
+
+    def pooled(self, prompts: Sequence[str]) -> Tensor:
+        """The pooled vectors of prompts, [P, c] float32."""
         ...
 
 
@@ -125,6 +149,48 @@ class Weights(Protocol):
 
     def edited(self, edit: Edit, step: Callable[[int], None]) -> tuple["Weights", list[str]]:
         """(a model with the edit, lines for the artist); this one stays as it is. step(1): after each weight."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One cross-attention of a forward pass, before it is computed.
+
+    q [B, pixels, heads * c], k and v [B, N, heads * c].  grid: (height, width) of the pixels.  others: what somebody
+    else makes of keys and values here, None where the model's own attention is as it was.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    heads: int
+    grid: tuple[int, int]
+    others: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+# (layer, its attention) -> what comes of it, as q. layer: the start of its projections' keys, up to ".to_k".
+Attend = Callable[[str, Attention], Tensor]
+
+
+class Denoiser(Protocol):
+    """A model that predicts pictures from noisy ones, under autograd where that is on."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        ...
+
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(x_t [B, ch, h, w], sigmas [B]) of latents in the VAE's scale at timesteps of 0..999."""
+        ...
+
+    def together(self, sigmas: Tensor) -> list[Tensor]:
+        """Which of the samples at sigmas [B] can be computed in one call: row numbers."""
+        ...
+
+    def predict(self, x: Tensor, sigmas: Tensor, contexts: Tensor, pooled: Tensor | None, attend: Attend) -> Tensor:
+        """x_0 of samples of one call, from x at sigmas [B]. contexts: embeddings [B, N, d].  pooled: [B, c], None where
+        none is read.  attend: computes every cross-attention."""
         ...
 
 

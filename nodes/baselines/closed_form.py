@@ -8,10 +8,11 @@ from comfy_api.latest import io
 from ...mace.concepts.concept import TYPES, Concept, normalised, parse_concepts, phrases_by_key
 from ...mace.concepts.lists import RETENTION
 from ...mace.concepts.text import TextError
+from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.prior import keepers
 from ..host import files
 from ..host.model.unet import PROJECTIONS
-from ..host.text import TextEncoder, chunks
+from ..host.text import TextEncoder
 
 BY_TYPE, MAPPINGS, NOTHING = "by type", "mappings", "nothing"
 

@@ -9,7 +9,8 @@ from ...mace.baselines.parts import cross_attention, keys_and_values, whole
 from ...mace.method.loss import SQUARED, spread_over
 from ...mace.method.schedule import Uniform
 from ...mace.method.tokens import fill
-from ..host.model.forward import Batch, losses
+from ...mace.pipeline.attention_loss import Batch, losses
+from ..host.model.forward import ModelDenoiser
 from ..host.model.predict import noisy
 from ..host.text import TextEncoder
 from ..schema import COMPARE, ImagesType
@@ -102,7 +103,7 @@ class BaselineFMN(io.ComfyNode):
                 # Nothing is masked: one cell covers the image.
                 everywhere = torch.ones(batch, 1, 1)
                 drawn = Batch(x, sigmas, trainee.contexts[rows], tokens[rows], everywhere, pooled)
-                return trainee.edited(lambda: losses(copy, drawn, {}, SQUARED)).mean()
+                return trainee.edited(lambda: losses(ModelDenoiser(copy), drawn, {}, SQUARED)).mean()
 
             return loss_of
 

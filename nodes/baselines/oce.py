@@ -19,6 +19,7 @@ from ...mace.baselines.oce import (
 from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import Gram, working_device
 from ...mace.method.tokens import fill
+from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.prior import BUILT_IN, CaptionSource, draw_captions, literal
 from ...mace.pipeline.store import LastResult
 from ...mace.pipeline.written import AUTO, read_weights
@@ -26,7 +27,7 @@ from ..host import files
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.pipeline import captions_of
-from ..host.text import TextEncoder, chunks
+from ..host.text import TextEncoder
 from ..schema import COMPARE, ConceptsType
 from .closed_form import checked_preserve, kept_inputs, kept_phrases, last_tokens, projections_input
 

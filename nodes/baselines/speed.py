@@ -20,9 +20,10 @@ from ...mace.baselines.speed import (
 from ...mace.concepts.captions import leave_out
 from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import concept_moments, working_device
+from ...mace.pipeline.batches import chunks
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
-from ..host.text import TextEncoder, chunks
+from ..host.text import TextEncoder
 from ..schema import COMPARE, ConceptsType
 from .closed_form import (
     BY_TYPE,

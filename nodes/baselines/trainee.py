@@ -13,12 +13,13 @@ from ...mace.baselines.fitting import Fit, fit
 from ...mace.baselines.parts import Part
 from ...mace.concepts.concept import Concept
 from ...mace.formats.provenance import concept_record
+from ...mace.pipeline.batches import chunks
 from ..host.model.forward import trainable_copy
 from ..host.model.fp8 import FP8, fp8_note
 from ..host.model.predict import predict, sigmas_at
 from ..host.model.unet import ATTACHMENT, BASE, REFINED, REFINEMENT, add_changes, is_quantised
 from ..host.progress import LossProgress, listed
-from ..host.text import TextEncoder, chunks
+from ..host.text import TextEncoder
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from ...mace.baselines.uce import UceWeights, edited_tokens, uce
 from ...mace.formats.provenance import concept_record
 from ...mace.method.moments import concept_moments
 from ...mace.method.refine import weight_delta
+from ...mace.pipeline.batches import chunks
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
-from ..host.text import TextEncoder, chunks
+from ..host.text import TextEncoder
 from ..schema import COMPARE, ConceptsType
 from .closed_form import BY_TYPE, MAPPINGS, NOTHING, checked_preserve, destination_of, kept_inputs, kept_phrases
 

@@ -21,13 +21,14 @@ from ...mace.method.ports import read_features
 from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS
 from ...mace.method.span import WIDE, RowMoments, row_moments
 from ...mace.method.tokens import Pairing, PairingError, fill, pair_located
+from ...mace.pipeline.batches import chunks
 from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, MomentStore
 from .model.ports import SmallRuns
 from .port_layout import as_rows, find_layout, hidden_rows
 from .port_rows import PROBE, PROBED, Rows, Section, find_blocks
 from .prompts import tokens_of
-from .text import CHANGES_IN_SAMPLING, chunks, fits_at_once, tokenizer_options
+from .text import CHANGES_IN_SAMPLING, fits_at_once, tokenizer_options
 
 # Of prompts' conditioning that waits for the model at once, and of features that are likely to be asked for again.
 WAITING_BYTES, CACHE_BYTES = 2**28, 2**28

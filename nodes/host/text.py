@@ -14,13 +14,13 @@ from ...mace.concepts.text import check_characters
 from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
 from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
+from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.store import LastResult
 from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
 from .model.unet import cross_attention_keys, pooled_key
 from .prompts import check_prompt, parts_of, tokens_of
 
-BATCH = 16
 MAPPING_CACHE = 256
 # The encoder whose pooled text models read besides the tokens (CLIP-G: SDXL and its kin).
 POOLING = "g"
@@ -325,9 +325,3 @@ def token_name(token) -> Hashable:
 def _keep(key: tuple, value: torch.Tensor) -> None:
     own = value.to("cpu", copy=True)
     _embeddings.put(key, own, own.numel() * own.element_size())
-
-
-def chunks(items: Sequence) -> Iterator[list]:
-    """The items in batches of BATCH."""
-    for start in range(0, len(items), BATCH):
-        yield list(items[start : start + BATCH])

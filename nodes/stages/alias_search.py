@@ -16,12 +16,13 @@ from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.subjects import parse_names
 from ...mace.method.tokens import fill
 from ...mace.method.train import stream
+from ...mace.pipeline.batches import chunks
 from ..host.any_text import AnyText, text_to_draw_with
 from ..host.gallery import BLOCK, Prompts
 from ..host.model.predict import noisy, predict, predict_given
 from ..host.networks import in_batches
 from ..host.progress import send_text
-from ..host.text import TextEncoder, chunks
+from ..host.text import TextEncoder
 
 # Where the outline of a thing is decided: with less noise any words do, with more none help.
 TIMESTEPS = (300, 500, 700)

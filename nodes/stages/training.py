@@ -14,14 +14,14 @@ from ...mace.formats.lora_set import ErasureLora, refinement_digest
 from ...mace.method.prior import PROBE_TOLERANCE, probe_distance
 from ...mace.method.refine import Refinement
 from ...mace.method.train import Example, TrainSettings, TrainState, draws, initial, train
+from ...mace.pipeline.material import Material, loss_function, material
 from ...mace.pipeline.refine import reading
 from ...mace.pipeline.train_options import TrainOptions
 from ..host.kept import lora_store
 from ..host.kept.content import base_of, content_sha256, training_key
 from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
-from ..host.model.forward import load, trainable_copy
-from ..host.model.material import Material, loss_function, material
+from ..host.model.forward import ModelDenoiser, load, trainable_copy
 from ..host.model.memory import how_many_fit, measure, step_aside
 from ..host.model.recompute import recomputed_blocks
 from ..host.model.unet import cross_attention_keys
@@ -180,7 +180,7 @@ class Trainer:
         example = _example(first, own)
         drawn = next(draws(example, settings))
         stacked = initial([example], self.shapes, settings, dtype=torch.float32, device=copy.load_device)
-        losses_of = loss_function(copy, [own], self.options.form)
+        losses_of = loss_function(ModelDenoiser(copy), [own], self.options.form)
         # Encoding may have brought the text encoder back, and the copy may have made way for it.
         load(copy)
 
@@ -267,7 +267,7 @@ class Trainer:
         trained, history = train(
             [_example(item, own) for item, own in zip(items, materials, strict=True)],
             self.shapes,
-            loss_function(copy, materials, self.options.form),
+            loss_function(ModelDenoiser(copy), materials, self.options.form),
             settings,
             report,
             focus,

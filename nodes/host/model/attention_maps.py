@@ -9,7 +9,8 @@ from torch import Tensor
 from ....mace.masks.maps import average_maps
 from ....mace.method.loss import token_attention, weighted_values
 from ....mace.method.train import stream
-from .forward import Batch, patched_forward
+from ....mace.pipeline.host import Attention
+from .forward import ModelDenoiser
 from .predict import noisy
 
 # Late in sampling things have their place and their outline; where all is noise nothing has.
@@ -18,20 +19,19 @@ MOST_IMAGES = 8
 
 
 class _Watch:
-    """An attn2 replace patch that computes what the host would, and keeps the attention to some tokens."""
+    """Attends as the host would, and keeps the attention to some tokens."""
 
-    def __init__(self, tokens: Tensor, chained):
-        self.tokens, self.chained = tokens, chained
-        self.map: Tensor | None = None
+    def __init__(self, tokens: Tensor):
+        self.tokens = tokens
+        self.maps: list[Tensor] = []
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-        height, width = options["activations_shape"][-2:]
-        attention = token_attention(q, k, options["n_heads"])
+    def __call__(self, layer: str, at: Attention) -> Tensor:
+        attention = token_attention(at.q, at.k, at.heads)
         chosen = (attention * self.tokens.to(attention)[:, None, None, :]).sum(dim=-1)
-        self.map = chosen.mean(dim=1).unflatten(1, (height, width))
-        if self.chained is not None:
-            return self.chained(q, k, v, options)
-        return weighted_values(attention, v).to(q.dtype)
+        self.maps.append(chosen.mean(dim=1).unflatten(1, at.grid))
+        if at.others is not None:
+            return at.others(at.k, at.v)
+        return weighted_values(attention, at.v).to(at.q.dtype)
 
 
 def concept_maps(
@@ -68,7 +68,7 @@ def _maps(model, latents, context, positions, pooled, generator, timesteps) -> T
         model_management.throw_exception_if_processing_interrupted()
         noise = torch.randn(latents.shape, generator=generator).to(device)
         x, sigmas = noisy(model, latents, noise, [timestep] * count)
-        batch = Batch(x, sigmas, contexts, tokens, torch.empty(0), repeated)
-        layers = patched_forward(model, batch, lambda where, chained: _Watch(tokens, chained))
-        total.append(average_maps([layer.map for layer in layers]))
+        watch = _Watch(tokens)
+        ModelDenoiser(model).predict(x, sigmas, contexts, repeated, watch)
+        total.append(average_maps(watch.maps))
     return torch.stack(total).mean(dim=0).cpu()

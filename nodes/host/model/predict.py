@@ -13,6 +13,8 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor
 
+from ....mace.pipeline.attention_loss import in_order
+
 TIMESTEPS = 1000
 # The host takes the ends of its percent for "before all noise" and "after it", whatever the schedule.
 _EDGE = 1e-6
@@ -55,11 +57,6 @@ def together(model, sigmas: Tensor) -> list[Tensor]:
     if not any(others):
         return [torch.arange(len(sigmas), device=sigmas.device)]
     return [(sigmas == one).nonzero()[:, 0] for one in sigmas.unique()]
-
-
-def in_order(parts: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
-    """Results [n, ...] for the samples of `together` as one, in the samples' order."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))[torch.cat(list(rows)).argsort()]
 
 
 @contextmanager

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....mace.concepts.images import ConceptImages
-from ....mace.method.focus import directions, selected_moment
-from ....mace.method.loss import spread_over
-from ....mace.method.tokens import fill
-from ....mace.method.train import Stack
-from ..text import TextEncoder, chunks
-from .forward import Batch, losses
-from .predict import noisy
+from ..concepts.images import ConceptImages
+from ..method.focus import directions, selected_moment
+from ..method.loss import spread_over
+from ..method.tokens import fill
+from ..method.train import Stack
+from .attention_loss import Batch, losses
+from .batches import chunks
+from .host import Denoiser, Embeddings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Material:
     pooled: Tensor | None
 
     def clone(self) -> "Material":
-        """Copies that autograd can take part in: what the host gives are inference tensors."""
+        """Copies that autograd can take part in: what a host gives may be inference tensors."""
         return Material(*(None if t is None else t.to("cpu", torch.float32, copy=True) for t in vars(self).values()))
 
     def directions(self, caption: Tensor, rank: int, device: torch.device, metric: Tensor | None) -> Tensor:
@@ -40,7 +40,7 @@ class Material:
         return directions(moment, weight, caption, rank, device, metric)
 
 
-def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool) -> Material:
+def material(encoder: Embeddings, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool) -> Material:
     """Encode a concept's prompts, its aliases' too, and find its tokens in them."""
     concept = images.concept
     prompts = [fill(template, phrase) for template, phrase in concept.readings]
@@ -55,9 +55,9 @@ def material(encoder: TextEncoder, images: ConceptImages, masks: Tensor, end_of_
     return Material(images.latents, masks, contexts, tokens, own, pooled_text)
 
 
-def loss_function(copy, materials: Sequence[Material], form: str):
+def loss_function(model: Denoiser, materials: Sequence[Material], form: str):
     """Eq. 3's losses of one draw a concept, as `mace.method.train.train` asks for them. form: see `losses`."""
-    device = copy.load_device
+    device = model.device
 
     def losses_of(drawn, stacked: Stack) -> Tensor:
         def gather(name: str, place: str) -> Tensor:
@@ -65,7 +65,7 @@ def loss_function(copy, materials: Sequence[Material], form: str):
             return torch.stack(rows)
 
         noise = torch.stack([d.noise for d in drawn]).to(device)
-        x, sigmas = noisy(copy, gather("latents", "image").to(device), noise, [d.timestep for d in drawn])
+        x, sigmas = model.noisy(gather("latents", "image").to(device), noise, [d.timestep for d in drawn])
         batch = Batch(
             x,
             sigmas,
@@ -74,6 +74,6 @@ def loss_function(copy, materials: Sequence[Material], form: str):
             gather("masks", "image"),
             None if materials[0].pooled is None else gather("pooled", "prompt").to(device),
         )
-        return losses(copy, batch, stacked, form)
+        return losses(model, batch, stacked, form)
 
     return losses_of
