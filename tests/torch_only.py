@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from mace.method.moments import Gram, concept_moments
 from mace.method.prior import PROBE_PROMPTS, probe
 from mace.method.tokens import fill, pair
+from mace.pipeline.host import Attention
 
-WINDOW, WIDTH = 28, 12
+WINDOW, WIDTH, HEADS, CHANNELS = 28, 12, 2, 4
+CPU = torch.device("cpu")
 START, END = "<start>", "<end>"
-SHAPES = {f"{block}.{name}": rows for block, rows in (("one", 5), ("two", 16)) for name in ("to_k", "to_v")}
+SHAPES = {f"{block}.{name}": rows for block, rows in (("one", 6), ("two", 16)) for name in ("to_k", "to_v")}
 
 
 def words_of(text: str) -> list[str]:
@@ -53,9 +55,9 @@ class WordEncoder(nn.Module):
 
 
 class WordText:
-    """`mace.pipeline.host.Text` of a WordEncoder."""
+    """`mace.pipeline.host.Embeddings` of a WordEncoder."""
 
-    at_ports, clip_layer, width, identity = False, None, WIDTH, ()
+    at_ports, clip_layer, width, window, identity = False, None, WIDTH, WINDOW, ()
     gather = staticmethod(tuple)
 
     def __init__(self):
@@ -76,13 +78,19 @@ class WordText:
         assert not pooled and not own_words
         return concept_moments((self._read(concept, *reading, step) for reading in concept.readings), WIDTH, CPU)
 
+    def pair(self, template, target, mapping):
+        return pair(template, target, mapping, words_of, window=WINDOW)
+
+    def length(self, prompt):
+        return len(words_of(prompt))
+
+    def encoded(self, prompts):
+        return self.module(prompts)
+
     def _read(self, concept, template, phrase, step):
         step(1)
         f, g = (self.module([fill(template, words)]) for words in (phrase, concept.mapping))
-        return f, g, [pair(template, phrase, concept.mapping, words_of, window=WINDOW)]
-
-
-CPU = torch.device("cpu")
+        return f, g, [self.pair(template, phrase, concept.mapping)]
 
 
 class Readers(nn.ModuleDict):
@@ -127,6 +135,34 @@ class ReaderWeights:
             step(1)
         records = self.records if edit.record is None else (*self.records, edit.record)
         return ReaderWeights(module, edit.refinement or self.refinement, records), []
+
+
+class ReaderDenoiser:
+    """`mace.pipeline.host.Denoiser` of Readers: pixels that look at the text twice."""
+
+    device = CPU
+
+    def __init__(self, module: Readers):
+        self.module, generator = module, torch.Generator().manual_seed(7)
+        rows = {key.partition(".")[0]: count for key, count in SHAPES.items()}
+        self.queries = {layer: 0.2 * torch.randn(CHANNELS, count, generator=generator) for layer, count in rows.items()}
+        self.outs = {layer: torch.randn(count, CHANNELS, generator=generator) for layer, count in rows.items()}
+
+    def noisy(self, latents, noise, timesteps):
+        sigmas = torch.tensor([timestep / 500 for timestep in timesteps])
+        return latents + sigmas.view(-1, 1, 1, 1) * noise, sigmas
+
+    def together(self, sigmas):
+        """One alone, and the others."""
+        return [torch.arange(len(sigmas))[:1], torch.arange(len(sigmas))[1:]] if len(sigmas) > 1 else [torch.arange(1)]
+
+    def predict(self, x, sigmas, contexts, pooled, attend):
+        pixels = x.flatten(2).mT
+        for layer, query in self.queries.items():
+            k, v = (contexts @ self.module.weight(f"{layer}.to_{kind}").T for kind in "kv")
+            at = Attention(pixels @ query, k, v, HEADS, tuple(x.shape[2:]))
+            pixels = pixels + attend(layer, at) @ self.outs[layer]
+        return pixels.mT.unflatten(2, x.shape[2:])
 
 
 class Counted:
