@@ -4,6 +4,8 @@ import math
 
 from comfy_api.latest import io
 
+from ..mace.messages import MessageError
+
 # tuple[mace.concepts.concept.Concept, ...]
 ConceptsType = io.Custom("MACE_CONCEPTS")
 # mace.method.prior.Prior
@@ -52,7 +54,7 @@ def read_weight(name: str, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not 0 <= value <= MOST_WEIGHT:
-        raise ValueError(f"{name}: {text!r} is neither auto nor a number from 0 to {MOST_WEIGHT:g}, such as 1e-4")
+        raise MessageError(f"{name}: {text!r} is neither auto nor a number from 0 to {MOST_WEIGHT:g}, such as 1e-4")
     return value
 
 
@@ -76,5 +78,5 @@ def read_number(name: str, text: str, most: float, whole: bool = False) -> float
         value = 0
     if not 0 < value <= most:
         kind = "a whole number from 1" if whole else "a number above 0 and up"
-        raise ValueError(f"{name}: {text!r} is neither auto nor {kind} to {most:g}")
+        raise MessageError(f"{name}: {text!r} is neither auto nor {kind} to {most:g}")
     return value
