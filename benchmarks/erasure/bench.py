@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 from benchmarks.erasure.questions import TEMPLATES, Examiner, asked
 from benchmarks.pictures import Studio, vocabulary
 from devtools.cache import REPO
+from devtools.demo_prior import captions
+from devtools.identity_layers import skip_identity_layers
 
 PRIOR = "mace_demo_vocabulary_prior.safetensors"
 PRESET = "demo model (mace_demo)"
+LONG_LISTS = "demo model, lists of any length"
+VOCABULARY = "vocabulary.txt"
 STYLE, STYLE_LINE = "Twemoji", "Twemoji -> art"
 STEPS = 8
 MAPPINGS = {"airplane": "ground", "bird": "street", "cat": "forest", "deer": "street", "frog": "forest"}
@@ -52,7 +57,25 @@ class Bench:
         scorer = None if clip is None else self.host.module("nodes.host.judges.judges").ClipJudge(clip.name, clip)
         self.examiner = Examiner(self.studio, STYLE, scorer)
         self.words = vocabulary()
-        self.preset = self.host.module("mace.presets.presets").PRESETS[PRESET]
+        presets = self.host.module("mace.presets.presets").PRESETS
+        self.preset, self._refine = presets[PRESET], presets[PRESET].refine
+        self._long_lists = presets[LONG_LISTS].refine
+
+    @contextmanager
+    def any_length(self) -> Iterator[None]:
+        """Refine meanwhile as for lists of any length, with a prior of all the model's words that steps aside.
+
+        Text layers that are identities are not computed from then on: the same bits, sooner.
+        """
+        before = self.prior, self._refine
+        skip_identity_layers(self.clip)
+        folder = Path(self.host.folder_paths.get_input_directory())
+        (folder / VOCABULARY).write_text("\n".join(captions(self.words["concepts"])), encoding="utf-8")
+        build = self.host.module("nodes.stages.prior").build_prior
+        self.prior = build(self.clip, VOCABULARY, 1_000_000, 0)[0]
+        self._refine = self._long_lists
+        yield
+        self.prior, self._refine = before
 
     @cached_property
     def synonyms(self) -> dict[str, list[str]]:
@@ -98,7 +121,7 @@ class Bench:
         work = Work(self.concepts(objects, style, aliases), seconds={})
         if found:
             self.find_aliases(work)
-        weights, run = self.preset.refine(len(work.concepts)), self.host.run
+        weights, run = self._refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
         settings["mu_measures"] = self.host.module("nodes.stages.refine").MEASURE_NAMES[weights.metric]
