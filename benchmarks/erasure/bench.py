@@ -58,24 +58,23 @@ class Bench:
         self.examiner = Examiner(self.studio, STYLE, scorer)
         self.words = vocabulary()
         presets = self.host.module("mace.presets.presets").PRESETS
-        self.preset, self._refine = presets[PRESET], presets[PRESET].refine
-        self._long_lists = presets[LONG_LISTS].refine
+        self.preset, self._long_lists = presets[PRESET], presets[LONG_LISTS]
 
     @contextmanager
     def any_length(self) -> Iterator[None]:
-        """Refine meanwhile as for lists of any length, with a prior of all the model's words that steps aside.
+        """Weights for lists of any length meanwhile, with a prior of all the model's words that steps aside.
 
         Text layers that are identities are not computed from then on: the same bits, sooner.
         """
-        before = self.prior, self._refine
+        before = self.prior, self.preset
         skip_identity_layers(self.clip)
         folder = Path(self.host.folder_paths.get_input_directory())
         (folder / VOCABULARY).write_text("\n".join(captions(self.words["concepts"])), encoding="utf-8")
         build = self.host.module("nodes.stages.prior").build_prior
         self.prior = build(self.clip, VOCABULARY, 1_000_000, 0)[0]
-        self._refine = self._long_lists
+        self.preset = self._long_lists
         yield
-        self.prior, self._refine = before
+        self.prior, self.preset = before
 
     @cached_property
     def synonyms(self) -> dict[str, list[str]]:
@@ -121,7 +120,7 @@ class Bench:
         work = Work(self.concepts(objects, style, aliases), seconds={})
         if found:
             self.find_aliases(work)
-        weights, run = self._refine(len(work.concepts)), self.host.run
+        weights, run = self.preset.refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
         settings["mu_measures"] = self.host.module("nodes.stages.refine").MEASURE_NAMES[weights.metric]
@@ -152,11 +151,10 @@ class Bench:
         work.loras, work.singles = result[:2]
         work.seconds["train"] = time.perf_counter() - start
 
-    def fuse(self, work: Work, method: str = CLOSED_FORM, lambda2: float = 1.0, mu: float = 1.0):
-        """The fused MODEL, by the preset's weights for as many concepts, times lambda2 and mu."""
+    def fuse(self, work: Work, method: str = CLOSED_FORM):
+        """The fused MODEL, by the preset's weights for as many concepts."""
         weights = self.preset.fuse(len(work.concepts))
-        numbers = dict(lambda2=repr(lambda2 * weights.lambda2), mu=repr(mu * weights.mu))
-        numbers["lambda3"] = repr(weights.lambda3)
+        numbers = dict(lambda2=repr(weights.lambda2), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         given = dict(model=self.model, loras=work.loras, refinement=work.refinement, strengths="", method=method)
         start = time.perf_counter()
         fused = self.host.run("MACE_FuseLoras", **given, **numbers, pull="refined weights (release)")[0]
