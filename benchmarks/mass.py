@@ -20,8 +20,6 @@ from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.questions import Question, asked
 from benchmarks.erasure.tasks import mass_order
 from devtools.cache import REPO
-from devtools.demo_prior import captions
-from devtools.identity_layers import skip_identity_layers
 from devtools.inprocess import open_host
 from mace.method.refine import ALIKE, READING
 
@@ -55,10 +53,6 @@ class Mass:
         """own_words: whether the refinement moves the concepts' own words too."""
         self.own_words = "on" if own_words else "auto"
         self.bench = bench = Bench(open_host(folder), STEPS)
-        skip_identity_layers(bench.clip)
-        (folder / "input" / "vocabulary.txt").write_text("\n".join(captions(bench.words["concepts"])), encoding="utf-8")
-        every = dict(count=1_000_000, seed=0, preserve="", preserve_type="object", retention="none")
-        bench.prior = bench.host.run("MACE_Prior", clip=bench.clip, captions="vocabulary.txt", **every)[0]
         self.measures = bench.host.module("mace.pipeline.refine").MEASURE_NAMES
         self.order = mass_order(bench.words)
         self.kept = [name for name in bench.words["concepts"] if name not in self.order][::3]
@@ -81,18 +75,18 @@ class Mass:
 
 def rows_of(mass: Mass, grid: Sequence[tuple[float, float, str]]) -> Iterator[dict]:
     """A row for each list and weights."""
-    examiner = mass.bench.examiner
-    for (lambda1, mu, metric), count in itertools.product(grid, COUNTS):
-        # One thing alone: two of them, so that it is no matter of one name.
-        lists = [mass.order[:count]] if count > 1 else [[name] for name in mass.order[5:9:3]]
-        models = [mass.refined(own, lambda1 * count, mu, metric) for own in lists]
-        found = [
-            examiner.shares(mass.bench.model, model, mass.questions(own))
-            for model, own in zip(models, lists, strict=True)
-        ]
-        about = {"own words": mass.own_words} if mass.own_words != "auto" else {}
-        about |= {"concepts": count, "lambda1": lambda1 * count, "mu": mu, "mu measures": metric}
-        yield about | {name: round(sum(row[name] for row in found) / len(found), 3) for name in found[0]}
+    with mass.bench.any_length():
+        for (lambda1, mu, metric), count in itertools.product(grid, COUNTS):
+            # One thing alone: two of them, so that it is no matter of one name.
+            lists = [mass.order[:count]] if count > 1 else [[name] for name in mass.order[5:9:3]]
+            models = [mass.refined(own, lambda1 * count, mu, metric) for own in lists]
+            found = [
+                mass.bench.examiner.shares(mass.bench.model, model, mass.questions(own))
+                for model, own in zip(models, lists, strict=True)
+            ]
+            about = {"own words": mass.own_words} if mass.own_words != "auto" else {}
+            about |= {"concepts": count, "lambda1": lambda1 * count, "mu": mu, "mu measures": metric}
+            yield about | {name: round(sum(row[name] for row in found) / len(found), 3) for name in found[0]}
 
 
 def main() -> None:

@@ -108,6 +108,40 @@ def test_what_peft_saves_is_read(tmp_path, options):
     assert (outputs[name] - x @ plain.T).abs().max() > 0.1  # the scale is not 1
 
 
+@pytest.mark.parametrize("begun", ["pissa", "olora", "gaussian"])
+def test_loras_of_changed_weights_are_read_where_peft_made_them_plain(tmp_path, begun):
+    """What peft's own model gives, as differences to the weights that the model had before."""
+    peft = pytest.importorskip("peft")
+    module, keys = unet_like(sd1_lora())
+    module.float()
+    weights = {name: module.get_submodule(name).weight.detach().double() for name in keys}
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=begun)
+    model = peft.get_peft_model(module, config)
+    model.save_pretrained(tmp_path / "begun")
+    with torch.no_grad():
+        for name, factor in model.named_parameters():
+            if "lora_B" in name:
+                factor.add_(torch.randn(factor.shape, generator=seeded(2), dtype=factor.dtype))
+    layers = {key: model.base_model.model.get_submodule(name) for name, key in keys.items()}
+    merged = {key: layer.base_layer.weight + layer.get_delta_weight("default") for key, layer in layers.items()}
+    model.save_pretrained(tmp_path / "trained")
+    # It names them as files of the model that it makes plain.
+    begun_at = str(tmp_path / "begun") if begun in ("pissa", "olora") else None
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=begun_at)
+
+    def found(folder):
+        stated = json.loads((tmp_path / folder / "adapter_config.json").read_text())
+        return read(load_file(tmp_path / folder / "adapter_model.safetensors"), FOUR, stated)
+
+    for name, key in keys.items():
+        torch.testing.assert_close(
+            merge(weights[name], *found("plain")[key]), merged[key].detach().double(), rtol=1e-4, atol=1e-5
+        )
+    if begun_at:
+        with pytest.raises(ValueError, match=f"init_lora_weights {begun}, whose LoRA is added to weights that it cha"):
+            found("trained")
+
+
 # The host
 
 

@@ -87,6 +87,8 @@ def test_names_of_any_script_and_sign(comfy_host):
     slug = comfy_host.module("nodes.host.lora_files").slug
     assert slug("Adam  Driver") == "adam_driver" and slug("../x/%year%") == "x_year"
     assert slug("\u72ac") == "\u72ac" and slug("?!") == "concept" and len(slug("word " * 40)) <= 40
+    # Three bytes a sign: what is cut stays whole signs.
+    assert slug("\u72ac" * 40) == "\u72ac" * 13
 
 
 def test_an_empty_set_is_refused(comfy_host, made):

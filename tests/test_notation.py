@@ -133,6 +133,9 @@ OF_THE_RELEASE = """MACE:
         ("[['dog', 'cat'], ['ship', 'sky']]", "dog -> cat\nship -> sky"),
         ('case_number,prompt,evaluation_seed\n0,Irises,22\n1,"Wheat, with crows",3', 'Irises\n"Wheat, with crows"'),
         ("concept,mapping\ndog,cat\nship,", "dog -> cat\nship"),
+        ("hot dog\tfood\nship\t\nTom, Dick\tsky", 'hot dog -> food\nship\n"Tom, Dick" -> sky'),
+        ("dog\t12\tcat\nship\t3\tsky", "dog\nship"),
+        ("nr\tneutral\ttarget\n1\tcat\tdog\n2\t\tship", "dog -> cat\nship"),
     ],
 )
 def test_another_programs_list_is_offered_in_this_notation(text, lines):
@@ -176,8 +179,10 @@ def test_long_lines_are_read_or_refused():
 
 
 def test_lists_with_comments_and_bullets_stay():
-    text = "# people: all of them\n- dog  # the first\n-  cat\n\n* ship\n1. FC K\u00f6ln"
+    text = "# people: all of them\n- dog  # the first\n-\tcat\n\n* ship\t\n1. FC K\u00f6ln"
     assert [c.target for c in parse_concepts(text, "object")] == ["dog", "cat", "ship", "1. FC K\u00f6ln"]
+    aligned = parse_concepts("dog\t-> cat\nbird\t| robin\n\thorse\t# all", "object")
+    assert [c.target for c in aligned] == ["dog", "bird", "horse"]
     assert [c.target for c in parse_concepts("Alien: Covenant\n- Alien: Covenant 2", "object")][
         1
     ] == "Alien: Covenant 2"

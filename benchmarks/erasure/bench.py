@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 from benchmarks.erasure.questions import TEMPLATES, Examiner, asked
 from benchmarks.pictures import Studio, vocabulary
 from devtools.cache import REPO
+from devtools.demo_prior import captions
+from devtools.identity_layers import skip_identity_layers
 
 PRIOR = "mace_demo_vocabulary_prior.safetensors"
 PRESET = "demo model (mace_demo)"
+LONG_LISTS = "demo model, lists of any length"
+VOCABULARY = "vocabulary.txt"
 STYLE, STYLE_LINE = "Twemoji", "Twemoji -> art"
 STEPS = 8
 MAPPINGS = {"airplane": "ground", "bird": "street", "cat": "forest", "deer": "street", "frog": "forest"}
@@ -52,7 +57,24 @@ class Bench:
         scorer = None if clip is None else self.host.module("nodes.host.judges.judges").ClipJudge(clip.name, clip)
         self.examiner = Examiner(self.studio, STYLE, scorer)
         self.words = vocabulary()
-        self.preset = self.host.module("mace.presets.presets").PRESETS[PRESET]
+        presets = self.host.module("mace.presets.presets").PRESETS
+        self.preset, self._long_lists = presets[PRESET], presets[LONG_LISTS]
+
+    @contextmanager
+    def any_length(self) -> Iterator[None]:
+        """Weights for lists of any length meanwhile, with a prior of all the model's words that steps aside.
+
+        Text layers that are identities are not computed from then on: the same bits, sooner.
+        """
+        before = self.prior, self.preset
+        skip_identity_layers(self.clip)
+        folder = Path(self.host.folder_paths.get_input_directory())
+        (folder / VOCABULARY).write_text("\n".join(captions(self.words["concepts"])), encoding="utf-8")
+        every = dict(count=1_000_000, seed=0, preserve="", preserve_type="object", retention="none")
+        self.prior = self.host.run("MACE_Prior", clip=self.clip, captions=VOCABULARY, **every)[0]
+        self.preset = self._long_lists
+        yield
+        self.prior, self.preset = before
 
     @cached_property
     def synonyms(self) -> dict[str, list[str]]:
@@ -129,11 +151,10 @@ class Bench:
         work.loras, work.singles = result[:2]
         work.seconds["train"] = time.perf_counter() - start
 
-    def fuse(self, work: Work, method: str = CLOSED_FORM, lambda2: float = 1.0, mu: float = 1.0):
-        """The fused MODEL, by the preset's weights for as many concepts, times lambda2 and mu."""
+    def fuse(self, work: Work, method: str = CLOSED_FORM):
+        """The fused MODEL, by the preset's weights for as many concepts."""
         weights = self.preset.fuse(len(work.concepts))
-        numbers = dict(lambda2=repr(lambda2 * weights.lambda2), mu=repr(mu * weights.mu))
-        numbers["lambda3"] = repr(weights.lambda3)
+        numbers = dict(lambda2=repr(weights.lambda2), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         given = dict(model=self.model, loras=work.loras, refinement=work.refinement, strengths="", method=method)
         start = time.perf_counter()
         fused = self.host.run("MACE_FuseLoras", **given, **numbers, pull="refined weights (release)")[0]

@@ -8,8 +8,10 @@ from benchmarks.erasure.baselines import BASELINES
 from benchmarks.erasure.bench import NAIVE, Bench, Work
 
 BASE, REFINED, FUSED, SUM = "base", "refined", "fused", "naive"
+# The refinement where no LoRA follows: it moves the concepts' own words too.
+ALONE = "own words"
 STAGES = (REFINED, FUSED, SUM)
-METHODS = (*STAGES, *BASELINES)
+METHODS = (*STAGES, ALONE, *BASELINES)
 
 
 class Subject:
@@ -42,6 +44,10 @@ class Subject:
             return self.bench.model, {}
         if method == REFINED:
             return self.work.refined, {}
+        if method == ALONE:
+            alone = self.bench.prepare(self.objects, self.style, self.aliases, self.found, own_words="on")
+            self._spent[method] = alone.seconds["refine"]
+            return alone.refined, {}
         if method == FUSED:
             return self.bench.fuse(self.trained()), {}
         if method == SUM:
@@ -55,7 +61,7 @@ class Subject:
         """By stage, what the method took on the way from the concepts to its model."""
         if method == BASE:
             return {}
-        if method in BASELINES:
+        if method in self._spent:
             return {"all": self._spent[method]}
         needed = ("refine", "images and masks", "find aliases") if self.found else ("refine",)
         return {name: value for name, value in self.work.seconds.items() if method != REFINED or name in needed}

@@ -6,12 +6,11 @@ from pathlib import Path
 from benchmarks.erasure.methods import BASE, FUSED, REFINED
 from benchmarks.erasure.statistics import by_name, harmonic_of_objects, mean_of, percent_of, values
 from benchmarks.erasure.tables import Cells, methods_of, name_of, percent, share, table
-from benchmarks.erasure.tasks import WEIGHED
 from mace.measure.accuracy import h_people, h_styles
 
 
 def mass(cells: Cells) -> str:
-    """Fig. 7: growing numbers of erased things; H_c of 1 - Acc_e and Acc_s. Then the same by weights of fusion."""
+    """Fig. 7: growing numbers of erased things; H_c of 1 - Acc_e and Acc_s."""
     counts = sorted({int(cell["erased"]) for cell in cells.values()})
     rows = []
     for count in counts:
@@ -29,25 +28,12 @@ def mass(cells: Cells) -> str:
             row.append(f"{sum(cell['seconds'].values()):.0f} s" if cell["seconds"] else "-")
             rows.append(row)
     header = ["erased", "method", "Acc_e", "Acc_s", "Acc_s of captions", "H_c", "others moved / FID"]
-    parts = [table([*header, "captions moved / FID", "time"], rows)]
-    labels = list(dict.fromkeys(cell["variant"] for cell in cells.values() if "variant" in cell))
-    rows = []
-    for count in WEIGHED:
-        found = [cells.get(f"{count}/{FUSED}"), *(cells.get(f"{count}/{FUSED}, {label}") for label in labels)]
-        rows.append([str(count), *("-" if cell is None else _kept_and_gone(cell) for cell in found)])
-    if labels:
-        parts.append("\nOther weights of Eq. 7 than the preset's: Acc_e / Acc_s / Acc_s of captions.\n\n")
-        parts.append(table(["erased", "preset", *labels], rows))
-    return "".join(parts)
+    return table([*header, "captions moved / FID", "time"], rows)
 
 
 def h_c(cell: Mapping) -> float:
     """H_c of one cell of mass, 0..1."""
     return h_people(share(cell, "erased"), share(cell, "others"))
-
-
-def _kept_and_gone(cell: Mapping) -> str:
-    return " / ".join(percent(share(cell, group)) for group in ("erased", "others", "captions"))
 
 
 def aliases(cells: Cells) -> str:

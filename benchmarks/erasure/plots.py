@@ -42,8 +42,7 @@ def objects(cells: Cells, folder: Path) -> str:
 
 def mass(cells: Cells, folder: Path) -> str:
     """Erased, kept and moved against the number of erased things; the file's name."""
-    own = [cell for cell in cells.values() if "variant" not in cell]
-    counts = sorted({int(cell["erased"]) for cell in own} - {0})
+    counts = sorted({int(cell["erased"]) for cell in cells.values()} - {0})
     lines = {method: [cells.get(f"{count}/{method}") for count in counts] for method in COLOURS}
     figure = Figure(figsize=(9, 6))
     axes = figure.subplots(2, 2, sharex=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ..messages import MessageError
 from .concept import Concept, normalised
 
 # The prompt a type's training images are made with (Section 4 of the paper).
@@ -54,11 +55,11 @@ def chain(*parts: Iterable[ConceptImages]) -> tuple[ConceptImages, ...]:
     for images in chained:
         name = normalised(images.concept.target)
         if name in seen:
-            raise ValueError(f"{images.concept.target!r} has images of two nodes; take it out of one list")
+            raise MessageError(f"{images.concept.target!r} has images of two nodes; take it out of one list")
         seen.add(name)
         if images.pictures.shape[1:] != chained[0].pictures.shape[1:]:
             (h, w), (h0, w0) = images.pictures.shape[1:3], chained[0].pictures.shape[1:3]
-            raise ValueError(
+            raise MessageError(
                 f"the images of {images.concept.target!r} are {w}x{h} and those of {chained[0].concept.target!r} "
                 f"{w0}x{h0}: make them one size (Upscale Image)"
             )

@@ -1,4 +1,4 @@
-"""Lists of other programs, pasted: YAML, JSON and Python lists, tables with commas; told in this pack's notation.
+"""Lists of other programs, pasted, told in this pack's notation: YAML, JSON, Python lists, tables with commas or tabs.
 
 Among them are the configurations of MACE's own release (multi_concept, mapping_concept), the prompt files of SPM and
 LECO (target, neutral), and tables of prompts as ESD and UCE read them.
@@ -27,6 +27,8 @@ _COLUMNS = ("target", "concept", "prompt", "target_concept", "concept_name")
 _LISTS = ("concepts", "targets", "prompts", "names", "erase_concepts", "edit_concepts", "artists", "classes")
 _MAPPINGS = ("mapping", "mapping_concept", "anchor", "anchor_concept", "guided_concept", "destination", "neutral")
 _NUMBERED = re.compile(r"^(\d{1,6})[.)]\s+")
+# Of this notation: a line that holds one is no row of a spreadsheet.
+_SIGNS = re.compile(r"->|[|=#\u2192]|^\s*(?:\W|\d+\.)\s")
 _KINDS = ("object", "celebrity", "style", "explicit", "art", "artist")
 
 
@@ -45,7 +47,8 @@ def offer(lines: Sequence[Line], text: str, mapped: bool) -> str | None:
     numbered = _numbered(lines)
     if numbered:
         return f"the lines of this list are numbered. Without numbers it is:\n{numbered}"
-    table, typed = _table(lines), text.splitlines()
+    typed = text.splitlines()
+    table = _table(_commas(lines)) or _tabbed([typed[line.number - 1] for line in lines])
     first = next((line for line in lines if _FOREIGN.match(composed(typed[line.number - 1]))), None)
     if first is None and table is None:
         return None
@@ -67,12 +70,27 @@ def offer(lines: Sequence[Line], text: str, mapped: bool) -> str | None:
     return f"this is another program's list.{of_kinds} In this node's notation it is:\n{as_lines}"
 
 
-def _table(lines: Sequence[Line]) -> list[_Entry] | None:
-    """The entries of a table whose first line names its columns, None for other texts."""
+def _commas(lines: Sequence[Line]) -> list[list[str]]:
+    """The cells of lines with commas, none where they cannot be read."""
     try:
-        head, *rows = ([composed(cell) for cell in row] for row in csv.reader(line.raw for line in lines))
-    except (ValueError, csv.Error):  # no line at all, or no table
+        return [[composed(cell) for cell in row] for row in csv.reader(line.raw for line in lines)]
+    except csv.Error:
+        return []
+
+
+def _tabbed(typed: Sequence[str]) -> list[_Entry] | None:
+    """The entries of lines out of a spreadsheet, None for other texts: tabs may also stand before an arrow."""
+    if not any(re.search(r"\S\t\s*\S", line) for line in typed) or any(_SIGNS.search(line) for line in typed):
         return None
+    rows = [[composed(cell) for cell in line.lstrip().split("\t")] for line in typed]
+    wide = max(map(len, rows))
+    rows = [row + [""] * (wide - len(row)) for row in rows]
+    return _table(rows) or [_Entry(row[0], row[1] if wide == 2 else "") for row in rows]
+
+
+def _table(table: Sequence[Sequence[str]]) -> list[_Entry] | None:
+    """The entries of a table whose first line names its columns, None for other texts."""
+    head, *rows = table or [[]]
     target = next((head.index(name) for name in _COLUMNS if name in head), None)
     if not rows or len(head) < 2 or target is None or any(len(row) != len(head) for row in rows):
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ..concepts.concept import Concept, normalised
+from ..messages import MessageError
 from ..method.lora import Lora
 from ..method.moments import ConceptMoments
 from ..method.prior import Prior
@@ -14,7 +15,7 @@ from ..method.refine import Refinement, RefineWeights
 from .lora_layouts import Base
 
 
-class LoraSetError(ValueError):
+class LoraSetError(MessageError):
     """LoRAs that do not go together, or are not of this model; the message says what to do."""
 
 

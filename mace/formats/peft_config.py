@@ -10,6 +10,9 @@ ALPHA = 8
 # Seconds for all of a config's expressions together: some take for ever on a name they do not match.
 PATIENCE = 2.0
 LONGEST = 1000
+# What init_lora_weights may say of a LoRA that is added to the model's own weights. PiSSA, OLoRA, CorDA and others
+# change these when a LoRA begins, and the file holds the difference to the changed ones.
+ADDED = ("gaussian", "eva", "orthogonal")
 
 
 class PeftScales:
@@ -21,6 +24,13 @@ class PeftScales:
     def __init__(self, config: Mapping):
         if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
             raise ValueError("the adapter_config is not of a plain LoRA (peft_type LORA, no DoRA, bias none)")
+        begun = config.get("init_lora_weights")
+        if isinstance(begun, str) and begun not in ADDED:
+            raise ValueError(
+                f"the adapter_config says init_lora_weights {begun:.40}, whose LoRA is added to weights that it "
+                "changed first; save it as a plain LoRA, by peft's save_pretrained with "
+                "path_initial_model_for_weight_conversion"
+            )
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(config.get(name) or {}, Mapping):
                 raise ValueError(f"adapter_config's {name} is no table of modules but {config[name]!r:.60}")

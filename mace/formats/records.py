@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from ..concepts.concept import TYPES, Concept
 from ..concepts.templates import checked_template
 from ..concepts.text import check_characters
+from ..messages import MessageError
 from ..method.refine import METRICS, RefineWeights
 from .lora_layouts import Base
 
@@ -38,7 +39,7 @@ Text = Annotated[str, AfterValidator(_readable)]
 Template = Annotated[str, AfterValidator(_template)]
 
 
-class RecordError(ValueError):
+class RecordError(MessageError):
     """A record that is not what it should be; the message names the place and what stands there."""
 
 

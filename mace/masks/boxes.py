@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..messages import MessageError
+
 BEST, ALL = "best", "all"
 CHOICES = (ALL, BEST)
 
@@ -35,7 +37,7 @@ def read_boxes(value: object, pictures: int, height: int, width: int) -> list[Bo
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"boxes: {type(value).__name__} is not a BOUNDING_BOX: connect a node that gives boxes")
+        raise MessageError(f"boxes: {type(value).__name__} is not a BOUNDING_BOX: connect a node that gives boxes")
     by_picture = list(value)
     if by_picture and all(isinstance(entry, Mapping) for entry in by_picture):
         by_picture = [by_picture]
@@ -51,16 +53,16 @@ def read_boxes(value: object, pictures: int, height: int, width: int) -> list[Bo
 def _one_picture(entries: object, height: int, width: int) -> Boxes:
     rows, scores, labels = [], [], []
     if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise ValueError(f"boxes: {entries!r} is not a list of boxes with x, y, width and height")
+        raise MessageError(f"boxes: {entries!r} is not a list of boxes with x, y, width and height")
     for entry in entries:
         try:
             x, y, w, h = (float(entry[name]) for name in ("x", "y", "width", "height"))
             score, label = (entry.get(name) for name in ("score", "label"))
             score = 1.0 if score is None else float(score)
         except (AttributeError, IndexError, TypeError, KeyError, OverflowError, ValueError, RuntimeError) as error:
-            raise ValueError(f"boxes: {entry!r} is not a box with x, y, width and height") from error
+            raise MessageError(f"boxes: {entry!r} is not a box with x, y, width and height") from error
         if not all(map(math.isfinite, (x, y, w, h, score))):
-            raise ValueError(f"boxes: {entry!r} holds a number that is not finite (NaN or infinity)")
+            raise MessageError(f"boxes: {entry!r} holds a number that is not finite (NaN or infinity)")
         rows.append((x, y, x + w, y + h))
         scores.append(score)
         labels.append("" if label is None else str(label))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ..messages import MessageError
 from .moments import pack, unpack
 
 # Table 10's lambda1 weighs the sum over MS-COCO's captions at 77 tokens each. Keeping the mean moment a caption
@@ -23,7 +24,7 @@ PROBE_TOKENS = 12
 PROBE_TOLERANCE = 0.02
 
 
-class PriorError(ValueError):
+class PriorError(MessageError):
     """A prior that cannot be read or belongs to another text encoder."""
 
 

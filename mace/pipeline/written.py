@@ -2,6 +2,8 @@
 
 import math
 
+from ..messages import MessageError
+
 AUTO = "auto"
 MOST_WEIGHT = 1e9
 MOST_RATE = 1.0
@@ -16,7 +18,7 @@ def read_weight(name: str, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not 0 <= value <= MOST_WEIGHT:
-        raise ValueError(f"{name}: {text!r} is neither auto nor a number from 0 to {MOST_WEIGHT:g}, such as 1e-4")
+        raise MessageError(f"{name}: {text!r} is neither auto nor a number from 0 to {MOST_WEIGHT:g}, such as 1e-4")
     return value
 
 
@@ -40,5 +42,5 @@ def read_number(name: str, text: str, most: float, whole: bool = False) -> float
         value = 0
     if not 0 < value <= most:
         kind = "a whole number from 1" if whole else "a number above 0 and up"
-        raise ValueError(f"{name}: {text!r} is neither auto nor {kind} to {most:g}")
+        raise MessageError(f"{name}: {text!r} is neither auto nor {kind} to {most:g}")
     return value

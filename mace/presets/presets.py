@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from ..formats.records import Counted, Record, RecordError, Weight, read_record
+from ..messages import MessageError
 from ..method.fuse import FuseWeights
 from ..method.loss import LOSSES, SQUARED
 from ..method.refine import ALIKE, METRICS, RefineWeights
@@ -23,7 +24,7 @@ from .table10 import LoraRow, auto_lora
 EVERY_TYPE = "*"
 
 
-class PresetError(ValueError):
+class PresetError(MessageError):
     """A preset's file that cannot be read; the message names the file and what is wrong."""
 
 

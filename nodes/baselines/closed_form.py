@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ...mace.concepts.concept import TYPES, Concept, normalised, parse_concepts, phrases_by_key
 from ...mace.concepts.lists import RETENTION
 from ...mace.concepts.text import TextError
+from ...mace.messages import MessageError
 from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.prior import keepers
 from ..host import files
@@ -72,7 +73,7 @@ def kept_phrases(preserve: str, retention: str, concepts: Sequence[Concept]) -> 
     erased = phrases_by_key(concepts)
     for phrase in kept:
         if normalised(phrase) in erased:
-            raise ValueError(f"{phrase!r} is both to be erased and to be preserved; take it out of one list")
+            raise MessageError(f"{phrase!r} is both to be erased and to be preserved; take it out of one list")
     return kept
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...mace.messages import MessageError
 from .folders import add_folder, entries, is_file
 from .prefixes import expanded
 
@@ -43,7 +44,7 @@ def input_path(name: str) -> Path:
     """The path of a file of the input folder. Raises ValueError for one outside it or one that is gone."""
     path = folder_paths.get_annotated_filepath(name)
     if not os.path.isfile(path):
-        raise ValueError(f"{name!r} is not in the input folder any more; choose another file")
+        raise MessageError(f"{name!r} is not in the input folder any more; choose another file")
     return Path(path)
 
 

@@ -11,6 +11,7 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
+from ...mace.messages import MessageError
 from .any_text import AnyText, text_to_draw_with
 from .kept.content import content_sha256, model_sha256, module_sha256
 from .kept.store import ContentStore
@@ -154,7 +155,7 @@ class Gallery:
         latents = sampled(self.model, noise, positive, negative, latent, s, asked[0][1], self.progress, each=len(asked))
         decoded = self.vae.decode(latents)
         if not torch.isfinite(decoded).all():
-            raise ValueError(
+            raise MessageError(
                 f"pictures of the {self.title} hold values that are not finite (NaN or infinity), among "
                 f"{prompts[0]!r}: check the model, and use the VAE in fp32 or bf16"
             )

@@ -17,8 +17,12 @@ ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def slug(phrase: str) -> str:
-    """A phrase as a part of a file name: letters and digits of any script, the rest as one underscore; at most 40."""
-    return re.sub(r"\W+", "_", normalised(phrase))[:40].strip("_") or "concept"
+    """A phrase as a part of a file name: letters and digits of any script, the rest as one underscore.
+
+    At most 40 bytes, for a name has the prefix and a counter too.
+    """
+    name = re.sub(r"\W+", "_", normalised(phrase)).encode()[:40].decode(errors="ignore")
+    return name.strip("_") or "concept"
 
 
 def write_lora(

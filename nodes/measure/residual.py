@@ -5,6 +5,7 @@ import re
 from comfy_api.latest import io
 
 from ...mace.concepts.text import check_characters, composed
+from ...mace.messages import MessageError
 from ...mace.method.tokens import locate
 from ..host.prompts import tokens_of
 from ..host.text import TextEncoder
@@ -26,7 +27,7 @@ def as_template(prompt: str, phrase: str) -> str:
     pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)"
     template, count = re.subn(pattern, "{}", prompt, flags=re.IGNORECASE)
     if not count:
-        raise ValueError(f"the phrase {phrase!r} does not stand in the prompt {prompt!r}")
+        raise MessageError(f"the phrase {phrase!r} does not stand in the prompt {prompt!r}")
     return template
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ....install import CONFIG, DINO_FILES, SAM_FILES, TRANSFORMERS, lacking_files, missing_packages, read_config
 from ....mace.concepts.phrases import caption_of
+from ....mace.messages import MessageError
 from ..networks import Held, Network, in_batches
 from .found import Found
 from .memory import of_places, of_queries
@@ -71,7 +72,7 @@ def prompt_of(phrase: str) -> str:
     """
     prompt = caption_of(phrase)
     if not prompt:
-        raise ValueError(f"the phrase {phrase!r} holds no word to look for")
+        raise MessageError(f"the phrase {phrase!r} holds no word to look for")
     return prompt
 
 
