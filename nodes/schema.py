@@ -19,6 +19,8 @@ LorasType = io.Custom("MACE_LORAS")
 ERASE, FILES, MEASURE, COMPARE = (f"MACE/{name}" for name in ("erase", "files", "measure", "compare"))
 
 AUTO = "auto"
+# Of a node that is not told a preset of its own.
+OF_CONCEPTS = "that of the concepts"
 MOST_WEIGHT = 1e9
 MOST_RATE = 1.0
 # Pictures in a preview.

@@ -2,7 +2,9 @@
 
 from comfy_api.latest import io
 
+from ...mace.concepts.concept import preset_of
 from ...mace.concepts.strengths import parse_strengths
+from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..schema import AUTO, ERASE, LorasType, PriorType, RefinementType, read_weight
 from ..stages.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 
@@ -94,8 +96,15 @@ class FuseLoras(io.ComfyNode):
     def execute(
         cls, model, loras, method, strengths, lambda2, lambda3, mu, pull, refinement=None, prior=None, clip=None
     ) -> io.NodeOutput:
-        fused, lines, listed = fused_model(
-            model, loras, refinement, prior, clip, method, strengths, (lambda2, lambda3, mu), pull
-        )
+        name, weights = "", (lambda2, lambda3, mu)
+        if refinement is not None:
+            name, count = preset_of(refinement.concepts), len(refinement.concepts)
+        elif loras.recipe is not None:
+            name, count = loras.recipe.preset, len(loras.concepts)
+        if name and any(read_weight("", text) is None for text in weights):
+            make = find_preset(name).fuse
+            weights = weights_in_place_of_auto(weights, None if make is None else make(count))
+        fused, lines, listed = fused_model(model, loras, refinement, prior, clip, method, strengths, weights, pull)
+        lines = [*([f"auto: {name}"] if name else []), *lines]
         # The concepts are for the page's sliders, which cannot know what a file of LoRAs holds.
         return io.NodeOutput(fused, ui={"text": ("\n".join(lines),), "concepts": listed})

@@ -1,9 +1,11 @@
 """Concept Images: what erasure LoRAs are trained on."""
 
+from dataclasses import replace
+
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ...mace.concepts.concept import Concept
+from ...mace.concepts.concept import Concept, preset_of
 from ...mace.concepts.images import chain
 from ..host.kept.on_disk import written
 from ..lists import joined_images, joined_pictures, takes_lists
@@ -95,7 +97,8 @@ class ConceptImagesNode(io.ComfyNode):
             )
         else:
             made = (own_images(vae, concepts[0], template_of(concepts[0], prompt), images),)
-        chained = chain(more, made)
+        preset = preset_of(concepts)
+        chained = chain(more, (replace(entry, preset=preset) for entry in made))
         pictures = written(entry.as_image for entry in chained)
         names = ", ".join(f"{entry.concept.target} ({len(entry)})" for entry in chained)
         preview = ui.PreviewImage(pictures[:SHOWN], cls=cls).as_dict()

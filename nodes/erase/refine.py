@@ -2,9 +2,20 @@
 
 from comfy_api.latest import io, ui
 
+from ...mace.concepts.concept import preset_of
 from ..host.model.unet import PROJECTIONS
+from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..schema import AUTO, ERASE, ConceptsType, PriorType, RefinementType, read_weight
-from ..stages.refine import EMBEDDINGS, MEASURES, PAPER, RELEASED, choose_weights, refine_model, written_settings
+from ..stages.refine import (
+    EMBEDDINGS,
+    MEASURE_NAMES,
+    MEASURES,
+    PAPER,
+    RELEASED,
+    choose_weights,
+    refine_model,
+    written_settings,
+)
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
 
@@ -66,15 +77,16 @@ class CFRRefine(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lambda1_form",
-                    options=[PAPER, RELEASED],
-                    default=PAPER,
+                    options=[PAPER, RELEASED, AUTO],
+                    default=AUTO,
                     advanced=True,
                     tooltip="The published code applies lambda1 twice, which makes it its square (1e-8 for 1e-4). "
                     "On the demo model the fused result is the same.",
                 ),
                 io.Combo.Input(
                     "mu_measures",
-                    options=list(MEASURES),
+                    options=[*MEASURES, AUTO],
+                    default=AUTO,
                     optional=True,
                     advanced=True,
                     tooltip="What mu measures a change in: the text embeddings, as the paper has it, or what the "
@@ -136,12 +148,22 @@ class CFRRefine(io.ComfyNode):
         projections,
         lambda1_form,
         prior=None,
-        mu_measures=EMBEDDINGS,
+        mu_measures=AUTO,
         pooled_text=True,
         own_words=AUTO,
     ) -> io.NodeOutput:
-        weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form, mu_measures)
-        settings = written_settings(lambda1, lambda3, mu, lambda1_form, mu_measures)
+        name = preset_of(concepts)
+        preset = find_preset(name)
+        own = None if preset.refine is None else preset.refine(len(concepts))
+        if lambda1_form == AUTO:
+            lambda1_form = RELEASED if preset.lambda1_squared else PAPER
+        if mu_measures == AUTO:
+            mu_measures = MEASURE_NAMES[own.metric] if own else EMBEDDINGS
+        # As Erase Concepts writes them, so that both find the LoRAs that one of them trained.
+        written = (*weights_in_place_of_auto((lambda1, lambda3, mu), own), lambda1_form, mu_measures)
+        weights, lines = choose_weights(concepts, *written)
+        lines = [*([f"auto: {name}"] if name else []), *lines]
+        settings = written_settings(*written)
         refined, result, about = refine_model(
             model, clip, concepts, weights, prior, strength, projections, settings, pooled_text, OWN_WORDS[own_words]
         )

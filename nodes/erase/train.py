@@ -2,14 +2,16 @@
 
 from comfy_api.latest import io, ui
 
+from ...mace.concepts.concept import one_preset, preset_of
 from ...mace.formats.lora_layouts import to_comfyui
 from ...mace.method.loss import LOSSES
 from ...mace.method.schedule import Cfis, Uniform
-from ...mace.presets.presets import PRESETS
+from ...mace.presets.presets import PAPER
 from ..host.lora_files import slug
-from ..host.model.unet import PROJECTIONS
+from ..host.model.unet import PROJECTIONS, REFINEMENT
+from ..host.preset_files import find_preset, preset_stamp, presets
 from ..lists import all_masks, joined_images, takes_lists
-from ..schema import AUTO, ERASE, MOST_RATE, ImagesType, LorasType, read_number
+from ..schema import AUTO, ERASE, MOST_RATE, OF_CONCEPTS, ImagesType, LorasType, read_number
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
 from ..stages.train_options import TrainOptions
@@ -34,9 +36,10 @@ class TrainErasureLora(io.ComfyNode):
                 ImagesType.Input("images", tooltip="From Concept Images; they bring their concepts along."),
                 io.Combo.Input(
                     "preset",
-                    options=list(PRESETS),
-                    tooltip="What auto means below: the paper's Table 10 by type, or the settings found for the small "
-                    "demo model, which are for that model only.",
+                    options=[OF_CONCEPTS, *presets()],
+                    default=OF_CONCEPTS,
+                    tooltip="What auto means below: what was chosen in settings of Concepts (the paper's Table 10 by "
+                    "type where nothing was), or another preset for this node alone.",
                 ),
                 io.String.Input("rank", default=AUTO, tooltip="Rank of the LoRAs. auto: the preset's (1 in Table 10)."),
                 io.String.Input(
@@ -177,6 +180,10 @@ class TrainErasureLora(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, preset=(PAPER,), **_):
+        return preset_stamp(preset[0])
+
+    @classmethod
     @takes_lists(images=joined_images, masks=all_masks)
     def execute(
         cls,
@@ -201,7 +208,11 @@ class TrainErasureLora(io.ComfyNode):
         masks=None,
         again=False,
     ) -> io.NodeOutput:
-        chosen = PRESETS[preset]
+        if preset == OF_CONCEPTS:
+            refinement = model.get_attachment(REFINEMENT)
+            carried = () if refinement is None else (preset_of(refinement.concepts),)
+            preset = one_preset([*carried, *(entry.preset for entry in images)])
+        chosen = find_preset(preset)
         options = TrainOptions(
             **read_options(rank, steps, learning_rate, side_by_side),
             form=chosen.loss if loss == AUTO else loss,
@@ -217,6 +228,8 @@ class TrainErasureLora(io.ComfyNode):
         given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)
         kept = [without_skipped(entry, mask) for entry, mask in zip(images, given, strict=True)]
         loras, lines = train_loras(model, clip, [entry for entry, *_ in kept], [mask for _, mask, _ in kept], options)
+        if preset not in ("", PAPER):
+            lines.insert(0, f"auto: {preset}")
         lines += [line for *_, notes in kept for line in notes]
         return io.NodeOutput(
             loras,

@@ -20,6 +20,7 @@ from .prefixes import expanded
 PRIORS = "mace_priors"
 LORAS = "mace_loras"
 JUDGES = "mace_judges"
+PRESET_FILES = "mace_presets"
 NONE = "none"
 # What systems say where nothing more fits: no space, a file too large, a quota.
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -27,10 +28,10 @@ _NUMBER = re.compile(r"os error (\d+)")
 
 
 def register_folders() -> None:
-    """Make the folders mace_priors, mace_loras and mace_judges of models/ and output/ known to the host."""
-    for kind in (PRIORS, LORAS, JUDGES):
+    """Make our folders of models/ and output/ known to the host: mace_priors, mace_loras, mace_judges, mace_presets."""
+    for kind in (PRIORS, LORAS, JUDGES, PRESET_FILES):
         for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
-            add_folder(kind, os.path.join(root, kind), ".safetensors")
+            add_folder(kind, os.path.join(root, kind), ".json" if kind == PRESET_FILES else ".safetensors")
 
 
 def input_files(*endings: str) -> list[str]:

@@ -1,0 +1,67 @@
+"""Presets: those of the pack, and files in models/mace_presets and output/mace_presets."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+from ...mace.method.fuse import FuseWeights
+from ...mace.method.refine import RefineWeights
+from ...mace.presets.presets import PAPER, PRESETS, Preset, read_preset
+from ..schema import AUTO
+from .files import PRESET_FILES, path_stamp
+from .folders import file_names, pass_over, path_of
+
+# A preset is some lines of text.
+MOST_BYTES = 1 << 20
+
+
+@functools.lru_cache(256)
+def _read(path: str, size: int, time: int) -> tuple[str, Preset]:
+    """(name, preset) of a file as it is now. Raises ValueError, and OSError where it went."""
+    if size > MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, and a preset at most {MOST_BYTES}")
+    return read_preset(Path(path))
+
+
+def presets() -> dict[str, Preset]:
+    """Every preset by name, the pack's own first, then those of files. Odd files are passed over, with a log line."""
+    found = dict(PRESETS)
+    for file in file_names(PRESET_FILES):
+        try:
+            name, preset = _read(*path_stamp(path_of(PRESET_FILES, file) or file))
+            if name in found:
+                raise ValueError(f"there is a preset {name!r} already: give it another name")
+        except (OSError, ValueError) as error:
+            pass_over(f"the preset {file!r}", error)
+            continue
+        found[name] = preset
+    return found
+
+
+def find_preset(name: str) -> Preset:
+    """A preset by its name; the paper's for "". Raises ValueError where it is gone."""
+    found = presets().get(name or PAPER)
+    if found is None:
+        raise ValueError(
+            f"there is no preset {name!r} here: put its file into models/{PRESET_FILES}, or write numbers in place of "
+            f"{AUTO}"
+        )
+    return found
+
+
+def preset_stamp(name: str | None) -> tuple | None:
+    """What changes when a preset does: all that its file holds; None for the pack's own."""
+    if name in PRESETS or not isinstance(name, str):
+        return None
+    return tuple(path_stamp(path_of(PRESET_FILES, file)) for file in file_names(PRESET_FILES))
+
+
+def weights_in_place_of_auto(texts: Sequence[str], usual: RefineWeights | FuseWeights | None) -> tuple[str, ...]:
+    """Three weights as written, a preset's in place of auto; as they are where the preset has none."""
+    if usual is None:
+        return tuple(texts)
+    return tuple(
+        repr(own) if str(text).strip().lower() in (AUTO, "") else text
+        for text, own in zip(texts, astuple(usual)[:3], strict=True)
+    )
