@@ -112,13 +112,18 @@ class _File(Record):
 
 def read_preset(path: Path) -> tuple[str, Preset]:
     """(name, preset) of a file. Raises PresetError."""
+    return preset_of_text(path.read_bytes(), path.name)
+
+
+def preset_of_text(text: bytes, named: str) -> tuple[str, Preset]:
+    """(name, preset) of a file's text. named: what errors call it. Raises PresetError."""
     try:
-        entry = read_record(_File, path.read_bytes(), "it")
+        entry = read_record(_File, text, "it")
         rows = entry.lora
         if rows is not None and EVERY_TYPE not in rows:
             raise RecordError(f"its lora has no row for all other types ({EVERY_TYPE!r})")
     except RecordError as error:
-        raise PresetError(f"the preset {path.name} cannot be read: {error}") from None
+        raise PresetError(f"the preset {named} cannot be read: {error}") from None
     preset = Preset(
         auto_lora if rows is None else _lora({kind: LoraRow(**dict(row)) for kind, row in rows.items()}),
         None if entry.refine is None else _weights(dict(entry.refine), RefineWeights),

@@ -24,7 +24,7 @@ from ..host.kept.store import LastResult
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder, chunks
-from ..schema import AUTO, COMPARE, ConceptsType, read_weights
+from ..schema import AUTO, COMPARE, ConceptsType, number_input, read_weights
 from ..stages.prior import BUILT_IN, draw_captions, literal
 from .closed_form import checked_preserve, kept_inputs, kept_phrases, last_tokens, projections_input
 
@@ -85,7 +85,7 @@ class OrthogonalErasure(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def scale(name: str, tooltip: str):
-            return io.String.Input(name, default=AUTO, tooltip=f"{tooltip} auto: as published for the first type.")
+            return number_input(name, tooltip=f"{tooltip} auto: as published for the first type.")
 
         return io.Schema(
             node_id="MACE_BaselineOCE",
@@ -110,16 +110,14 @@ class OrthogonalErasure(io.ComfyNode):
                     "Weight of what is preserved, without unit. Larger keeps more. Published: 0 for objects and "
                     "explicit content, 1 for styles, 5, 2.5 and 2 for celebrities.",
                 ),
-                io.String.Input(
+                number_input(
                     "global_scale",
-                    default=AUTO,
                     advanced=True,
                     tooltip="Weight of the general captions, without unit. Larger keeps more. auto: the published 10 "
                     "for objects and styles, 20 for explicit content, 50 and 70 for celebrities.",
                 ),
-                io.String.Input(
+                number_input(
                     "lamb",
-                    default=AUTO,
                     advanced=True,
                     tooltip="Weight of all directions alike (lambda), without unit. Larger keeps more. auto: the "
                     "published 10.",

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ...mace.concepts.concept import preset_of
 from ...mace.concepts.strengths import parse_strengths
 from ..host.preset_files import find_preset, weights_in_place_of_auto
-from ..schema import AUTO, ERASE, LorasType, PriorType, RefinementType, read_weight
+from ..schema import ERASE, LorasType, PriorType, RefinementType, is_auto, number_input, read_weight
 from ..stages.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 
 
@@ -40,21 +40,18 @@ class FuseLoras(io.ComfyNode):
                     tooltip="Strength of single concepts, 0 to 1, one a line; 1 where nothing is said, * stands for "
                     "all others. At 0 a concept leaves the solve. All at 0 gives the original model to the bit.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda2",
-                    default=AUTO,
                     tooltip=f"Weight of the prior's captions (lambda2 of Eq. 7, without unit). {weight} Larger keeps "
                     "more.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda3",
-                    default=AUTO,
                     tooltip=f"Weight of the concepts to preserve (lambda3, without unit). {weight} Larger keeps more.",
                 ),
-                io.String.Input(
+                number_input(
                     "mu",
                     display_name="identity weight mu",
-                    default=AUTO,
                     tooltip=f"Weight of staying near the weights named in pull (without unit). {weight}",
                 ),
                 io.Combo.Input(
@@ -87,7 +84,7 @@ class FuseLoras(io.ComfyNode):
         try:
             parse_strengths(strengths or "")
             for name, text in (("lambda2", lambda2), ("lambda3", lambda3), ("mu", mu)):
-                read_weight(name, AUTO if text is None else text)
+                read_weight(name, text)
         except ValueError as error:
             return str(error)
         return True
@@ -101,7 +98,7 @@ class FuseLoras(io.ComfyNode):
             name, count = preset_of(refinement.concepts), len(refinement.concepts)
         elif loras.recipe is not None:
             name, count = loras.recipe.preset, len(loras.concepts)
-        if name and any(read_weight("", text) is None for text in weights):
+        if name and any(map(is_auto, weights)):
             make = find_preset(name).fuse
             weights = weights_in_place_of_auto(weights, None if make is None else make(count))
         fused, lines, listed = fused_model(model, loras, refinement, prior, clip, method, strengths, weights, pull)

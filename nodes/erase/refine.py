@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ...mace.concepts.concept import preset_of
 from ..host.model.unet import PROJECTIONS
 from ..host.preset_files import find_preset, weights_in_place_of_auto
-from ..schema import AUTO, ERASE, ConceptsType, PriorType, RefinementType, read_weight
+from ..schema import AUTO, ERASE, ConceptsType, PriorType, RefinementType, number_input, read_weight
 from ..stages.refine import (
     EMBEDDINGS,
     MEASURE_NAMES,
@@ -48,22 +48,19 @@ class CFRRefine(io.ComfyNode):
                     tooltip="How far the refinement goes, for all concepts alike: 1 is the paper's, 0 gives the input "
                     "model to the bit.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda1",
-                    default=AUTO,
                     tooltip=f"Weight of the prior's captions (lambda1 of Eq. 1, without unit). {weight} 1e-4 for "
                     "people and styles, 7e-7 for explicit content, none for objects. Larger keeps more.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda3",
-                    default=AUTO,
                     tooltip=f"Weight of the concepts to preserve (lambda3 of Eq. 19, without unit). {weight} 0.8 to 20 "
                     "by the number of people, 8 for styles, none for objects. Larger keeps more.",
                 ),
-                io.String.Input(
+                number_input(
                     "mu",
                     display_name="identity weight mu",
-                    default=AUTO,
                     tooltip=f"Weight of ||W' - W||^2 (Appendix C.2, without unit). {weight} 0.1 to 1000 for the ten "
                     "CIFAR classes, 10 for other objects, 0.1 for explicit content, 0 for people and styles. Larger "
                     "keeps more.",
@@ -129,8 +126,7 @@ class CFRRefine(io.ComfyNode):
     def validate_inputs(cls, lambda1=None, lambda3=None, mu=None):
         for name, text in (("lambda1", lambda1), ("lambda3", lambda3), ("mu", mu)):
             try:
-                # A linked value is there only when the node runs.
-                read_weight(name, AUTO if text is None else text)
+                read_weight(name, text)
             except ValueError as error:
                 return str(error)
         return True

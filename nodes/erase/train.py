@@ -11,7 +11,7 @@ from ..host.lora_files import slug
 from ..host.model.unet import PROJECTIONS, REFINEMENT
 from ..host.preset_files import find_preset, preset_stamp, presets
 from ..lists import all_masks, joined_images, takes_lists
-from ..schema import AUTO, ERASE, MOST_RATE, OF_CONCEPTS, ImagesType, LorasType, read_number
+from ..schema import AUTO, ERASE, MOST_RATE, OF_CONCEPTS, ImagesType, LorasType, number_input, read_number
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
 from ..stages.train_options import TrainOptions
@@ -41,15 +41,14 @@ class TrainErasureLora(io.ComfyNode):
                     tooltip="What auto means below: what was chosen in settings of Concepts (the paper's Table 10 by "
                     "type where nothing was), or another preset for this node alone.",
                 ),
-                io.String.Input("rank", default=AUTO, tooltip="Rank of the LoRAs. auto: the preset's (1 in Table 10)."),
-                io.String.Input(
+                number_input("rank", whole=True, tooltip="Rank of the LoRAs. auto: the preset's (1 in Table 10)."),
+                number_input(
                     "steps",
-                    default=AUTO,
+                    whole=True,
                     tooltip="Training steps for each concept. auto: the preset's (Table 10: 50, explicit 120).",
                 ),
-                io.String.Input(
+                number_input(
                     "learning_rate",
-                    default=AUTO,
                     tooltip="Learning rate of AdamW. auto: the preset's (Table 10: 1e-5 for objects and explicit "
                     "content, 1e-4 for people and styles). Larger erases more and touches more.",
                 ),
@@ -115,9 +114,9 @@ class TrainErasureLora(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Seed of initial values and draws; every concept has streams of its own.",
                 ),
-                io.String.Input(
+                number_input(
                     "side_by_side",
-                    default=AUTO,
+                    whole=True,
                     advanced=True,
                     tooltip="Concepts in one forward pass. auto: one is measured, and as many train as the free memory "
                     "holds, at most 32. The result is the same for any number.",
@@ -172,7 +171,7 @@ class TrainErasureLora(io.ComfyNode):
         t2=(None,),
     ):
         try:
-            read_options(*(given[0] or AUTO for given in (rank, steps, learning_rate, side_by_side)))
+            read_options(*(given[0] for given in (rank, steps, learning_rate, side_by_side)))
             if cfis[0] and t1[0] is not None and t2[0] is not None:
                 Cfis(t1[0], t2[0])
         except ValueError as error:
@@ -240,8 +239,8 @@ class TrainErasureLora(io.ComfyNode):
         )
 
 
-def read_options(rank: str, steps: str, learning_rate: str, side_by_side: str) -> dict:
-    """The text settings as `TrainOptions` takes them. Raises ValueError."""
+def read_options(rank, steps, learning_rate, side_by_side) -> dict:
+    """The numbers, written or linked, as `TrainOptions` takes them. Raises ValueError."""
     return {
         "rank": read_number("rank", rank, 128, whole=True),
         "steps": read_number("steps", steps, 100_000, whole=True),

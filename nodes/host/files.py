@@ -89,6 +89,25 @@ def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mappi
                 os.unlink(temporary)
 
 
+def save_text(prefix: str, text: str, ending: str) -> Path:
+    """Write output/<prefix>_<counter>_<ending> in UTF-8 and return its path. As `save_safetensors`.
+
+    ending: such as ".json".
+    """
+    output, prefix = folder_paths.get_output_directory(), expanded(prefix)
+    with _folders_of(Path(output, prefix).parent):
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
+        temporary = Path(folder, f".{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "x", encoding="utf-8") as written:
+                written.write(text)
+                written.flush()
+                os.fsync(written.fileno())
+            return _put_in_place(temporary, Path(folder), name, counter, ending)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def save_folder(
     prefix: str, file_name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], texts: Mapping[str, str]
 ) -> Path:
@@ -177,10 +196,10 @@ def _write_tensors(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[s
         os.fsync(written.fileno())
 
 
-def _put_in_place(temporary: Path, folder: Path, name: str, counter: int) -> Path:
+def _put_in_place(temporary: Path, folder: Path, name: str, counter: int, ending: str = ".safetensors") -> Path:
     """Rename to the first free counter without ever replacing a file, even one that appears meanwhile."""
     while True:
-        path = folder / f"{name}_{counter:05}_.safetensors"
+        path = folder / f"{name}_{counter:05}_{ending}"
         try:
             os.link(temporary, path)
             return path

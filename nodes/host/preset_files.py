@@ -8,7 +8,7 @@ from pathlib import Path
 from ...mace.method.fuse import FuseWeights
 from ...mace.method.refine import RefineWeights
 from ...mace.presets.presets import PAPER, PRESETS, Preset, read_preset
-from ..schema import AUTO
+from ..schema import AUTO, is_auto
 from .files import PRESET_FILES, path_stamp
 from .folders import file_names, pass_over, path_of
 
@@ -26,16 +26,22 @@ def _read(path: str, size: int, time: int) -> tuple[str, Preset]:
 
 def presets() -> dict[str, Preset]:
     """Every preset by name, the pack's own first, then those of files. Odd files are passed over, with a log line."""
-    found = dict(PRESETS)
+    return {**PRESETS, **{name: preset for name, (preset, _) in preset_files().items()}}
+
+
+def preset_files() -> dict[str, tuple[Preset, str]]:
+    """(preset, path of its file) by name, of all that can be read and have a name of their own."""
+    found: dict[str, tuple[Preset, str]] = {}
     for file in file_names(PRESET_FILES):
         try:
-            name, preset = _read(*path_stamp(path_of(PRESET_FILES, file) or file))
-            if name in found:
+            path, *stamp = path_stamp(path_of(PRESET_FILES, file) or file)
+            name, preset = _read(path, *stamp)
+            if name in PRESETS or name in found:
                 raise ValueError(f"there is a preset {name!r} already: give it another name")
         except (OSError, ValueError) as error:
             pass_over(f"the preset {file!r}", error)
             continue
-        found[name] = preset
+        found[name] = preset, path
     return found
 
 
@@ -57,11 +63,10 @@ def preset_stamp(name: str | None) -> tuple | None:
     return tuple(path_stamp(path_of(PRESET_FILES, file)) for file in file_names(PRESET_FILES))
 
 
-def weights_in_place_of_auto(texts: Sequence[str], usual: RefineWeights | FuseWeights | None) -> tuple[str, ...]:
-    """Three weights as written, a preset's in place of auto; as they are where the preset has none."""
+def weights_in_place_of_auto(
+    texts: Sequence[str | float], usual: RefineWeights | FuseWeights | None
+) -> tuple[str | float, ...]:
+    """Three weights as given, a preset's in place of auto; as they are where the preset has none."""
     if usual is None:
         return tuple(texts)
-    return tuple(
-        repr(own) if str(text).strip().lower() in (AUTO, "") else text
-        for text, own in zip(texts, astuple(usual)[:3], strict=True)
-    )
+    return tuple(repr(own) if is_auto(text) else text for text, own in zip(texts, astuple(usual)[:3], strict=True))
