@@ -96,12 +96,12 @@ class Concepts(io.ComfyNode):
                     options=list(presets()),
                     default=PAPER,
                     optional=True,
-                    advanced=True,
-                    tooltip="What auto stands for in CFR Refine, Train Erasure LoRA and Fuse LoRAs behind this list: "
-                    "one choice for all of them. paper: Table 10 by type. paper, as released: with what the published "
-                    "code does otherwise (end-of-text and padding in the loss, a sum of norms, lambda1 squared). The "
-                    "others are for the models they were found on, such as the demo model, or are yours (Save "
-                    "Preset). In a chain of nodes one choice other than the paper's holds for all.",
+                    tooltip="All automatic settings behind this list in one choice: what auto stands for in CFR "
+                    "Refine, Train Erasure LoRA and Fuse LoRAs. paper: Table 10 by type, with a small mu for explicit "
+                    "content (ours). paper, as released: with what the published code does otherwise (end-of-text and "
+                    "padding in the loss, a sum of norms, lambda1 squared). The others are for the models they were "
+                    "found on, such as the demo model, or are yours (Save Preset). In a chain of nodes one choice "
+                    "other than the paper's holds for all.",
                 ),
             ],
             outputs=[ConceptsType.Output("concepts", tooltip="The whole list, in order.")],

@@ -42,8 +42,9 @@ class EraseConcepts(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=list(presets()),
-                    tooltip="All settings by type: the paper's Table 10, or those found for a small demo model, which "
-                    "are for that model only.",
+                    tooltip="All settings by type: the paper's Table 10, the same with what the published code does "
+                    "otherwise, those found for other models, which are for these only, or yours (Save Preset). It "
+                    "goes before what was chosen in Concepts.",
                 ),
                 *side_inputs("the training images"),
                 io.Int.Input(

@@ -14,7 +14,7 @@ class FuseLoras(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        weight = "A number, or auto for the refinement's."
+        weight = "auto: by the settings chosen in Concepts, else the refinement's. A number without unit:"
         return io.Schema(
             node_id="MACE_FuseLoras",
             display_name="Fuse LoRAs (MACE)",
@@ -27,9 +27,11 @@ class FuseLoras(io.ComfyNode):
                 LorasType.Input("loras", tooltip="From Train Erasure LoRA or Load Erasure LoRAs."),
                 io.Combo.Input(
                     "method",
+                    advanced=True,
                     options=[CLOSED_FORM, NAIVE],
                     default=CLOSED_FORM,
-                    tooltip="Closed form: the paper's fusion. Naive: the weighted sum of the LoRAs, for comparison.",
+                    tooltip="Closed form: erases all concepts together without one undoing another (Eq. 7). Naive: the "
+                    "weighted sum of the LoRAs (Eq. 6), for comparison.",
                 ),
                 io.String.Input(
                     "strengths",
@@ -42,24 +44,27 @@ class FuseLoras(io.ComfyNode):
                 ),
                 number_input(
                     "lambda2",
-                    tooltip=f"Weight of the prior's captions (lambda2 of Eq. 7, without unit). {weight} Larger keeps "
-                    "more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of what the prior's captions show. {weight} lambda2 of Eq. 7.",
                 ),
                 number_input(
                     "lambda3",
-                    tooltip=f"Weight of the concepts to preserve (lambda3, without unit). {weight} Larger keeps more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of the concepts to preserve. {weight} lambda3 of Eq. 7.",
                 ),
                 number_input(
                     "mu",
+                    advanced=True,
                     display_name="identity weight mu",
-                    tooltip=f"Weight of staying near the weights named in pull (without unit). {weight}",
+                    tooltip=f"Larger keeps more of everything else as pull names it. {weight} the weight of staying "
+                    "near those weights.",
                 ),
                 io.Combo.Input(
                     "pull",
                     options=list(TOWARDS),
                     advanced=True,
-                    tooltip="Where mu draws the weights to: the refined ones, as the published code does, or the "
-                    "original ones, as Eq. 7 reads.",
+                    tooltip="What mu keeps near: the refined weights, which stay erased, as in the published code, or "
+                    "the original ones, as Eq. 7 reads, which gives more back.",
                 ),
                 RefinementType.Input(
                     "refinement",

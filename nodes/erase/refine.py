@@ -25,7 +25,7 @@ class CFRRefine(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        weight = "A number, or auto for Table 10's value by type."
+        weight = "auto: by the settings chosen in Concepts; in Table 10"
         return io.Schema(
             node_id="MACE_CFRRefine",
             display_name="CFR Refine (MACE)",
@@ -45,40 +45,46 @@ class CFRRefine(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     display_mode=io.NumberDisplay.slider,
-                    tooltip="How far the refinement goes, for all concepts alike: 1 is the paper's, 0 gives the input "
-                    "model to the bit.",
+                    tooltip="How far the refinement goes, for all concepts alike: 0 gives the input model to the bit, "
+                    "1 the whole erasure, which is the paper's.",
                 ),
                 number_input(
                     "lambda1",
-                    tooltip=f"Weight of the prior's captions (lambda1 of Eq. 1, without unit). {weight} 1e-4 for "
-                    "people and styles, 7e-7 for explicit content, none for objects. Larger keeps more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of what the prior's captions show, and erases less. {weight} 1e-4 for "
+                    "people and styles, 7e-7 for explicit content, none for objects. A number without unit: lambda1 "
+                    "of Eq. 1.",
                 ),
                 number_input(
                     "lambda3",
-                    tooltip=f"Weight of the concepts to preserve (lambda3 of Eq. 19, without unit). {weight} 0.8 to 20 "
-                    "by the number of people, 8 for styles, none for objects. Larger keeps more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of the concepts to preserve. {weight} 0.8 to 20 by the number of "
+                    "people, 8 for styles, none for objects. A number without unit: lambda3 of Eq. 19.",
                 ),
                 number_input(
                     "mu",
                     display_name="identity weight mu",
-                    tooltip=f"Weight of ||W' - W||^2 (Appendix C.2, without unit). {weight} 0.1 to 1000 for the ten "
-                    "CIFAR classes, 10 for other objects, 0.1 for explicit content, 0 for people and styles. Larger "
-                    "keeps more.",
+                    tooltip="Larger keeps more of everything else, and erases less: the main control for objects. "
+                    f"{weight} 0.1 to 1000 for the ten CIFAR classes, 10 for other objects, 0.1 for explicit content "
+                    "(ours), 0 for people and styles. A number without unit: the weight of ||W' - W||^2 (Appendix "
+                    "C.2).",
                 ),
                 io.Combo.Input(
                     "projections",
+                    advanced=True,
                     options=list(PROJECTIONS),
                     default="both",
-                    tooltip="Refine keys (to_k), values (to_v) or both, the paper's choice. Models other than SD1.x, "
-                    "SD2.x and SDXL know both only.",
+                    tooltip="What is changed of how the model reads its text: keys (to_k), values (to_v) or both, the "
+                    "paper's choice. Models other than SD1.x, SD2.x and SDXL know both only.",
                 ),
                 io.Combo.Input(
                     "lambda1_form",
                     options=[PAPER, RELEASED, AUTO],
                     default=AUTO,
                     advanced=True,
-                    tooltip="The published code applies lambda1 twice, which makes it its square (1e-8 for 1e-4). "
-                    "On the demo model the fused result is the same.",
+                    tooltip="How much lambda1 keeps: as it stands (paper), or its square (1e-8 for 1e-4), since the "
+                    "published code applies it twice. auto: by the settings chosen in Concepts, else paper. On the "
+                    "demo model the fused result is the same.",
                 ),
                 io.Combo.Input(
                     "mu_measures",
@@ -86,9 +92,10 @@ class CFRRefine(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip="What mu measures a change in: the text embeddings, as the paper has it, or what the "
-                    "model's values read of them (ours), which takes more of the synonyms and leaves more of the "
-                    "rest. Then raise mu: 1e5 on the demo model. Fuse LoRAs and focus follow.",
+                    tooltip="What mu keeps near: the text embeddings, as the paper has it, or what the model's values "
+                    "read of them (ours), which takes more of the synonyms and leaves more of the rest. Then raise "
+                    "mu: 1e5 on the demo model. auto: by the settings chosen in Concepts, else embeddings. Fuse LoRAs "
+                    "and focus follow.",
                 ),
                 PriorType.Input(
                     "prior",
@@ -101,18 +108,18 @@ class CFRRefine(io.ComfyNode):
                     optional=True,
                     default=True,
                     advanced=True,
-                    tooltip="SDXL, FLUX.1, SD3 and their kin read the prompt a second time, as one pooled vector that "
-                    "carries the concept too. On: that reading is refined by the same closed form (ours; the paper's "
-                    "models have none). No effect on models without one.",
+                    tooltip="On: what the whole prompt carries of the concept goes too, on models that read the "
+                    "prompt a second time as one pooled vector (SDXL, FLUX.1, SD3 and their kin), by the same closed "
+                    "form (ours; the paper's models have none). No effect on others.",
                 ),
                 io.Combo.Input(
                     "own_words",
                     options=list(OWN_WORDS),
                     optional=True,
                     advanced=True,
-                    tooltip="The concept's own words too, each to the last word of its mapping (ours); the paper leaves"
-                    " them to the erasure LoRA. auto: off for SD1.x, SD2.x and SDXL, where one is trained, and on for "
-                    "all other models.",
+                    tooltip="On: the concept's own words are erased here too, each to the last word of its mapping "
+                    "(ours); the paper leaves them to the erasure LoRA. auto: off for SD1.x, SD2.x and SDXL, where "
+                    "one is trained, and on for all other models.",
                 ),
             ],
             outputs=[

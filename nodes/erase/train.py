@@ -41,61 +41,83 @@ class TrainErasureLora(io.ComfyNode):
                     tooltip="What auto means below: what was chosen in settings of Concepts (the paper's Table 10 by "
                     "type where nothing was), or another preset for this node alone.",
                 ),
-                number_input("rank", whole=True, tooltip="Rank of the LoRAs. auto: the preset's (1 in Table 10)."),
+                number_input(
+                    "rank",
+                    advanced=True,
+                    whole=True,
+                    tooltip="Larger can change more, in what is erased and beside it. auto: the preset's (1 in Table "
+                    "10). The rank of the LoRAs.",
+                ),
                 number_input(
                     "steps",
                     whole=True,
-                    tooltip="Training steps for each concept. auto: the preset's (Table 10: 50, explicit 120).",
+                    tooltip="More erase more and take longer. auto: the preset's (Table 10: 50, explicit 120). "
+                    "Training steps for each concept.",
                 ),
                 number_input(
                     "learning_rate",
-                    tooltip="Learning rate of AdamW. auto: the preset's (Table 10: 1e-5 for objects and explicit "
-                    "content, 1e-4 for people and styles). Larger erases more and touches more.",
+                    tooltip="Larger erases more and touches more of the rest. auto: the preset's (Table 10: 1e-5 for "
+                    "objects and explicit content, 1e-4 for people and styles). The rate of AdamW.",
                 ),
                 io.Combo.Input(
                     "loss",
                     options=[AUTO, *LOSSES],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Eq. 3 as printed (squared norm), or as the published code computes it (sum of norms). "
-                    "auto: the preset's. On the demo model they do not differ.",
+                    tooltip="How much attention to each of the concept's words counts: its square (Eq. 3 as printed), "
+                    "or as it is (a sum of norms, as the published code computes it). auto: the preset's. On the demo "
+                    "model they do not differ.",
                 ),
                 io.Combo.Input(
                     "end_of_text",
                     options=[AUTO, "no", "yes"],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Whether attention to the end of the prompt (end-of-text and padding) is trained away too, "
-                    "as the published code does, or that of the concept's words alone, as Eq. 3 says. auto: the "
-                    "preset's. On the demo model yes leaves half as many of the synonyms.",
+                    tooltip="yes erases more of the synonyms (on the demo model half as many are left): attention to "
+                    "the end of the prompt (end-of-text and padding) is trained away too, as the published code does. "
+                    "no: that of the concept's words alone, as Eq. 3 says. auto: the preset's.",
                 ),
                 io.Combo.Input(
                     "focus",
                     options=[AUTO, "no", "yes"],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Whether the LoRAs read only what tells the concept's words from the prior's captions, "
-                    "which leaves other prompts alone (ours), or start at random as the paper's do. auto: the "
-                    "preset's. Needs a prior with captions in CFR Refine. On the demo model yes erases more synonyms.",
+                    tooltip="yes leaves other prompts alone, and on the demo model erases more synonyms: the LoRAs "
+                    "read only what tells the concept's words from the prior's captions (ours). no: they start at "
+                    "random as the paper's do. auto: the preset's. Needs a prior with captions in CFR Refine.",
                 ),
                 io.Combo.Input(
                     "projections",
                     options=list(PROJECTIONS),
                     default="both",
                     advanced=True,
-                    tooltip="LoRAs on keys (to_k), values (to_v) or both, the paper's choice. On the demo model keys "
-                    "alone erase less, values alone as much as both, and touch more.",
+                    tooltip="What the LoRAs change: keys (to_k), values (to_v) or both, the paper's choice. On the "
+                    "demo model keys alone erase less, values alone as much as both, and touch more.",
                 ),
                 io.Boolean.Input(
                     "cfis",
                     default=True,
                     advanced=True,
-                    tooltip="Concept-focal importance sampling (Eq. 5): train mostly at the timesteps t1 to t2, where "
-                    "the concept takes shape. Off: at all timesteps alike, which by the paper also harms what shares "
-                    "the words; on the demo model it hardly matters.",
+                    tooltip="On: by the paper spares what shares words with the concept, by training mostly at the "
+                    "timesteps t1 to t2, where the concept takes shape (concept-focal importance sampling, Eq. 5). "
+                    "Off: at all timesteps alike; on the demo model it hardly matters.",
                 ),
-                io.Int.Input("t1", default=200, min=0, max=998, advanced=True, tooltip="Lower end, in timesteps."),
-                io.Int.Input("t2", default=400, min=1, max=1000, advanced=True, tooltip="Upper end, in timesteps."),
+                io.Int.Input(
+                    "t1",
+                    default=200,
+                    min=0,
+                    max=998,
+                    advanced=True,
+                    tooltip="The lower end of where cfis trains most, in timesteps (0 is the finished picture).",
+                ),
+                io.Int.Input(
+                    "t2",
+                    default=400,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="The upper end of where cfis trains most, in timesteps (1000 is noise alone).",
+                ),
                 io.Float.Input(
                     "gamma",
                     default=0.05,
@@ -104,7 +126,7 @@ class TrainErasureLora(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     advanced=True,
-                    tooltip="How steeply the density falls off beyond t1 and t2 (Eq. 5).",
+                    tooltip="Larger trains less beyond t1 and t2: how steeply the density of Eq. 5 falls off.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -112,21 +134,23 @@ class TrainErasureLora(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=False,
-                    tooltip="Seed of initial values and draws; every concept has streams of its own.",
+                    tooltip="Another seed gives another training of the same kind: initial values and draws, in "
+                    "streams of its own for every concept.",
                 ),
                 number_input(
                     "side_by_side",
                     whole=True,
                     advanced=True,
-                    tooltip="Concepts in one forward pass. auto: one is measured, and as many train as the free memory "
-                    "holds, at most 32. The result is the same for any number.",
+                    tooltip="More is quicker and takes more memory; the result is the same for any number. auto: one "
+                    "is measured, and as many train as the free memory holds, at most 32. Concepts in one forward "
+                    "pass.",
                 ),
                 io.Boolean.Input(
                     "save_memory",
                     default=False,
                     advanced=True,
-                    tooltip="Compute the model's blocks a second time in the backward pass (gradient checkpointing): a "
-                    "quarter of the memory, a third slower. Off: only where one concept does not fit without.",
+                    tooltip="A quarter of the memory, a third slower: the model's blocks are computed a second time "
+                    "in the backward pass (gradient checkpointing). Off: only where one concept does not fit without.",
                 ),
                 io.Mask.Input(
                     "masks",
