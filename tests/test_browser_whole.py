@@ -70,7 +70,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     page.evaluate("window.app.graph.clear()")
     page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.get_by_placeholder("Add a node...").fill("stage by stage")
-    page.get_by_text("Subgraph Blueprints / MACE / erase").wait_for()
+    page.get_by_test_id("result-item").get_by_text("Subgraph Blueprints / MACE / erase").wait_for()
     page.keyboard.press("Enter")
     # It hangs at the pointer until it is put down.
     page.wait_for_timeout(1000)
