@@ -101,26 +101,26 @@ class OrthogonalErasure(io.ComfyNode):
                 *kept_inputs("They count by preserve_scale, which is 0 as published for objects."),
                 scale(
                     "erase_scale",
-                    "Weight of the erasure, in squared units of what a matrix makes of a token. Larger erases more; 0 "
-                    "changes nothing. Published: 2000 for objects, 500 for styles, 3000 for explicit content, 3500, "
-                    "1500 and 800 for 10, 50 and 100 celebrities.",
+                    "Larger erases more; 0 changes nothing. Published: 2000 for objects, 500 for styles, 3000 for "
+                    "explicit content, 3500, 1500 and 800 for 10, 50 and 100 celebrities. In squared units of what a "
+                    "matrix makes of a token.",
                 ),
                 scale(
                     "preserve_scale",
-                    "Weight of what is preserved, without unit. Larger keeps more. Published: 0 for objects and "
-                    "explicit content, 1 for styles, 5, 2.5 and 2 for celebrities.",
+                    "Larger keeps more of what is preserved. Published: 0 for objects and explicit content, 1 for "
+                    "styles, 5, 2.5 and 2 for celebrities. A weight without unit.",
                 ),
                 number_input(
                     "global_scale",
                     advanced=True,
-                    tooltip="Weight of the general captions, without unit. Larger keeps more. auto: the published 10 "
-                    "for objects and styles, 20 for explicit content, 50 and 70 for celebrities.",
+                    tooltip="Larger keeps more of what everyday captions show. auto: the published 10 for objects and "
+                    "styles, 20 for explicit content, 50 and 70 for celebrities. A weight without unit.",
                 ),
                 number_input(
                     "lamb",
                     advanced=True,
-                    tooltip="Weight of all directions alike (lambda), without unit. Larger keeps more. auto: the "
-                    "published 10.",
+                    tooltip="Larger keeps more of everything else. auto: the published 10. The weight of all "
+                    "directions alike (lambda), without unit.",
                 ),
                 io.Combo.Input(
                     "captions",
