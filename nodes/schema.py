@@ -38,6 +38,7 @@ def side_inputs(what: str) -> list[io.Int.Input]:
             min=0,
             max=MOST_SIDE,
             step=8,
+            advanced=True,
             tooltip=f"{side.capitalize()} of {what} in pixels. 0: what the model was made for (512 for SD1.x, 768 for "
             "SD2.x with v-prediction, 1024 for SDXL).",
         )
