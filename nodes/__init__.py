@@ -25,6 +25,7 @@ from .files.load_loras import LoadLoras
 from .files.load_prior import LoadPrior
 from .files.save_loras import SaveLoras
 from .files.save_model import SaveErasedModel
+from .files.save_preset import SavePreset
 from .files.save_prior import SavePrior
 from .host import files
 from .host.copies import tell_other_copies
@@ -37,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     Concepts,
     BuildPrior,
     SavePrior,
+    SavePreset,
     LoadPrior,
     CFRRefine,
     ConceptImagesNode,

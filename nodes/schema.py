@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..mace.pipeline.written import AUTO
+
 # tuple[mace.concepts.concept.Concept, ...]
 ConceptsType = io.Custom("MACE_CONCEPTS")
 # mace.method.prior.Prior
@@ -16,6 +18,8 @@ LorasType = io.Custom("MACE_LORAS")
 # The menu: what erases, what is written and read, what tells of a result, and published methods to compare with.
 ERASE, FILES, MEASURE, COMPARE = (f"MACE/{name}" for name in ("erase", "files", "measure", "compare"))
 
+# Of a node that is not told a preset of its own.
+OF_CONCEPTS = "that of the concepts"
 # Pictures in a preview.
 SHOWN = 64
 # Of pictures, in pixels.
@@ -31,8 +35,18 @@ def side_inputs(what: str) -> list[io.Int.Input]:
             min=0,
             max=MOST_SIDE,
             step=8,
+            advanced=True,
             tooltip=f"{side.capitalize()} of {what} in pixels. 0: what the model was made for (512 for SD1.x, 768 for "
             "SD2.x with v-prediction, 1024 for SDXL).",
         )
         for side in ("width", "height")
     ]
+
+
+def number_input(name: str, tooltip: str, default: str = AUTO, whole: bool = False, **given) -> io.MultiType.Input:
+    """A number, or auto, as text; nodes that give numbers can be linked to it.
+
+    Its widget stays a text, which workflows hold as such: a number widget could not hold auto.
+    """
+    written = io.String.Input(name, default=default, tooltip=tooltip, **given)
+    return io.MultiType.Input(written, [io.Int] if whole else [io.Float, io.Int])

@@ -30,9 +30,12 @@ def archive(tmp_path_factory):
 
 def test_it_holds_what_an_artist_needs_and_little_else(archive):
     needed = {"__init__.py", "install.py", "README.md", "LICENSE", "pyproject.toml", "nodes/__init__.py", "web/mace.js"}
+    needed |= {"subgraphs/Erase concepts, stage by stage (MACE).json"}
     assert needed <= set(archive)
     tops = {name.split("/")[0] for name in archive}
-    assert not tops & {"tests", "devtools", "benchmarks", "dev.py", "assets", "output", ".ci"}
+    assert not tops & {"tests", "devtools", "benchmarks", "dev.py", "output", ".ci"}
+    shown = {f"assets/{name}.{kind}" for name in ("icon", "banner") for kind in ("svg", "png")}
+    assert {name for name in archive if name.startswith("assets/")} == shown
     for name in archive:
         assert not re.search(r"(^|/)(test_\w+|conftest)\.py$|\.(safetensors|ckpt|pt|pth|npz|pkl)$", name), name
     assert sum(map(len, archive.values())) < 8e6

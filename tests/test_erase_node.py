@@ -22,7 +22,7 @@ def erase(comfy_host, demo, erasing, monkeypatch):
     """The node with a preset that trains a few steps, for time."""
     presets = comfy_host.module("mace.presets.presets")
     short = presets.Preset(lambda type: presets.LoraRow(2, STEPS, 3e-3))
-    monkeypatch.setattr(erasing, "PRESETS", {"short": short})
+    monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {"short": short})
     monkeypatch.setattr(erasing, "IMAGES", 2)
     monkeypatch.setattr(erasing, "CAPTIONS", erasing.CaptionSource("built-in", CAPTIONS, seed=0))
     monkeypatch.setattr(erasing, "SAMPLING", {**erasing.SAMPLING, "steps": 3})
@@ -49,6 +49,16 @@ def test_words_alone_are_enough(comfy_host, erase):
     assert tuple(node[2:]) == (64, 64)
     listed = [entry.concept.target for entry in node[1].loras]
     assert listed == ["dog"] and node.ui["concepts"] == [["dog", 1.0]]
+
+
+def test_its_own_settings_go_before_those_of_the_concepts(comfy_host, demo, erase):
+    demos = "demo model (mace_demo)"
+    chosen = comfy_host.module("mace.concepts.concept").ConceptList(concepts(comfy_host, "dog -> sky"), demos)
+    node = erase(concepts=chosen)
+    said = f"settings: short, chosen here; the concepts' own, {demos}, are passed over\n"
+    assert report(node).startswith(said) and same(node[0], erase(words="dog -> sky")[0])
+    # What is fused of its LoRAs later takes the settings that they were trained with.
+    assert node[1].recipe.preset == "short" and said not in report(erase(words="dog -> sky"))
 
 
 def test_words_come_after_the_concepts_that_are_connected(comfy_host, erase):
@@ -110,7 +120,7 @@ def test_gentle_to_strong_changes_more_and_trains_nothing(erase):
     assert gentle["weights"]["mu"] == pytest.approx(10 * middle["weights"]["mu"])
 
 
-def test_the_presets_own_fusion_leans_too(comfy_host, erase, erasing, monkeypatch):
+def test_the_presets_own_fusion_leans_too(comfy_host, erase, monkeypatch):
     presets = comfy_host.module("mace.presets.presets")
     weights, fused = comfy_host.module("mace.method.refine"), comfy_host.module("mace.method.fuse")
     own = presets.Preset(
@@ -118,7 +128,7 @@ def test_the_presets_own_fusion_leans_too(comfy_host, erase, erasing, monkeypatc
         lambda count: weights.RefineWeights(mu=5.0),
         lambda count: fused.FuseWeights(mu=3.0),
     )
-    monkeypatch.setattr(erasing, "PRESETS", {"short": own})
+    monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {"short": own})
     said = report(erase(words="horse -> forest", gentle_strong=-0.5))
     assert "mu 5" in said.partition("Fusion:")[0] and "mu 30" in said.partition("Fusion:")[2]
 

@@ -150,7 +150,7 @@ def test_the_one_node_version_finds_them_too(comfy_host, demo, monkeypatch):
     """With one step of training and two words, for time."""
     erase, presets = comfy_host.module("nodes.stages.erasing"), comfy_host.module("mace.presets.presets")
     short = presets.Preset(lambda type: presets.LoraRow(1, 1, 1e-3))
-    monkeypatch.setattr(erase, "PRESETS", {"short": short})
+    monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {"short": short})
     monkeypatch.setattr(erase, "AliasSettings", partial(erase.AliasSettings, words="stag, horse"))
     model, clip, vae = demo
     given = dict(model=model, clip=clip, vae=vae, preset="short", width=64, height=64, seed=0, strengths="deer = 0.5")

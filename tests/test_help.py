@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "web/docs").glob("*.md"))
@@ -96,3 +97,13 @@ def test_pages_with_messages_are_found():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_message_on_a_page_is_in_the_code(page):
     assert [part for part in quoted(page) if not said(part)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_shows_its_node(page):
+    """A real screenshot, small, at the address that the page's panel makes of it."""
+    (shown,) = re.findall(r"!\[[^]]+\]\((pictures/[^)]+)\)", page.read_text(encoding="utf-8"))
+    picture = page.parent / shown
+    with Image.open(picture) as opened:
+        assert picture.stem == page.stem and opened.format == "PNG" and opened.width > 300
+    assert picture.stat().st_size < 60_000

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.host
 
-OURS = ("mace_priors", "mace_loras", "mace_judges")
+OURS = ("mace_priors", "mace_loras", "mace_judges", "mace_presets")
 KINDS = (*OURS, "loras", "sams", "grounding-dino", "groundingdino", "clip_vision")
 ODD = {
     "none": lambda path, known: None,

@@ -164,7 +164,6 @@ def test_training_takes_lists(comfy_host, demo, images, monkeypatch):
         end_of_text="auto", focus="auto", projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0,
         side_by_side="auto", save_memory=False,
     )  # fmt: skip
-    inputs["preset"] = next(iter(train.PRESETS))
     loras, models, _, names = execute(
         comfy_host,
         "MACE_TrainErasureLora",

@@ -61,7 +61,7 @@ def test_object_info_snapshot(server):
 
 def test_every_input_and_output_is_explained(server):
     info = {name: entry for name, entry in server.client.object_info().items() if name.startswith("MACE_")}
-    assert len(info) == 26
+    assert len(info) == 27
     for name, entry in info.items():
         assert entry["description"], name
         assert entry["search_aliases"], name

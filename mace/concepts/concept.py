@@ -48,6 +48,37 @@ class Concept:
         return tuple((template, phrase) for phrase in self.phrases for template in self.prompts)
 
 
+class ConceptList(tuple[Concept, ...]):
+    """Concepts in order, and the preset whose settings they are erased with.
+
+    preset: the name of one of mace.presets, "" where none was chosen, which is the paper's. It belongs to the list, for
+    its concepts share one solve.
+    """
+
+    preset: str
+
+    def __new__(cls, concepts: Iterable[Concept] = (), preset: str = ""):
+        made = super().__new__(cls, concepts)
+        made.preset = preset
+        return made
+
+
+def preset_of(concepts: Iterable[Concept]) -> str:
+    """The preset that a list carries, "" for none."""
+    return getattr(concepts, "preset", "")
+
+
+def one_preset(names: Iterable[str]) -> str:
+    """The one preset that was chosen among several lists' ("" where none was). Raises ConceptError for two."""
+    chosen = list(dict.fromkeys(name for name in names if name))
+    if len(chosen) > 1:
+        raise ConceptError(
+            f"one list is erased with one preset, and its parts have {chosen[0]!r} and {chosen[1]!r}: choose the same "
+            "in both, or leave one at the paper's"
+        )
+    return chosen[0] if chosen else ""
+
+
 def phrases_by_key(concepts: Iterable[Concept]) -> dict[str, str]:
     """Every target and alias as it was written, by its normalised form."""
     return {normalised(phrase): phrase for concept in concepts for phrase in concept.phrases}
@@ -145,12 +176,14 @@ def lines_error(text: str, field: str = "concepts") -> str | None:
     return errors[0] if len(errors) == len(TYPES) else None
 
 
-def merge(*lists: Iterable[Concept]) -> tuple[Concept, ...]:
-    """Chain lists of concepts into one mixed list.
+def merge(*lists: Iterable[Concept]) -> ConceptList:
+    """Chain lists of concepts into one mixed list, with the preset that one of them carries.
 
     Raises ConceptError when a phrase (target or alias) belongs to two concepts, since its moments would count
-    twice and its strength would be ambiguous, and when a mapping names a phrase that is itself to be erased.
+    twice and its strength would be ambiguous, when a mapping names a phrase that is itself to be erased, and when two
+    lists carry different presets.
     """
+    preset = one_preset(map(preset_of, lists))
     merged: list[Concept] = []
     owners: dict[str, Concept] = {}
     for concept in (concept for part in lists for concept in part):
@@ -170,4 +203,4 @@ def merge(*lists: Iterable[Concept]) -> tuple[Concept, ...]:
                 f"{concept.target!r} is mapped to {concept.mapping!r}, which names {named!r}, itself to be erased; "
                 "choose another mapping"
             )
-    return tuple(merged)
+    return ConceptList(merged, preset)

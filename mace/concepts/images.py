@@ -22,7 +22,8 @@ class ConceptImages:
     """The training images of one concept.
 
     latents: [n, channels, h, w] on the CPU, in the VAE's scale (before the model's process_latent_in).  pictures:
-    uint8 [n, H, W, 3] on the CPU.  template: the prompt they show, with {} where the concept's phrase stands.
+    uint8 [n, H, W, 3] on the CPU.  template: the prompt they show, with {} where the concept's phrase stands.  preset:
+    the one that the concept's list carries, "" for none (see `ConceptList`).
     """
 
     concept: Concept
@@ -30,6 +31,7 @@ class ConceptImages:
     latents: Tensor = field(repr=False)
     pictures: Tensor = field(repr=False)
     template: str
+    preset: str = ""
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ..concepts.concept import Concept, normalised
+from ..concepts.concept import Concept, normalised, preset_of
 from ..messages import MessageError
 from ..method.lora import Lora
 from ..method.moments import ConceptMoments
@@ -42,7 +42,8 @@ class Recipe:
 
     digest: SHA-256 (hex) of its transform, so that LoRAs trained on another one are told apart.  prior_source: what
     the prior was made from, None without a prior.  prior: the prior itself, None where it is not at hand.  pooled:
-    whether the pooled text is refined too.  own_words: whether the concepts' own tokens are paired too.
+    whether the pooled text is refined too.  own_words: whether the concepts' own tokens are paired too.  preset: the
+    one that the concepts carried, "" for none.
     """
 
     weights: RefineWeights
@@ -56,6 +57,7 @@ class Recipe:
     prior: Prior | None = None
     pooled: bool = False
     own_words: bool = False
+    preset: str = ""
 
 
 def refinement_digest(refinement: Refinement | None) -> str:
@@ -93,6 +95,7 @@ def recipe_of(refinement: Refinement, digest: str) -> Recipe:
         refinement.prior,
         refinement.pooled_delta is not None,
         refinement.own_words,
+        preset_of(refinement.concepts),
     )
 
 

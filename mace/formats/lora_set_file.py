@@ -195,6 +195,7 @@ def _recipe_to_json(recipe: Recipe | None) -> dict | None:
         "prior_source": recipe.prior_source,
         "pooled": recipe.pooled,
         "own_words": recipe.own_words,
+        "preset": recipe.preset,
     }
 
 
@@ -213,6 +214,7 @@ def _recipe(entry: RecipeRecord | None, tensors: Mapping[str, Tensor], metadata:
         _prior(tensors, metadata),
         entry.pooled,
         entry.own_words,
+        entry.preset,
     )
 
 

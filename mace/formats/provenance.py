@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..concepts.concept import Concept
+from ..concepts.concept import Concept, preset_of
 from ..method.prior import Prior
 from ..method.refine import Refinement
 
@@ -34,8 +34,10 @@ def refinement_record(done: Refinement, strengths: Sequence[float] | None = None
     concepts = [concept_record(concept) for concept in done.concepts]
     if strengths is not None:
         concepts = [own | {"strength": strength} for own, strength in zip(concepts, strengths, strict=True)]
+    preset = preset_of(done.concepts)
     return {
         "stage": "refinement",
+        **({"preset": preset} if preset else {}),
         "concepts": concepts,
         "settings": dict(done.settings),
         "clip_layer": done.clip_layer,

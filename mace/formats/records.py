@@ -126,6 +126,7 @@ class RecipeRecord(Record):
     prior_source: str | None
     pooled: bool = False
     own_words: bool = False
+    preset: Text = ""
 
 
 class AdapterRecord(Record):

@@ -50,10 +50,10 @@ def choose_weights(
     return RefineWeights(*values, MEASURES[mu_measures]), lines
 
 
-def written_settings(lambda1: str, lambda3: str, mu: str, lambda1_form: str, mu_measures: str) -> dict[str, str]:
-    """The weights as the artist wrote them, for the provenance."""
+def written_settings(lambda1, lambda3, mu, lambda1_form: str, mu_measures: str) -> dict[str, str]:
+    """The weights as the artist wrote or linked them, for the provenance."""
     written = {"lambda1": lambda1, "lambda3": lambda3, "mu": mu, "lambda1_form": lambda1_form}
-    return {**written, "mu_measures": mu_measures}
+    return {name: str(value) for name, value in {**written, "mu_measures": mu_measures}.items()}
 
 
 def check_preserved(concepts: tuple[Concept, ...], prior: Prior) -> None:

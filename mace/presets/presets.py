@@ -3,23 +3,24 @@
 Such a file has "name", how the preset is called, and "found_on", what it was found on and where that is told; then,
 each only where it is not Table 10's: "lora" with rank, steps and learning_rate by type of concept ("*": all other
 types), "refine" with lambda1, lambda3, mu and metric of Eq. 19, "fuse" with lambda2, lambda3 and mu of Eq. 7, and
-"loss", "end_of_text", "focus" as in `Preset`. A weight is a number, or [number, power, n] for one that grows with the
-list: times (count / n)^power for lists longer than n.
+"loss", "end_of_text", "focus", "lambda1_squared" as in `Preset`. A weight is a number, or [number, power, n] for one
+that grows with the list: times (count / n)^power for lists longer than n.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..formats.records import Counted, Record, RecordError, Weight, read_record
+from ..concepts.concept import Concept
+from ..formats.records import Counted, Record, RecordError, Text, Weight, read_record
 from ..messages import MessageError
 from ..method.fuse import FuseWeights
 from ..method.loss import LOSSES, SQUARED
 from ..method.refine import ALIKE, METRICS, RefineWeights
-from .table10 import LoraRow, auto_lora
+from .table10 import LoraRow, auto_lora, auto_weights
 
 EVERY_TYPE = "*"
 
@@ -36,6 +37,7 @@ class Preset:
     None for Table 10's.
     loss: one of mace.method.loss.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     focus: whether LoRAs read the directions of mace.method.focus.  found_on: what model, and where that is told.
+    lambda1_squared: whether the refinement's lambda1 counts twice, as in the published code.
     """
 
     lora: Callable[[str], LoraRow]
@@ -45,6 +47,12 @@ class Preset:
     end_of_text: bool = False
     focus: bool = False
     found_on: str = ""
+    lambda1_squared: bool = False
+
+    def weights(self, concepts: Sequence[Concept]) -> RefineWeights:
+        """What Eq. 19 is solved with for a list, mixed types included. Raises ValueError for an empty one."""
+        usual = auto_weights(concepts) if self.refine is None else self.refine(len(concepts))
+        return replace(usual, lambda1=usual.lambda1**2) if self.lambda1_squared else usual
 
 
 @dataclass(frozen=True)
@@ -92,25 +100,31 @@ class _Fuse(Record):
 class _File(Record):
     model_config = ConfigDict(extra="forbid")
 
-    name: str
-    found_on: str = ""
+    name: Annotated[Text, Field(min_length=1, max_length=100)]
+    found_on: Text = ""
     lora: dict[str, _Row] | None = None
     refine: _Refine | None = None
     fuse: _Fuse | None = None
     loss: Literal[LOSSES] = SQUARED
     end_of_text: bool = False
     focus: bool = False
+    lambda1_squared: bool = False
 
 
 def read_preset(path: Path) -> tuple[str, Preset]:
     """(name, preset) of a file. Raises PresetError."""
+    return preset_of_text(path.read_bytes(), path.name)
+
+
+def preset_of_text(text: bytes, named: str) -> tuple[str, Preset]:
+    """(name, preset) of a file's text. named: what errors call it. Raises PresetError."""
     try:
-        entry = read_record(_File, path.read_bytes(), "it")
+        entry = read_record(_File, text, "it")
         rows = entry.lora
         if rows is not None and EVERY_TYPE not in rows:
             raise RecordError(f"its lora has no row for all other types ({EVERY_TYPE!r})")
     except RecordError as error:
-        raise PresetError(f"the preset {path.name} cannot be read: {error}") from None
+        raise PresetError(f"the preset {named} cannot be read: {error}") from None
     preset = Preset(
         auto_lora if rows is None else _lora({kind: LoraRow(**dict(row)) for kind, row in rows.items()}),
         None if entry.refine is None else _weights(dict(entry.refine), RefineWeights),
@@ -119,6 +133,7 @@ def read_preset(path: Path) -> tuple[str, Preset]:
         entry.end_of_text,
         entry.focus,
         entry.found_on,
+        entry.lambda1_squared,
     )
     return entry.name, preset
 
@@ -139,7 +154,7 @@ def _weights(entry: Mapping, made: type) -> Callable[[int], RefineWeights | Fuse
 PAPER = "paper (Table 10)"
 
 # In this order: what is offered is a promise.
-_FILES = ("mace_demo.json", "mace_demo_sd3.json", "mace_demo_lists.json")
+_FILES = ("mace_demo.json", "mace_demo_sd3.json", "mace_demo_lists.json", "paper_released.json")
 PRESETS: dict[str, Preset] = {
     PAPER: Preset(auto_lora),
     **dict(read_preset(Path(__file__).with_name(name)) for name in _FILES),

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ...mace.pipeline.written import AUTO, MOST_RATE, read_number
+from ...mace.pipeline.written import MOST_RATE, read_number
+from ..schema import number_input
 
 MOST_STEPS = 100_000
 
@@ -18,11 +19,10 @@ def steps_input(published: int, note: str) -> io.Int.Input:
     )
 
 
-def rate_input(published: float, note: str) -> io.String.Input:
+def rate_input(published: float, note: str) -> io.MultiType.Input:
     """The learning rate, as text for its many decimals."""
-    return io.String.Input(
+    return number_input(
         "learning_rate",
-        default=AUTO,
         tooltip=f"Learning rate, above 0 and up to 1. auto: the published {published:g} ({note}), which is for Stable "
         "Diffusion 1.x; a small model needs more.",
     )
@@ -43,12 +43,12 @@ def outputs(what: str) -> list:
     ]
 
 
-def rate_of(text: str | None, published: float) -> float:
+def rate_of(text: str | float | None, published: float) -> float:
     """The learning rate an artist wrote. Raises ValueError."""
-    return read_number("learning_rate", text or AUTO, MOST_RATE) or published
+    return read_number("learning_rate", text, MOST_RATE) or published
 
 
-def checked_rate(text: str | None, published: float) -> bool | str:
+def checked_rate(text: str | float | None, published: float) -> bool | str:
     """What validate_inputs answers to a learning rate: True, or what is wrong. text: None while linked."""
     try:
         rate_of(text, published)

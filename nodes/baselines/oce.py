@@ -28,7 +28,7 @@ from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.pipeline import captions_of
 from ..host.text import TextEncoder
-from ..schema import COMPARE, ConceptsType
+from ..schema import COMPARE, ConceptsType, number_input
 from .closed_form import checked_preserve, kept_inputs, kept_phrases, last_tokens, projections_input
 
 MOST_CAPTIONS = 1_000_000
@@ -88,7 +88,7 @@ class OrthogonalErasure(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def scale(name: str, tooltip: str):
-            return io.String.Input(name, default=AUTO, tooltip=f"{tooltip} auto: as published for the first type.")
+            return number_input(name, tooltip=f"{tooltip} auto: as published for the first type.")
 
         return io.Schema(
             node_id="MACE_BaselineOCE",
@@ -104,28 +104,26 @@ class OrthogonalErasure(io.ComfyNode):
                 *kept_inputs("They count by preserve_scale, which is 0 as published for objects."),
                 scale(
                     "erase_scale",
-                    "Weight of the erasure, in squared units of what a matrix makes of a token. Larger erases more; 0 "
-                    "changes nothing. Published: 2000 for objects, 500 for styles, 3000 for explicit content, 3500, "
-                    "1500 and 800 for 10, 50 and 100 celebrities.",
+                    "Larger erases more; 0 changes nothing. Published: 2000 for objects, 500 for styles, 3000 for "
+                    "explicit content, 3500, 1500 and 800 for 10, 50 and 100 celebrities. In squared units of what a "
+                    "matrix makes of a token.",
                 ),
                 scale(
                     "preserve_scale",
-                    "Weight of what is preserved, without unit. Larger keeps more. Published: 0 for objects and "
-                    "explicit content, 1 for styles, 5, 2.5 and 2 for celebrities.",
+                    "Larger keeps more of what is preserved. Published: 0 for objects and explicit content, 1 for "
+                    "styles, 5, 2.5 and 2 for celebrities. A weight without unit.",
                 ),
-                io.String.Input(
+                number_input(
                     "global_scale",
-                    default=AUTO,
                     advanced=True,
-                    tooltip="Weight of the general captions, without unit. Larger keeps more. auto: the published 10 "
-                    "for objects and styles, 20 for explicit content, 50 and 70 for celebrities.",
+                    tooltip="Larger keeps more of what everyday captions show. auto: the published 10 for objects and "
+                    "styles, 20 for explicit content, 50 and 70 for celebrities. A weight without unit.",
                 ),
-                io.String.Input(
+                number_input(
                     "lamb",
-                    default=AUTO,
                     advanced=True,
-                    tooltip="Weight of all directions alike (lambda), without unit. Larger keeps more. auto: the "
-                    "published 10.",
+                    tooltip="Larger keeps more of everything else. auto: the published 10. The weight of all "
+                    "directions alike (lambda), without unit.",
                 ),
                 io.Combo.Input(
                     "captions",

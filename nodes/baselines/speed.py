@@ -94,8 +94,8 @@ class NullSpaceErasure(io.ComfyNode):
                     min=0.01,
                     max=MOST_SCALE,
                     step=0.01,
-                    tooltip="Weight of the edit's size, without unit. Larger keeps more. Published: 1, for celebrities "
-                    "0.05, for nudity 0.7.",
+                    tooltip="Larger keeps more of everything else. Published: 1, for celebrities 0.05, for nudity 0.7. "
+                    "The weight of the edit's size, without unit.",
                 ),
                 io.Int.Input(
                     "augment",

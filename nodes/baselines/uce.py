@@ -49,13 +49,14 @@ class UnifiedConceptEditing(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder; a clip skip set before this node counts."),
                 ConceptsType.Input("concepts", tooltip="What to erase, from Concepts: targets and aliases."),
                 *kept_inputs("With none at all the empty prompt is preserved, as in the release."),
-                scale("erase_scale", 1.0, "Weight of the edits, without unit. Larger erases more; 0 changes nothing."),
-                scale("preserve_scale", 0.1, "Weight of what is preserved, without unit. Larger keeps more."),
+                scale("erase_scale", 1.0, "Larger erases more; 0 changes nothing. The edits' weight, without unit."),
+                scale("preserve_scale", 0.1, "Larger keeps more of what is preserved. A weight without unit."),
                 scale(
                     "lamb",
                     0.5,
-                    "Weight of staying near the original matrices (lambda), without unit. Larger keeps more. Both "
-                    "releases run with 0.5; the first one's function has 0.1, which its script overrides.",
+                    "Larger keeps more of everything else: the weight of staying near the original matrices (lambda), "
+                    "without unit. Both releases run with 0.5; the first one's function has 0.1, which its script "
+                    "overrides.",
                 ),
                 io.Combo.Input(
                     "destination",

@@ -2,11 +2,21 @@
 
 from comfy_api.latest import io
 
-from ...mace.concepts.concept import TYPES, Concept, ConceptError, lines_error, merge, parse_concepts
+from ...mace.concepts.concept import (
+    TYPES,
+    Concept,
+    ConceptError,
+    ConceptList,
+    lines_error,
+    merge,
+    parse_concepts,
+)
 from ...mace.concepts.lists import PRESETS
 from ...mace.concepts.notation import passed_over
 from ...mace.concepts.templates import read_templates
+from ...mace.presets.presets import PAPER
 from ..host import files
+from ..host.preset_files import preset_stamp, presets
 from ..schema import ERASE, ConceptsType
 
 
@@ -81,6 +91,18 @@ class Concepts(io.ComfyNode):
                 ConceptsType.Input(
                     "more", optional=True, tooltip="Concepts of another node; they come before this node's."
                 ),
+                io.Combo.Input(
+                    "settings",
+                    options=list(presets()),
+                    default=PAPER,
+                    optional=True,
+                    tooltip="All automatic settings behind this list in one choice: what auto stands for in CFR "
+                    "Refine, Train Erasure LoRA and Fuse LoRAs. paper: Table 10 by type, with a small mu for explicit "
+                    "content (ours). paper, as released: with what the published code does otherwise (end-of-text and "
+                    "padding in the loss, a sum of norms, lambda1 squared). The others are for the models they were "
+                    "found on, such as the demo model, or are yours (Save Preset). In a chain of nodes one choice "
+                    "other than the paper's holds for all.",
+                ),
             ],
             outputs=[ConceptsType.Output("concepts", tooltip="The whole list, in order.")],
             has_intermediate_output=True,
@@ -95,12 +117,13 @@ class Concepts(io.ComfyNode):
         return lines_error(concepts) or True
 
     @classmethod
-    def fingerprint_inputs(cls, prompt_file=files.NONE, **_):
-        return files.file_stamp(prompt_file)
+    def fingerprint_inputs(cls, prompt_file=files.NONE, settings=PAPER, **_):
+        return [files.file_stamp(prompt_file), preset_stamp(settings)]
 
     @classmethod
-    def execute(cls, concepts, type, preset, prompt_file, more=None) -> io.NodeOutput:
-        chain = merge(more or (), listed(concepts, type, preset, prompt_file))
+    def execute(cls, concepts, type, preset, prompt_file, more=None, settings=PAPER) -> io.NodeOutput:
+        own = ConceptList(listed(concepts, type, preset, prompt_file), "" if settings == PAPER else settings)
+        chain = merge(more or (), own)
         if not chain:
             said = "; ".join(["write one concept a line, or choose a preset", *passed_over(concepts)])
             raise ConceptError(f"the list of concepts is empty: {said}")

@@ -3,10 +3,11 @@
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...mace.concepts.concept import TYPES, ConceptError, lines_error, merge, parse_concepts
+from ...mace.concepts.concept import TYPES, ConceptError, ConceptList, lines_error, merge, parse_concepts, preset_of
 from ...mace.concepts.strengths import parse_strengths
-from ...mace.presets.presets import PRESETS
+from ...mace.presets.presets import PAPER
 from ..host.model.family import sized
+from ..host.preset_files import find_preset, preset_stamp, presets
 from ..host.progress import send_text
 from ..schema import ERASE, ConceptsType, LorasType, PriorType, side_inputs
 from ..stages.erasing import COMPARED, Wanted, check_vae, erase, sampling
@@ -40,9 +41,10 @@ class EraseConcepts(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=list(PRESETS),
-                    tooltip="All settings by type: the paper's Table 10, or those found for a small demo model, which "
-                    "are for that model only.",
+                    options=list(presets()),
+                    tooltip="All settings by type: the paper's Table 10, the same with what the published code does "
+                    "otherwise, those found for other models, which are for these only, or yours (Save Preset). It "
+                    "goes before what was chosen in Concepts.",
                 ),
                 *side_inputs("the training images"),
                 io.Int.Input(
@@ -140,6 +142,10 @@ class EraseConcepts(io.ComfyNode):
         return lines_error(words or "", "words") or True
 
     @classmethod
+    def fingerprint_inputs(cls, preset=PAPER, **_):
+        return preset_stamp(preset)
+
+    @classmethod
     def execute(
         cls,
         model,
@@ -161,17 +167,22 @@ class EraseConcepts(io.ComfyNode):
         chosen = merge(concepts or (), parse_concepts(words, type, field="words"))
         if not chosen:
             raise ConceptError("there is nothing to erase: write a word into words, such as dog, or connect Concepts")
+        lines, theirs = [], preset_of(chosen)
+        if theirs not in ("", preset):
+            lines.append(f"settings: {preset}, chosen here; the concepts' own, {theirs}, are passed over")
+        chosen = ConceptList(chosen, "" if preset == PAPER else preset)
         shown = " ".join(preview_prompt.split())
         if shown:
             check_vae(vae)
-        wanted = Wanted(preset, width, height, seed, strengths, prior, find_aliases, gentle_strong, bool(shown))
+        settings = find_preset(preset)
+        wanted = Wanted(settings, width, height, seed, strengths, prior, find_aliases, gentle_strong, bool(shown))
         erased = erase(model, clip, vae, chosen, wanted)
         pictures = {}
         if shown:
             send_text("drawing before and after")
-            settings = {"width": width, "height": height, **sampling(model)}
+            size = {"width": width, "height": height}
             seeds = [(seed + number) % (MOST_SEED + 1) for number in range(COMPARED)]
-            drawn = before_and_after(model, erased.model, clip, vae, shown, seeds, settings)
+            drawn = before_and_after(model, erased.model, clip, vae, shown, seeds, size | sampling(model))
             for name, images in zip(("a_images", "b_images"), drawn, strict=True):
                 pictures[name] = ui.PreviewImage(images, cls=cls).as_dict()["images"]
             send_text("before and after: drag the divider")
@@ -181,5 +192,5 @@ class EraseConcepts(io.ComfyNode):
             erased.model,
             ExecutionBlocker(None) if erased.loras is None else erased.loras,
             *sized(model, width, height),
-            ui={"text": ("\n".join(erased.lines),), "concepts": erased.listed, **pictures},
+            ui={"text": ("\n".join([*lines, *erased.lines]),), "concepts": erased.listed, **pictures},
         )

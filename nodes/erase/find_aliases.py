@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ...mace.concepts.concept import as_line
+from ...mace.concepts.concept import ConceptList, as_line, one_preset
 from ...mace.concepts.notation import written
 from ...mace.concepts.subjects import parse_names
 from ...mace.concepts.text import TextError
@@ -121,8 +121,9 @@ class FindAliases(io.ComfyNode):
         found = find_aliases(model, clip, images, settings)
         told = [*found.lines, f"near, and no aliases: {', '.join(found.neighbours) or 'nothing'}"]
         as_text = "\n".join(map(as_line, found.concepts))
+        preset = one_preset(entry.preset for entry in images)
         return io.NodeOutput(
-            found.concepts,
+            ConceptList(found.concepts, preset),
             found.images,
             as_text,
             "\n".join(map(written, found.neighbours)),

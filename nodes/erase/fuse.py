@@ -2,12 +2,14 @@
 
 from comfy_api.latest import io
 
+from ...mace.concepts.concept import preset_of
 from ...mace.concepts.strengths import parse_strengths
 from ...mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
-from ...mace.pipeline.written import AUTO, read_weight
+from ...mace.pipeline.written import is_auto, read_weight
 from ..host.pipeline import ModelWeights, text_of
+from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..host.progress import NodeProgress
-from ..schema import ERASE, LorasType, PriorType, RefinementType
+from ..schema import ERASE, LorasType, PriorType, RefinementType, number_input
 
 
 class FuseLoras(io.ComfyNode):
@@ -15,7 +17,7 @@ class FuseLoras(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        weight = "A number, or auto for the refinement's."
+        weight = "auto: by the settings chosen in Concepts, else the refinement's. A number without unit:"
         return io.Schema(
             node_id="MACE_FuseLoras",
             display_name="Fuse LoRAs (MACE)",
@@ -28,9 +30,11 @@ class FuseLoras(io.ComfyNode):
                 LorasType.Input("loras", tooltip="From Train Erasure LoRA or Load Erasure LoRAs."),
                 io.Combo.Input(
                     "method",
+                    advanced=True,
                     options=[CLOSED_FORM, NAIVE],
                     default=CLOSED_FORM,
-                    tooltip="Closed form: the paper's fusion. Naive: the weighted sum of the LoRAs, for comparison.",
+                    tooltip="Closed form: erases all concepts together without one undoing another (Eq. 7). Naive: the "
+                    "weighted sum of the LoRAs (Eq. 6), for comparison.",
                 ),
                 io.String.Input(
                     "strengths",
@@ -41,29 +45,29 @@ class FuseLoras(io.ComfyNode):
                     tooltip="Strength of single concepts, 0 to 1, one a line; 1 where nothing is said, * stands for "
                     "all others. At 0 a concept leaves the solve. All at 0 gives the original model to the bit.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda2",
-                    default=AUTO,
-                    tooltip=f"Weight of the prior's captions (lambda2 of Eq. 7, without unit). {weight} Larger keeps "
-                    "more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of what the prior's captions show. {weight} lambda2 of Eq. 7.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda3",
-                    default=AUTO,
-                    tooltip=f"Weight of the concepts to preserve (lambda3, without unit). {weight} Larger keeps more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of the concepts to preserve. {weight} lambda3 of Eq. 7.",
                 ),
-                io.String.Input(
+                number_input(
                     "mu",
+                    advanced=True,
                     display_name="identity weight mu",
-                    default=AUTO,
-                    tooltip=f"Weight of staying near the weights named in pull (without unit). {weight}",
+                    tooltip=f"Larger keeps more of everything else as pull names it. {weight} the weight of staying "
+                    "near those weights.",
                 ),
                 io.Combo.Input(
                     "pull",
                     options=list(TOWARDS),
                     advanced=True,
-                    tooltip="Where mu draws the weights to: the refined ones, as the published code does, or the "
-                    "original ones, as Eq. 7 reads.",
+                    tooltip="What mu keeps near: the refined weights, which stay erased, as in the published code, or "
+                    "the original ones, as Eq. 7 reads, which gives more back.",
                 ),
                 RefinementType.Input(
                     "refinement",
@@ -88,7 +92,7 @@ class FuseLoras(io.ComfyNode):
         try:
             parse_strengths(strengths or "")
             for name, text in (("lambda2", lambda2), ("lambda3", lambda3), ("mu", mu)):
-                read_weight(name, AUTO if text is None else text)
+                read_weight(name, text)
         except ValueError as error:
             return str(error)
         return True
@@ -97,8 +101,16 @@ class FuseLoras(io.ComfyNode):
     def execute(
         cls, model, loras, method, strengths, lambda2, lambda3, mu, pull, refinement=None, prior=None, clip=None
     ) -> io.NodeOutput:
-        text = None if clip is None else text_of(clip)
-        given, weights = (ModelWeights(model), text, NodeProgress()), (lambda2, lambda3, mu)
+        name, weights = "", (lambda2, lambda3, mu)
+        if refinement is not None:
+            name, count = preset_of(refinement.concepts), len(refinement.concepts)
+        elif loras.recipe is not None:
+            name, count = loras.recipe.preset, len(loras.concepts)
+        if name and any(map(is_auto, weights)):
+            make = find_preset(name).fuse
+            weights = weights_in_place_of_auto(weights, None if make is None else make(count))
+        given = (ModelWeights(model), None if clip is None else text_of(clip), NodeProgress())
         fused, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
+        lines = [*([f"auto: {name}"] if name else []), *lines]
         # The concepts are for the page's sliders, which cannot know what a file of LoRAs holds.
         return io.NodeOutput(fused.model, ui={"text": ("\n".join(lines),), "concepts": listed})

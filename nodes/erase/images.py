@@ -1,9 +1,11 @@
 """Concept Images: what erasure LoRAs are trained on."""
 
+from dataclasses import replace
+
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ...mace.concepts.concept import Concept
+from ...mace.concepts.concept import Concept, preset_of
 from ...mace.concepts.images import chain
 from ...mace.pipeline.written import AUTO
 from ..host.kept.on_disk import written
@@ -29,32 +31,62 @@ class ConceptImagesNode(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 ConceptsType.Input("concepts", tooltip="What to erase, from Concepts."),
-                io.Int.Input("count", default=8, min=1, max=64, tooltip="Images for each concept; the paper uses 8."),
+                io.Int.Input(
+                    "count",
+                    default=8,
+                    min=1,
+                    max=64,
+                    tooltip="More show more of what the concept looks like, and take longer; the paper uses 8 for each "
+                    "concept.",
+                ),
                 *side_inputs("the images"),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="Seed of the noise."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Another seed draws other images of the same kind: the seed of the noise.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance scale."),
+                io.Int.Input(
+                    "steps",
+                    advanced=True,
+                    default=20,
+                    min=1,
+                    max=200,
+                    tooltip="More draw cleaner images and take longer. Sampling steps.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    advanced=True,
+                    default=7.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Larger holds the images closer to the prompt. Guidance scale.",
+                ),
                 io.Combo.Input(
                     "sampler_name",
+                    advanced=True,
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
                     tooltip="Sampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
+                    advanced=True,
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="normal",
                     tooltip="Scheduler.",
                 ),
                 io.String.Input(
                     "prompt",
+                    advanced=True,
                     default=AUTO,
                     tooltip="The prompt with {} for the concept's phrase. auto is by type: a photo of the {} (object), "
                     "a photo of {} (celebrity, explicit), a photo in the style of {} (style).",
                 ),
-                io.String.Input("negative", default="", tooltip="Negative prompt."),
+                io.String.Input("negative", advanced=True, default="", tooltip="Negative prompt."),
                 io.Image.Input(
                     "images",
                     optional=True,
@@ -96,7 +128,8 @@ class ConceptImagesNode(io.ComfyNode):
             )
         else:
             made = (own_images(vae, concepts[0], template_of(concepts[0], prompt), images),)
-        chained = chain(more, made)
+        preset = preset_of(concepts)
+        chained = chain(more, (replace(entry, preset=preset) for entry in made))
         pictures = written(entry.as_image for entry in chained)
         names = ", ".join(f"{entry.concept.target} ({len(entry)})" for entry in chained)
         preview = ui.PreviewImage(pictures[:SHOWN], cls=cls).as_dict()

@@ -49,8 +49,9 @@ class BuildPrior(io.ComfyNode):
                     "captions",
                     options=[BUILT_IN, *files.input_files(".txt", ".json")],
                     default=BUILT_IN,
-                    tooltip="General captions (the prior of lambda1, P in Eq. 19): a built-in grammar of everyday "
-                    "captions, or a text file (one a line) or a COCO annotations .json of the input folder.",
+                    tooltip="Keeps what everyday prompts draw: general captions of a built-in grammar, or of a text "
+                    "file (one a line) or a COCO annotations .json of the input folder. The prior of lambda1, P in "
+                    "Eq. 19.",
                 ),
                 io.Int.Input(
                     "count",
@@ -75,8 +76,8 @@ class BuildPrior(io.ComfyNode):
                     dynamic_prompts=False,
                     default="",
                     placeholder="concepts to preserve, one a line",
-                    tooltip="Concepts to preserve (D in Eq. 19, weighed by lambda3), one a line; aliases after | are "
-                    "preserved too. Text after # is a comment.",
+                    tooltip="Keeps these concepts as they are, one a line; aliases after | are preserved too. Text "
+                    "after # is a comment. They are D in Eq. 19, weighed by lambda3.",
                 ),
                 io.Combo.Input(
                     "preserve_type",

@@ -2,8 +2,10 @@
 
 from comfy_api.latest import io, ui
 
+from ...mace.concepts.concept import preset_of
 from ...mace.pipeline.refine import (
     EMBEDDINGS,
+    MEASURE_NAMES,
     MEASURES,
     PAPER,
     RELEASED,
@@ -14,8 +16,9 @@ from ...mace.pipeline.refine import (
 from ...mace.pipeline.written import AUTO, read_weight
 from ..host.model.unet import PROJECTIONS
 from ..host.pipeline import text_and_weights
+from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..host.progress import NodeProgress
-from ..schema import ERASE, ConceptsType, PriorType, RefinementType
+from ..schema import ERASE, ConceptsType, PriorType, RefinementType, number_input
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
 
@@ -25,7 +28,7 @@ class CFRRefine(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        weight = "A number, or auto for Table 10's value by type."
+        weight = "auto: by the settings chosen in Concepts; in Table 10"
         return io.Schema(
             node_id="MACE_CFRRefine",
             display_name="CFR Refine (MACE)",
@@ -45,52 +48,57 @@ class CFRRefine(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     display_mode=io.NumberDisplay.slider,
-                    tooltip="How far the refinement goes, for all concepts alike: 1 is the paper's, 0 gives the input "
-                    "model to the bit.",
+                    tooltip="How far the refinement goes, for all concepts alike: 0 gives the input model to the bit, "
+                    "1 the whole erasure, which is the paper's.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda1",
-                    default=AUTO,
-                    tooltip=f"Weight of the prior's captions (lambda1 of Eq. 1, without unit). {weight} 1e-4 for "
-                    "people and styles, 7e-7 for explicit content, none for objects. Larger keeps more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of what the prior's captions show, and erases less. {weight} 1e-4 for "
+                    "people and styles, 7e-7 for explicit content, none for objects. A number without unit: lambda1 "
+                    "of Eq. 1.",
                 ),
-                io.String.Input(
+                number_input(
                     "lambda3",
-                    default=AUTO,
-                    tooltip=f"Weight of the concepts to preserve (lambda3 of Eq. 19, without unit). {weight} 0.8 to 20 "
-                    "by the number of people, 8 for styles, none for objects. Larger keeps more.",
+                    advanced=True,
+                    tooltip=f"Larger keeps more of the concepts to preserve. {weight} 0.8 to 20 by the number of "
+                    "people, 8 for styles, none for objects. A number without unit: lambda3 of Eq. 19.",
                 ),
-                io.String.Input(
+                number_input(
                     "mu",
                     display_name="identity weight mu",
-                    default=AUTO,
-                    tooltip=f"Weight of ||W' - W||^2 (Appendix C.2, without unit). {weight} 0.1 to 1000 for the ten "
-                    "CIFAR classes, 10 for other objects, 0.1 for explicit content, 0 for people and styles. Larger "
-                    "keeps more.",
+                    tooltip="Larger keeps more of everything else, and erases less: the main control for objects. "
+                    f"{weight} 0.1 to 1000 for the ten CIFAR classes, 10 for other objects, 0.1 for explicit content "
+                    "(ours), 0 for people and styles. A number without unit: the weight of ||W' - W||^2 (Appendix "
+                    "C.2).",
                 ),
                 io.Combo.Input(
                     "projections",
+                    advanced=True,
                     options=list(PROJECTIONS),
                     default="both",
-                    tooltip="Refine keys (to_k), values (to_v) or both, the paper's choice. Models other than SD1.x, "
-                    "SD2.x and SDXL know both only.",
+                    tooltip="What is changed of how the model reads its text: keys (to_k), values (to_v) or both, the "
+                    "paper's choice. Models other than SD1.x, SD2.x and SDXL know both only.",
                 ),
                 io.Combo.Input(
                     "lambda1_form",
-                    options=[PAPER, RELEASED],
-                    default=PAPER,
+                    options=[PAPER, RELEASED, AUTO],
+                    default=AUTO,
                     advanced=True,
-                    tooltip="The published code applies lambda1 twice, which makes it its square (1e-8 for 1e-4). "
-                    "On the demo model the fused result is the same.",
+                    tooltip="How much lambda1 keeps: as it stands (paper), or its square (1e-8 for 1e-4), since the "
+                    "published code applies it twice. auto: by the settings chosen in Concepts, else paper. On the "
+                    "demo model the fused result is the same.",
                 ),
                 io.Combo.Input(
                     "mu_measures",
-                    options=list(MEASURES),
+                    options=[*MEASURES, AUTO],
+                    default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip="What mu measures a change in: the text embeddings, as the paper has it, or what the "
-                    "model's values read of them (ours), which takes more of the synonyms and leaves more of the "
-                    "rest. Then raise mu: 1e5 on the demo model. Fuse LoRAs and focus follow.",
+                    tooltip="What mu keeps near: the text embeddings, as the paper has it, or what the model's values "
+                    "read of them (ours), which takes more of the synonyms and leaves more of the rest. Then raise "
+                    "mu: 1e5 on the demo model. auto: by the settings chosen in Concepts, else embeddings. Fuse LoRAs "
+                    "and focus follow.",
                 ),
                 PriorType.Input(
                     "prior",
@@ -103,18 +111,18 @@ class CFRRefine(io.ComfyNode):
                     optional=True,
                     default=True,
                     advanced=True,
-                    tooltip="SDXL, FLUX.1, SD3 and their kin read the prompt a second time, as one pooled vector that "
-                    "carries the concept too. On: that reading is refined by the same closed form (ours; the paper's "
-                    "models have none). No effect on models without one.",
+                    tooltip="On: what the whole prompt carries of the concept goes too, on models that read the "
+                    "prompt a second time as one pooled vector (SDXL, FLUX.1, SD3 and their kin), by the same closed "
+                    "form (ours; the paper's models have none). No effect on others.",
                 ),
                 io.Combo.Input(
                     "own_words",
                     options=list(OWN_WORDS),
                     optional=True,
                     advanced=True,
-                    tooltip="The concept's own words too, each to the last word of its mapping (ours); the paper leaves"
-                    " them to the erasure LoRA. auto: off for SD1.x, SD2.x and SDXL, where one is trained, and on for "
-                    "all other models.",
+                    tooltip="On: the concept's own words are erased here too, each to the last word of its mapping "
+                    "(ours); the paper leaves them to the erasure LoRA. auto: off for SD1.x, SD2.x and SDXL, where "
+                    "one is trained, and on for all other models.",
                 ),
             ],
             outputs=[
@@ -128,8 +136,7 @@ class CFRRefine(io.ComfyNode):
     def validate_inputs(cls, lambda1=None, lambda3=None, mu=None):
         for name, text in (("lambda1", lambda1), ("lambda3", lambda3), ("mu", mu)):
             try:
-                # A linked value is there only when the node runs.
-                read_weight(name, AUTO if text is None else text)
+                read_weight(name, text)
             except ValueError as error:
                 return str(error)
         return True
@@ -147,13 +154,22 @@ class CFRRefine(io.ComfyNode):
         projections,
         lambda1_form,
         prior=None,
-        mu_measures=EMBEDDINGS,
+        mu_measures=AUTO,
         pooled_text=True,
         own_words=AUTO,
     ) -> io.NodeOutput:
-        weights, lines = choose_weights(concepts, lambda1, lambda3, mu, lambda1_form, mu_measures)
-        settings = written_settings(lambda1, lambda3, mu, lambda1_form, mu_measures)
+        name = preset_of(concepts)
+        preset = find_preset(name)
+        own = None if preset.refine is None else preset.refine(len(concepts))
+        if lambda1_form == AUTO:
+            lambda1_form = RELEASED if preset.lambda1_squared else PAPER
+        if mu_measures == AUTO:
+            mu_measures = MEASURE_NAMES[own.metric] if own else EMBEDDINGS
+        # As Erase Concepts writes them, so that both find the LoRAs that one of them trained.
+        written = (*weights_in_place_of_auto((lambda1, lambda3, mu), own), lambda1_form, mu_measures)
+        weights, lines = choose_weights(concepts, *written)
+        lines = [*([f"auto: {name}"] if name else []), *lines]
         text, original = text_and_weights(model, clip)
-        how = (strength, projections, settings, pooled_text, OWN_WORDS[own_words])
+        how = (strength, projections, written_settings(*written), pooled_text, OWN_WORDS[own_words])
         refined, result, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, *how)
         return io.NodeOutput(refined.model, result, ui=ui.PreviewText("\n".join([*lines, *about])))

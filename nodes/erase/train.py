@@ -2,16 +2,18 @@
 
 from comfy_api.latest import io, ui
 
+from ...mace.concepts.concept import one_preset, preset_of
 from ...mace.formats.lora_layouts import to_comfyui
 from ...mace.method.loss import LOSSES
 from ...mace.method.schedule import Cfis, Uniform
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO, MOST_RATE, read_number
-from ...mace.presets.presets import PRESETS
+from ...mace.presets.presets import PAPER
 from ..host.lora_files import slug
-from ..host.model.unet import PROJECTIONS
+from ..host.model.unet import PROJECTIONS, REFINEMENT
+from ..host.preset_files import find_preset, preset_stamp, presets
 from ..lists import all_masks, joined_images, takes_lists
-from ..schema import ERASE, ImagesType, LorasType
+from ..schema import ERASE, OF_CONCEPTS, ImagesType, LorasType, number_input
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
 
@@ -35,66 +37,88 @@ class TrainErasureLora(io.ComfyNode):
                 ImagesType.Input("images", tooltip="From Concept Images; they bring their concepts along."),
                 io.Combo.Input(
                     "preset",
-                    options=list(PRESETS),
-                    tooltip="What auto means below: the paper's Table 10 by type, or the settings found for the small "
-                    "demo model, which are for that model only.",
+                    options=[OF_CONCEPTS, *presets()],
+                    default=OF_CONCEPTS,
+                    tooltip="What auto means below: what was chosen in settings of Concepts (the paper's Table 10 by "
+                    "type where nothing was), or another preset for this node alone.",
                 ),
-                io.String.Input("rank", default=AUTO, tooltip="Rank of the LoRAs. auto: the preset's (1 in Table 10)."),
-                io.String.Input(
+                number_input(
+                    "rank",
+                    advanced=True,
+                    whole=True,
+                    tooltip="Larger can change more, in what is erased and beside it. auto: the preset's (1 in Table "
+                    "10). The rank of the LoRAs.",
+                ),
+                number_input(
                     "steps",
-                    default=AUTO,
-                    tooltip="Training steps for each concept. auto: the preset's (Table 10: 50, explicit 120).",
+                    whole=True,
+                    tooltip="More erase more and take longer. auto: the preset's (Table 10: 50, explicit 120). "
+                    "Training steps for each concept.",
                 ),
-                io.String.Input(
+                number_input(
                     "learning_rate",
-                    default=AUTO,
-                    tooltip="Learning rate of AdamW. auto: the preset's (Table 10: 1e-5 for objects and explicit "
-                    "content, 1e-4 for people and styles). Larger erases more and touches more.",
+                    tooltip="Larger erases more and touches more of the rest. auto: the preset's (Table 10: 1e-5 for "
+                    "objects and explicit content, 1e-4 for people and styles). The rate of AdamW.",
                 ),
                 io.Combo.Input(
                     "loss",
                     options=[AUTO, *LOSSES],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Eq. 3 as printed (squared norm), or as the published code computes it (sum of norms). "
-                    "auto: the preset's. On the demo model they do not differ.",
+                    tooltip="How much attention to each of the concept's words counts: its square (Eq. 3 as printed), "
+                    "or as it is (a sum of norms, as the published code computes it). auto: the preset's. On the demo "
+                    "model they do not differ.",
                 ),
                 io.Combo.Input(
                     "end_of_text",
                     options=[AUTO, "no", "yes"],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Whether attention to the end of the prompt (end-of-text and padding) is trained away too, "
-                    "as the published code does, or that of the concept's words alone, as Eq. 3 says. auto: the "
-                    "preset's. On the demo model yes leaves half as many of the synonyms.",
+                    tooltip="yes erases more of the synonyms (on the demo model half as many are left): attention to "
+                    "the end of the prompt (end-of-text and padding) is trained away too, as the published code does. "
+                    "no: that of the concept's words alone, as Eq. 3 says. auto: the preset's.",
                 ),
                 io.Combo.Input(
                     "focus",
                     options=[AUTO, "no", "yes"],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Whether the LoRAs read only what tells the concept's words from the prior's captions, "
-                    "which leaves other prompts alone (ours), or start at random as the paper's do. auto: the "
-                    "preset's. Needs a prior with captions in CFR Refine. On the demo model yes erases more synonyms.",
+                    tooltip="yes leaves other prompts alone, and on the demo model erases more synonyms: the LoRAs "
+                    "read only what tells the concept's words from the prior's captions (ours). no: they start at "
+                    "random as the paper's do. auto: the preset's. Needs a prior with captions in CFR Refine.",
                 ),
                 io.Combo.Input(
                     "projections",
                     options=list(PROJECTIONS),
                     default="both",
                     advanced=True,
-                    tooltip="LoRAs on keys (to_k), values (to_v) or both, the paper's choice. On the demo model keys "
-                    "alone erase less, values alone as much as both, and touch more.",
+                    tooltip="What the LoRAs change: keys (to_k), values (to_v) or both, the paper's choice. On the "
+                    "demo model keys alone erase less, values alone as much as both, and touch more.",
                 ),
                 io.Boolean.Input(
                     "cfis",
                     default=True,
                     advanced=True,
-                    tooltip="Concept-focal importance sampling (Eq. 5): train mostly at the timesteps t1 to t2, where "
-                    "the concept takes shape. Off: at all timesteps alike, which by the paper also harms what shares "
-                    "the words; on the demo model it hardly matters.",
+                    tooltip="On: by the paper spares what shares words with the concept, by training mostly at the "
+                    "timesteps t1 to t2, where the concept takes shape (concept-focal importance sampling, Eq. 5). "
+                    "Off: at all timesteps alike; on the demo model it hardly matters.",
                 ),
-                io.Int.Input("t1", default=200, min=0, max=998, advanced=True, tooltip="Lower end, in timesteps."),
-                io.Int.Input("t2", default=400, min=1, max=1000, advanced=True, tooltip="Upper end, in timesteps."),
+                io.Int.Input(
+                    "t1",
+                    default=200,
+                    min=0,
+                    max=998,
+                    advanced=True,
+                    tooltip="The lower end of where cfis trains most, in timesteps (0 is the finished picture).",
+                ),
+                io.Int.Input(
+                    "t2",
+                    default=400,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="The upper end of where cfis trains most, in timesteps (1000 is noise alone).",
+                ),
                 io.Float.Input(
                     "gamma",
                     default=0.05,
@@ -103,7 +127,7 @@ class TrainErasureLora(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     advanced=True,
-                    tooltip="How steeply the density falls off beyond t1 and t2 (Eq. 5).",
+                    tooltip="Larger trains less beyond t1 and t2: how steeply the density of Eq. 5 falls off.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -111,21 +135,23 @@ class TrainErasureLora(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=False,
-                    tooltip="Seed of initial values and draws; every concept has streams of its own.",
+                    tooltip="Another seed gives another training of the same kind: initial values and draws, in "
+                    "streams of its own for every concept.",
                 ),
-                io.String.Input(
+                number_input(
                     "side_by_side",
-                    default=AUTO,
+                    whole=True,
                     advanced=True,
-                    tooltip="Concepts in one forward pass. auto: one is measured, and as many train as the free memory "
-                    "holds, at most 32. The result is the same for any number.",
+                    tooltip="More is quicker and takes more memory; the result is the same for any number. auto: one "
+                    "is measured, and as many train as the free memory holds, at most 32. Concepts in one forward "
+                    "pass.",
                 ),
                 io.Boolean.Input(
                     "save_memory",
                     default=False,
                     advanced=True,
-                    tooltip="Compute the model's blocks a second time in the backward pass (gradient checkpointing): a "
-                    "quarter of the memory, a third slower. Off: only where one concept does not fit without.",
+                    tooltip="A quarter of the memory, a third slower: the model's blocks are computed a second time "
+                    "in the backward pass (gradient checkpointing). Off: only where one concept does not fit without.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -170,12 +196,16 @@ class TrainErasureLora(io.ComfyNode):
         t2=(None,),
     ):
         try:
-            read_options(*(given[0] or AUTO for given in (rank, steps, learning_rate, side_by_side)))
+            read_options(*(given[0] for given in (rank, steps, learning_rate, side_by_side)))
             if cfis[0] and t1[0] is not None and t2[0] is not None:
                 Cfis(t1[0], t2[0])
         except ValueError as error:
             return str(error)
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, preset=(PAPER,), **_):
+        return preset_stamp(preset[0])
 
     @classmethod
     @takes_lists(images=joined_images, masks=all_masks)
@@ -202,7 +232,11 @@ class TrainErasureLora(io.ComfyNode):
         masks=None,
         again=False,
     ) -> io.NodeOutput:
-        chosen = PRESETS[preset]
+        if preset == OF_CONCEPTS:
+            refinement = model.get_attachment(REFINEMENT)
+            carried = () if refinement is None else (preset_of(refinement.concepts),)
+            preset = one_preset([*carried, *(entry.preset for entry in images)])
+        chosen = find_preset(preset)
         options = TrainOptions(
             **read_options(rank, steps, learning_rate, side_by_side),
             form=chosen.loss if loss == AUTO else loss,
@@ -218,6 +252,8 @@ class TrainErasureLora(io.ComfyNode):
         given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)
         kept = [without_skipped(entry, mask) for entry, mask in zip(images, given, strict=True)]
         loras, lines = train_loras(model, clip, [entry for entry, *_ in kept], [mask for _, mask, _ in kept], options)
+        if preset not in ("", PAPER):
+            lines.insert(0, f"auto: {preset}")
         lines += [line for *_, notes in kept for line in notes]
         return io.NodeOutput(
             loras,
@@ -228,8 +264,8 @@ class TrainErasureLora(io.ComfyNode):
         )
 
 
-def read_options(rank: str, steps: str, learning_rate: str, side_by_side: str) -> dict:
-    """The text settings as `TrainOptions` takes them. Raises ValueError."""
+def read_options(rank, steps, learning_rate, side_by_side) -> dict:
+    """The numbers, written or linked, as `TrainOptions` takes them. Raises ValueError."""
     return {
         "rank": read_number("rank", rank, 128, whole=True),
         "steps": read_number("steps", steps, 100_000, whole=True),

@@ -21,6 +21,7 @@ from .prefixes import expanded
 PRIORS = "mace_priors"
 LORAS = "mace_loras"
 JUDGES = "mace_judges"
+PRESET_FILES = "mace_presets"
 NONE = "none"
 # What systems say where nothing more fits: no space, a file too large, a quota.
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -28,10 +29,10 @@ _NUMBER = re.compile(r"os error (\d+)")
 
 
 def register_folders() -> None:
-    """Make the folders mace_priors, mace_loras and mace_judges of models/ and output/ known to the host."""
-    for kind in (PRIORS, LORAS, JUDGES):
+    """Make our folders of models/ and output/ known to the host: mace_priors, mace_loras, mace_judges, mace_presets."""
+    for kind in (PRIORS, LORAS, JUDGES, PRESET_FILES):
         for root in (folder_paths.models_dir, folder_paths.get_output_directory()):
-            add_folder(kind, os.path.join(root, kind), ".safetensors")
+            add_folder(kind, os.path.join(root, kind), ".json" if kind == PRESET_FILES else ".safetensors")
 
 
 def input_files(*endings: str) -> list[str]:
@@ -87,6 +88,25 @@ def save_safetensors(prefix: str, tensors: Mapping[str, Tensor], metadata: Mappi
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def save_text(prefix: str, text: str, ending: str) -> Path:
+    """Write output/<prefix>_<counter>_<ending> in UTF-8 and return its path. As `save_safetensors`.
+
+    ending: such as ".json".
+    """
+    output, prefix = folder_paths.get_output_directory(), expanded(prefix)
+    with _folders_of(Path(output, prefix).parent):
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
+        temporary = Path(folder, f".{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "x", encoding="utf-8") as written:
+                written.write(text)
+                written.flush()
+                os.fsync(written.fileno())
+            return _put_in_place(temporary, Path(folder), name, counter, ending)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def save_folder(
@@ -177,10 +197,10 @@ def _write_tensors(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[s
         os.fsync(written.fileno())
 
 
-def _put_in_place(temporary: Path, folder: Path, name: str, counter: int) -> Path:
+def _put_in_place(temporary: Path, folder: Path, name: str, counter: int, ending: str = ".safetensors") -> Path:
     """Rename to the first free counter without ever replacing a file, even one that appears meanwhile."""
     while True:
-        path = folder / f"{name}_{counter:05}_.safetensors"
+        path = folder / f"{name}_{counter:05}_{ending}"
         try:
             os.link(temporary, path)
             return path

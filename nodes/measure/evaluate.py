@@ -77,10 +77,15 @@ class EvaluateErasure(io.ComfyNode):
                     tooltip="Number of seeds for each prompt, counted up from seed.",
                 ),
                 *side_inputs("the pictures"),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps (the paper: 50)."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance scale."),
+                io.Int.Input(
+                    "steps", advanced=True, default=20, min=1, max=200, tooltip="Sampling steps (the paper: 50)."
+                ),
+                io.Float.Input(
+                    "cfg", advanced=True, default=7.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance scale."
+                ),
                 io.Combo.Input(
                     "sampler_name",
+                    advanced=True,
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="ddim",
                     tooltip="Sampler; the paper's is ddim. Samplers that draw noise at every step (ancestral, SDE) "
@@ -88,11 +93,19 @@ class EvaluateErasure(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "scheduler",
+                    advanced=True,
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="normal",
                     tooltip="Scheduler.",
                 ),
-                io.Int.Input("batch_size", default=8, min=1, max=256, tooltip="Pictures drawn and judged together."),
+                io.Int.Input(
+                    "batch_size",
+                    advanced=True,
+                    default=8,
+                    min=1,
+                    max=256,
+                    tooltip="Pictures drawn and judged together.",
+                ),
                 io.Combo.Input(
                     "judge",
                     options=list(KINDS),

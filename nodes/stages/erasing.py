@@ -11,12 +11,11 @@ from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
 from ...mace.pipeline.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
 from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read
-from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, choose_weights, refine_model, written_settings
+from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, RELEASED, choose_weights, refine_model, written_settings
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
 from ...mace.presets.leaning import holding, leaning
-from ...mace.presets.presets import PRESETS, Preset
-from ...mace.presets.table10 import auto_weights
+from ...mace.presets.presets import Preset
 from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
 from ..host.pipeline import ModelWeights, text_and_weights
@@ -41,13 +40,13 @@ LEAN = "gentle_strong"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the artist sets. preset: one of PRESETS.  width, height: of training images in pixels, 0 for the model's
+    """What the artist sets. preset: all settings.  width, height: of training images in pixels, 0 for the model's
     own.  strengths: as in `mace.concepts.strengths`.  prior: what to keep, None for built-in captions where the weights
     need them.  find_aliases: whether the model is asked for them.  lean: -1 (gentle) to 1 (strong), see
     `mace.presets.leaning`.  compared: whether pictures before and after come last, for the estimate.
     """
 
-    preset: str
+    preset: Preset
     width: int
     height: int
     seed: int
@@ -87,14 +86,14 @@ def sampling(model) -> dict:
 
 def needs_captions(concepts: Sequence[Concept], chosen: Preset) -> bool:
     """Whether a preset's refinement of a list has a weight for captions."""
-    return bool((auto_weights(concepts) if chosen.refine is None else chosen.refine(len(concepts))).lambda1)
+    return bool(chosen.weights(concepts).lambda1)
 
 
 def refine_as_preset(
     model,
     clip,
     concepts: tuple[Concept, ...],
-    preset: str,
+    chosen: Preset,
     prior: Prior | None,
     strengths: Sequence[float] | None = None,
     lean: float = 0.0,
@@ -104,7 +103,6 @@ def refine_as_preset(
     prior: where None, built-in captions are read if the weights need them.  strengths: see `refine_model`.  lean: see
     `mace.presets.leaning`.
     """
-    chosen = PRESETS[preset]
     text, original = text_and_weights(model, clip)
     own = None if chosen.refine is None else chosen.refine(len(concepts))
     if prior is None and needs_captions(concepts, chosen):
@@ -112,12 +110,12 @@ def refine_as_preset(
         prior, _ = build_prior(text, NodeProgress(), CAPTIONS, concepts=concepts)
     send_text("refining")
     # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
-    written = (AUTO,) * 3
+    written, form = (AUTO,) * 3, RELEASED if chosen.lambda1_squared else PAPER
     if own or lean:
-        written = tuple(map(repr, astuple(leaning(own or auto_weights(concepts), lean))[:3]))
+        written, form = tuple(map(repr, astuple(leaning(chosen.weights(concepts), lean))[:3])), PAPER
     measures = MEASURE_NAMES[own.metric if own else ALIKE]
-    weights, lines = choose_weights(concepts, *written, PAPER, measures)
-    settings = written_settings(*written, PAPER, measures)
+    weights, lines = choose_weights(concepts, *written, form, measures)
+    settings = written_settings(*written, form, measures)
     refined, refinement, about = refine_model(
         original, text, NodeProgress(), concepts, weights, prior, settings=settings, strengths=strengths
     )
@@ -151,7 +149,7 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
     new = undrawn(model, clip, vae, concepts, AUTO, "", settings)
     if not new:
         return Estimate({}, ())
-    chosen = PRESETS[wanted.preset]
+    chosen = wanted.preset
     speed = measure_speed(model, clip, new[0], wanted.width, wanted.height)
     steps = SAMPLING["steps"]
     usual = AliasSettings()
@@ -219,7 +217,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     )
     plan.say(TRAINING, "finding the concepts in the images")
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
-    chosen = PRESETS[wanted.preset]
+    chosen = wanted.preset
     options = TrainOptions(
         form=chosen.loss,
         end_of_text=chosen.end_of_text,

@@ -1,0 +1,63 @@
+"""Screenshots of single nodes for the help pages, from the page of a running host.
+
+    python dev.py run python -m devtools.node_pictures http://127.0.0.1:8188 [NODE ...]
+
+Writes web/docs/pictures/<node id>.png for the nodes named, or for all that have a help page. Needs a Chromium (see
+dev.py).
+"""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+DOCS = Path(__file__).resolve().parent.parent / "web/docs"
+COLOURS = 64
+LEFT, TOP, TITLE = 700, 200, 30
+PLACE = """async ([kind, id, left, top]) => {
+    const app = window.app, node = window.LiteGraph.createNode(kind);
+    app.graph.clear();
+    // The page keeps values by the number of a node: each kind has its own.
+    node.id = id;
+    app.graph.add(node);
+    node.pos = [0, 0];
+    await new Promise(done => setTimeout(done, 200));
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(360, Math.min(width, 460)), height]);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [left, top];
+    app.canvas.setDirty(true, true);
+    await new Promise(done => setTimeout(done, 600));
+    const canvas = document.querySelector('#graph-canvas').getBoundingClientRect();
+    return [canvas.left, canvas.top, ...node.size];
+}"""
+
+
+def picture(page: Page, kind: str, number: int) -> Image.Image:
+    """A node as the page draws it, with its defaults. number: of the node, another for each kind."""
+    left, top, width, height = page.evaluate(PLACE, [kind, number, LEFT, TOP])
+    area = {"x": left + LEFT - 14, "y": top + TOP - TITLE - 8, "width": width + 28, "height": height + TITLE + 18}
+    return Image.open(io.BytesIO(page.screenshot(clip=area))).convert("RGB").quantize(COLOURS)
+
+
+def main() -> None:
+    """Take the pictures that the command line asks for."""
+    url, *kinds = sys.argv[1:]
+    kinds = kinds or sorted(path.stem for path in DOCS.glob("MACE_*.md"))
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=os.environ.get("MACE_BROWSER"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1600, "height": 1400})
+        page.goto(url)
+        page.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
+        page.wait_for_selector('[data-testid="queue-button"]', timeout=60_000)
+        for number, kind in enumerate(kinds, start=50):
+            picture(page, kind, number).save(DOCS / f"pictures/{kind}.png", optimize=True)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

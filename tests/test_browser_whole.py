@@ -1,0 +1,144 @@
+"""In ComfyUI's real page: numbers that are linked, the blueprint of all stages, a picture dragged back in."""
+
+import json
+
+import pytest
+
+from devtools import host
+from tests import graphs
+from tests.pages import fewer_steps, load, press_queue, queued, reports
+
+pytestmark = pytest.mark.browser
+
+BLUEPRINT = "Erase concepts, stage by stage (MACE)"
+
+
+def of_refine(page) -> dict:
+    """The inputs of CFR Refine as the page would queue them."""
+    return next(node["inputs"] for node in queued(page).values() if node["class_type"] == "MACE_CFRRefine")
+
+
+def test_numbers_of_other_nodes_are_linked(page, server):
+    """A number goes into what may also be auto; what was written before stays where nothing is linked."""
+    load(page, graphs.workflow("refine"))
+    written = of_refine(page)["lambda3"]
+    made = page.evaluate(
+        """() => {
+            const node = window.app.graph.nodes.find(n => n.type === 'MACE_CFRRefine');
+            const links = [];
+            for (const [type, value, name] of [['PrimitiveFloat', 7.5, 'mu'], ['PrimitiveInt', 0, 'lambda1']]) {
+                const number = window.LiteGraph.createNode(type);
+                window.app.graph.add(number);
+                number.widgets[0].value = value;
+                links.push(!!number.connect(0, node, node.inputs.findIndex(i => i.name === name)));
+            }
+            return links;
+        }"""
+    )
+    assert made == [True, True]
+    inputs = of_refine(page)
+    assert isinstance(inputs["mu"], list) and isinstance(inputs["lambda1"], list) and inputs["lambda3"] == written
+    press_queue(page, server)
+    said = reports(page)["MACE_CFRRefine"]
+    assert "mu 7.5\n" in f"{said}\n" and "lambda1 0\n" in said and f"lambda3 {written}\n" in said
+
+
+def test_a_number_that_is_none_is_marked_before_anything_runs(page):
+    load(page, graphs.workflow("refine"))
+    page.evaluate(
+        """() => { window.app.graph.nodes.find(n => n.type === 'MACE_CFRRefine')
+            .widgets.find(w => w.name === 'mu').value = '1e-4x'; }"""
+    )
+    page.click('[data-testid="queue-button"]')
+    page.wait_for_function("window.app.graph.nodes.some(n => n.type === 'MACE_CFRRefine' && n.has_errors)")
+    errors = page.evaluate("Object.values(window.app.lastNodeErrors).flatMap(entry => entry.errors)")
+    assert any("mu: '1e-4x' is neither auto nor a number" in error["details"] for error in errors)
+
+
+def blueprint(server) -> dict:
+    """What the host hands out as the pack's blueprint."""
+    listed = host.get_json(server.url + "/global_subgraphs")
+    (key,) = [key for key, entry in listed.items() if entry["name"] == BLUEPRINT]
+    assert listed[key]["info"]["node_pack"] == "custom_nodes.mace-comfyui"
+    return json.loads(host.get_json(server.url + f"/global_subgraphs/{key}")["data"])
+
+
+def test_the_blueprint_is_found_by_search_and_runs(page, server):
+    """Placed from the search of nodes, with a loader before it and Save Erased Model behind, it erases."""
+    data = blueprint(server)
+    (inside,) = data["definitions"]["subgraphs"]
+    page.evaluate("window.app.graph.clear()")
+    page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.get_by_placeholder("Add a node...").fill("stage by stage")
+    page.get_by_test_id("result-item").get_by_text("Subgraph Blueprints / MACE / erase").wait_for()
+    page.keyboard.press("Enter")
+    # It hangs at the pointer until it is put down.
+    page.wait_for_timeout(1000)
+    page.mouse.click(900, 500)
+    page.wait_for_function("window.app.graph.nodes.some(n => n.isSubgraphNode?.())")
+    shown = page.evaluate(
+        """checkpoint => {
+            const graph = window.app.graph;
+            const node = graph.nodes.find(n => n.isSubgraphNode?.());
+            const set = (owner, name, value) => { owner.widgets.find(w => w.name === name).value = value; };
+            const loader = window.LiteGraph.createNode('CheckpointLoaderSimple');
+            const save = window.LiteGraph.createNode('MACE_SaveErasedModel');
+            graph.add(loader); graph.add(save);
+            set(loader, 'ckpt_name', checkpoint);
+            set(save, 'filename_prefix', 'checkpoints/by_blueprint');
+            loader.connect(0, node, 0); loader.connect(1, node, 1); loader.connect(2, node, 2);
+            node.connect(0, save, 0); loader.connect(1, save, 1); loader.connect(2, save, 2);
+            const names = node.widgets.map(w => w.name);
+            set(node, 'concepts', 'dog -> sky');
+            const inner = type => node.subgraph.nodes.find(n => n.type === type);
+            for (const [type, values] of [
+                ['MACE_ConceptImages', {count: 2, width: 64, height: 64, steps: 4}],
+                ['MACE_TrainErasureLora', {steps: '2'}],
+            ]) for (const [name, value] of Object.entries(values)) set(inner(type), name, value);
+            return names;
+        }""",
+        graphs.CHECKPOINT,
+    )
+    assert {"concepts", "type", "settings", "seed", "strengths"} <= set(shown)
+    prompt = queued(page)
+    kinds = sorted(node["class_type"] for node in prompt.values())
+    assert kinds == sorted(
+        [*(node["type"] for node in inside["nodes"]), "CheckpointLoaderSimple", "MACE_SaveErasedModel"]
+    )
+    entry = press_queue(page, server)
+    said = json.dumps(entry["outputs"])
+    assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said
+
+
+def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(page, server):
+    """What the host wrote into a PNG made with the pack loads and runs."""
+    workflow = fewer_steps(graphs.workflow("refine"))
+    for node in workflow["nodes"]:
+        if node["type"] == "PreviewImage":
+            node["type"], node["widgets_values"] = "SaveImage", ["dragged"]
+    load(page, workflow)
+    entry = press_queue(page, server)
+    picture = next(image for output in entry["outputs"].values() for image in output.get("images", []))
+    assert picture["type"] == "output" and picture["filename"].endswith(".png")
+    page.reload()
+    page.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
+    page.evaluate("window.app.graph.clear()")
+    page.evaluate(
+        """async ({filename, subfolder}) => {
+            const found = await fetch(`/view?filename=${filename}&subfolder=${subfolder}&type=output`);
+            const carried = new DataTransfer();
+            carried.items.add(new File([await found.blob()], filename, {type: 'image/png'}));
+            document.querySelector('#graph-canvas').dispatchEvent(
+                new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: carried}));
+        }""",
+        picture,
+    )
+    page.wait_for_function("count => window.app.graph.nodes.length === count", arg=len(workflow["nodes"]))
+    assert page.evaluate("window.app.graph.nodes.filter(n => n.has_errors).length") == 0
+    page.evaluate(
+        """() => window.app.graph.nodes.filter(n => n.type === 'SaveImage')
+            .forEach(n => { n.widgets[0].value = 'dragged_again'; })"""
+    )
+    again = press_queue(page, server)
+    names = [image["filename"] for output in again["outputs"].values() for image in output.get("images", [])]
+    assert names and all(name.startswith("dragged_again") for name in names)
