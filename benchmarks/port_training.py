@@ -56,16 +56,19 @@ class Way:
     mu: float | None = 1e4
 
 
-# The refinement's own words, where nothing is trained.
+# The refinement's own words, where nothing is trained; then ways to train, each with fusions of what was trained.
 SEARCHED: tuple[str | Way, ...] = (
     "on",
-    "off",
     *(
-        Way(rate, focus=focus, end=end, own_words=own, mu=mu)
-        for own in ("on", "off")
-        for focus, end in ((False, True), (True, True), (False, False))
-        for rate in (1e-3, 5e-3, 2e-2)
-        for mu in (1e4, None)
+        replace(way, lambda2=lambda2, mu=mu)
+        for way in (
+            Way(5e-3, focus=True, end=True),
+            Way(2e-2, focus=True, end=True),
+            Way(1e-3, end=True),
+            Way(5e-3, end=True),
+            Way(1e-3, end=True, ports=(TOKENS, POOLED)),
+        )
+        for lambda2, mu in ((0.0, None), (1e-4, 1e4), (1e-5, 1e3), (1e-6, 1e2))
     ),
 )
 CHOSEN = SEARCHED
@@ -118,6 +121,7 @@ class Ports:
         self.text = self.pack("nodes.host.port_text").PortText(small.model, small.clip)
         self._masks: dict[str, tuple[Tensor, Tensor]] = {}
         self._refined: dict[tuple, object] = {}
+        self._trained: dict[tuple, list] = {}
 
     def looked(self, model, latents: Tensor, timesteps: Sequence[int], contexts: Tensor, pooled: Tensor, noise: Tensor):
         """Attention of each block to the texts [B, 77, d], pooled [B, c], at noisy latents [B, ch, h, w]."""
@@ -219,7 +223,10 @@ class Ports:
         concepts = small.chosen(names)
         refined = self.refined(names, way.own_words)
         refinement = refined.get_attachment(self.unet.REFINEMENT)
-        loras = self.trained(refined, concepts, way)
+        key = tuple(names), replace(way, lambda2=0.0, mu=None)
+        if key not in self._trained:
+            self._trained[key] = self.trained(refined, concepts, way)
+        loras = self._trained[key]
         if way.mu is None:
             (lora,) = loras
             with torch.inference_mode():
