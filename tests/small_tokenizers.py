@@ -18,7 +18,6 @@ TEKKEN_SPECIAL = (
     "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
     "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
 )  # fmt: skip
-GPT_SPECIAL = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|endoftext|>")
 PIECES = 520
 
 
@@ -79,14 +78,6 @@ def tekken() -> Tensor:
     vocab = [{"rank": rank, "token_bytes": base64.b64encode(own).decode()} for rank, own in enumerate(ranked)]
     config = {"default_vocab_size": len(vocab) + len(special), "pattern": r"[^\s\p{L}]|\s?\p{L}+|\s+"}
     return _bytes(json.dumps({"config": config, "vocab": vocab, "special_tokens": special}).encode())
-
-
-@cache
-def gpt() -> Tensor:
-    """GPT-OSS' file: a tokenizer of the tokenizers library, with the marks of its chats."""
-    found = _byte_pairs()
-    found.add_special_tokens(list(GPT_SPECIAL))
-    return _bytes(found.to_str().encode())
 
 
 def _letters() -> dict[int, str]:

@@ -1,6 +1,6 @@
 """Text as a model's ports read it: which row is which token, and the sums over them, for every kind of text encoder."""
 
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import pytest
 import torch
@@ -58,7 +58,6 @@ EDITED = {
     "mage_flow": (["txt_in"], []),
     "longcat": (["txt_in"], []),
     "ovis": (["txt_in"], []),
-    "lens": (["txt_in"], []),
     "hunyuan_image21": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], []),
     "hunyuan_video15": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], []),
 }
@@ -67,7 +66,9 @@ LEFT = dict.fromkeys(("hunyuan_image21", "hunyuan_video15"), ("byt5_in.fc1",))
 # Rows begin behind "<|im_start|>user\n" of the template.
 BEHIND_USER = ("qwen", "kandinsky5_image", "kandinsky5_video", "krea2", "mage_flow", "hunyuan_image21", "hunyuan_video15")
 # Of which section the rows are, where a CLIP has several.
-READ = {"flux": "t5xxl", "anima": "t5xxl", "newbie": "gemma"}
+READ = {"flux": "t5xxl", "anima": "t5xxl", "newbie": "gemma", "hunyuan_video": "llama"}
+# The padding whose rows a model does not hear.
+UNHEARD = {"ltxv": 0}
 TEMPLATES = ("a photo of the {} at night", "{}", "the {} and a {}, (red:1.2)")
 
 
@@ -90,8 +91,6 @@ def row_tokens(name: str, clip, prompt: str, count: int) -> list:
         return tokens[tokens.index(4004) + 1 :][:count]
     if name == "joyimage":
         return tokens[34:]
-    if name == "lens":
-        return tokens[97:]
     if name == "pixeldit":
         return tokens[:1] + tokens[-299:]
     if name != "hunyuan_video":
@@ -129,13 +128,12 @@ def read_by_hook(comfy_host, model, clip, prompt: str, layer: str) -> torch.Tens
 
 
 def words_of(name: str, clip, phrase: str) -> set:
-    """Tokens that a phrase may be made of, alone or behind a space."""
+    """Tokens that a phrase may be made of, alone or behind a space, without those of the template."""
     found = set()
     for text in (phrase, " " + phrase):
-        for parts in clip.tokenize(text).values():
-            found |= {entry[0] for entry in parts[0]}
-    for parts in clip.tokenize("").values():
-        found -= {entry[0] for entry in parts[0]}
+        for key, parts in clip.tokenize(text).items():
+            other = Counter(entry[0] for entry in clip.tokenize("0")[key][0])
+            found |= set(Counter(entry[0] for entry in parts[0]) - other)
     return found
 
 
@@ -177,9 +175,10 @@ def test_rows_pair_by_their_tokens(text, template, target, mapping):
         # All rows but the phrase's, less those that a longer mapping pushes out behind.
         blocks = ((0, 77), (77, len(ours))) if name.startswith("sd3") else ((0, len(ours)),)
         ends = [max((i, j) for i, j in pairs if start <= i < stop) for start, stop in blocks if start < stop]
-        assert len(ours) - len(pairing.phrase) - sum(max(0, j - i) for i, j in ends) <= len(pairs)
-        # The next row behind the phrase is the mapping's next one.
-        assert (pairing.phrase[-1] + 1, pairing.own[-1] + 1) in pairs
+        filled = sum(token is not None for token in ours)
+        assert filled - len(pairing.phrase) - sum(max(0, j - i) for i, j in ends) <= len(pairs)
+        # The next row behind the phrase is the mapping's next one, where there is one.
+        assert pairing.phrase[-1] + 1 == len(ours) or (pairing.phrase[-1] + 1, pairing.own[-1] + 1) in pairs
 
 
 def test_sums_are_those_of_the_rows(comfy_host, text):
@@ -191,10 +190,17 @@ def test_sums_are_those_of_the_rows(comfy_host, text):
     cross, paired, total = (torch.zeros(found.width, found.width, dtype=torch.float64) for _ in range(3))
     vectors = 0
     for template, phrase in concept.readings:
-        f, g = found.features((fill(template, phrase), fill(template, concept.mapping)))
+        prompts = fill(template, phrase), fill(template, concept.mapping)
+        f, g = found.features(prompts)
         pairing = found.pair(template, phrase, concept.mapping, f.rows, g.rows)
         pairs = [*zip(pairing.target, pairing.mapping, strict=True), *zip(pairing.phrase, pairing.own, strict=True)]
         rows, others = (each.rows.values.double() for each in (f, g))
+        if name in UNHEARD:
+            heard = [
+                [token != UNHEARD[name] for token in row_tokens(name, clip, prompt, len(rows))] for prompt in prompts
+            ]
+            pairs = [(i, j) for i, j in pairs if heard[0][i] and heard[1][j]]
+            rows = rows * torch.tensor(heard[0])[:, None]
         ours, theirs = rows[[i for i, _ in pairs]], others[[j for _, j in pairs]]
         cross += theirs.T @ ours
         paired += ours.T @ ours

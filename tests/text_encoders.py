@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 from tests.families import fill
-from tests.small_tokenizers import gemma, gpt, tekken, unigram
+from tests.small_tokenizers import gemma, tekken, unigram
 
 
 def t5(width: int) -> dict:
@@ -56,7 +56,6 @@ CLIPS = {
     "kandinsky5_video": (
         "kandinsky5", "te()", "Kandinsky5Tokenizer", {"qwen25_7b": llama(24), "clip_l": clip(20)},
     ),
-    "lens": ("gpt_oss", "lens_te()", "LensTokenizer", {}),
     "cogvideox": ("cogvideo", "cogvideo_te()", "CogVideoXTokenizer", {"t5xxl": t5(24)}),
     "cascade_c": (".sdxl_clip", "StableCascadeClipModel", "StableCascadeTokenizer", {"clip_g": clip(20)}),
     "krea2": ("krea2", "te()", "Krea2Tokenizer", {"qwen3vl_4b": llama(6, 36)}),
@@ -78,21 +77,11 @@ CLIPS = {
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Of the host's classes that take their sizes in another way.
-OPTIONS = {
-    "lens": {
-        "gpt_oss_config": dict(
-            vocab_size=200_064, hidden_size=12, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2,
-        ),
-        "selected_layers": (0, 1),
-    },
-}  # fmt: skip
 # Files that checkpoints bring along, by family.
 FILES = {
     "flux2": {"tekken_model": tekken}, "ernie": {"tekken_model": tekken}, "lumina2": {"spiece_model": gemma},
     "pixeldit": {"spiece_model": gemma}, "newbie": {"gemma_spiece_model": gemma, "jina_spiece_model": unigram},
-    "wan21": {"spiece_model": unigram}, "lens": {"tokenizer_json": gpt},
+    "wan21": {"spiece_model": unigram},
 }  # fmt: skip
 
 
@@ -109,7 +98,7 @@ def build_clip(name: str, **own: dict):
     if elsewhere:
         module = importlib.import_module(f"comfy.text_encoders.{elsewhere}")
     target = SimpleNamespace(params={}, clip=kind, tokenizer=getattr(module, tokenizer))
-    options = {f"{encoder}_model_config": config for encoder, config in {**sizes, **own}.items()} | OPTIONS.get(name, {})
+    options = {f"{encoder}_model_config": config for encoder, config in {**sizes, **own}.items()}
     files = {file: make() for file, make in FILES.get(name, {}).items()}
     with _older_converter():
         found = comfy.sd.CLIP(target, model_options=options, tokenizer_data=files)
