@@ -4,10 +4,11 @@
 
 Nothing of the host is replaced: a forward hook on each port adds B A x of each sample's own LoRA, and the attention of
 picture to text rows is read by the host's attention override, in every block. What is trained away is Eq. 3's loss, on
-pictures that the model draws and masks from its own attention; the LoRAs are fused by Eq. 7 at the tokens' port, and by
-the same equation at the pooled text's. Weights of the refinement are those of benchmarks.transformer, whose questions
-are asked. --search: ways to train, asked with another seed. The last line is one JSON object with a row for each way;
-each row is written to benchmarks/results as it is found.
+pictures that the model draws and masks from its own attention. LoRAs are fused by Eq. 7 at the tokens' port, and by the
+same equation at the pooled text's; for one concept they are also put on as they are. Weights of the refinement, prior
+and questions are those of benchmarks.transformer. The model reads CLIP-L alone, and everything is solved in its numbers:
+the others are zeros in texts and weights. --search: ways to train, asked with another seed. The last line is one JSON
+object with a row for each way; each row is written to benchmarks/results as it is found.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,20 +25,25 @@ from torch import Tensor
 
 from benchmarks.erasure.questions import SEED
 from benchmarks.erasure.tasks import TEN
-from benchmarks.small_model import SD3, Small
+from benchmarks.small_model import EVERY_CAPTION, SD3, Small
 from benchmarks.transformer import ALONE, FOUND, MODEL, RESULTS
+from devtools.demo_prior import captions
 from mace.masks.maps import average_maps, mask_of_map
 from mace.method.focus import directions, selected_moment
 from mace.method.fuse import FuseWeights, fuse
 from mace.method.lora import per_sample
 from mace.method.loss import SQUARED, grid_mask, masked_loss, spread_over, token_attention
-from mace.method.refine import READING
-from mace.method.sums import pooled_of
+from mace.method.metric import RIDGE
+from mace.method.moments import ConceptMoments, Gram, concept_moments, pack, pooled_moments
+from mace.method.prior import COCO_CAPTIONS
+from mace.method.refine import RefineWeights, refinement
+from mace.method.tokens import fill, pair_located
 from mace.method.train import Example, TrainSettings, train
 
 PICTURES = dict(count=8, width=64, height=64, steps=10, cfg=4.0, sampler_name="euler", scheduler="normal", seed=0)
 TOKENS, POOLED = "diffusion_model.context_embedder.weight", "diffusion_model.y_embedder.mlp.0.weight"
-WINDOW, PATCH, END_OF_TEXT = 77, 2, 49407
+# Numbers of CLIP-L in the texts, rows of text, the model's patches.
+WIDTH, WINDOW, PATCH, END_OF_TEXT = 768, 77, 2, 49407
 # At which timesteps the model's attention says where a thing is.
 LOOKED_AT = (100, 250, 400)
 
@@ -44,31 +51,30 @@ LOOKED_AT = (100, 250, 400)
 @dataclass(frozen=True)
 class Way:
     """How to train. own_words: of the refinement that is trained on.  ports: which have LoRAs.  end: whether Eq. 3's
-    tokens include end-of-text and padding.  mu: of Eq. 7; None: the LoRA is put on as it is, without a fusion."""
+    tokens include end-of-text and padding.  lambda2, mu: of Eq. 7; mu None: LoRAs are put on as they are."""
 
     rate: float
     steps: int = 50
-    own_words: str = "on"
+    own_words: bool = True
     ports: tuple[str, ...] = (TOKENS,)
     focus: bool = False
-    end: bool = False
+    end: bool = True
     lambda2: float = 1e-4
     mu: float | None = 1e4
 
 
-# The refinement's own words, where nothing is trained; then ways to train, each with fusions of what was trained.
-SEARCHED: tuple[str | Way, ...] = (
-    "on",
+# Whether closed form alone moves own words; then ways to train, each with fusions of what was trained.
+SEARCHED: tuple[bool | Way, ...] = (
+    True,
     *(
         replace(way, lambda2=lambda2, mu=mu)
         for way in (
-            Way(5e-3, focus=True, end=True),
-            Way(2e-2, focus=True, end=True),
-            Way(1e-3, end=True),
-            Way(5e-3, end=True),
-            Way(1e-3, end=True, ports=(TOKENS, POOLED)),
+            Way(1e-3),
+            Way(5e-3, focus=True),
+            Way(2e-2, focus=True),
+            Way(1e-3, ports=(TOKENS, POOLED)),
         )
-        for lambda2, mu in ((0.0, None), (1e-4, 1e4), (1e-5, 1e3), (1e-6, 1e2))
+        for lambda2, mu in ((0.0, None), (1e-4, 1e4), (1e-6, 1e2))
     ),
 )
 CHOSEN = SEARCHED
@@ -94,7 +100,7 @@ def with_loras(network, stacked):
     def adding(pair):
         def hook(module, given, out):
             x = given[0] if given[0].dim() == 3 else given[0][:, None]
-            return out + per_sample(x, *pair).view_as(out)
+            return out + per_sample(x[..., :WIDTH], *pair).view_as(out)
 
         return hook
 
@@ -112,19 +118,95 @@ def with_loras(network, stacked):
 
 
 class Ports:
-    """Trains and fuses LoRAs at the ports of a small SD3."""
+    """Closed forms and trained LoRAs at the ports of a small SD3."""
 
     def __init__(self, small: Small):
         self.small, self.pack = small, small.host.module
         self.forward, self.predict = self.pack("nodes.host.model.forward"), self.pack("nodes.host.model.predict")
-        self.unet, self.refine = self.pack("nodes.host.model.unet"), self.pack("nodes.stages.refine")
-        self.text = self.pack("nodes.host.port_text").PortText(small.model, small.clip)
-        self._masks: dict[str, tuple[Tensor, Tensor]] = {}
-        self._refined: dict[tuple, object] = {}
+        self.unet = self.pack("nodes.host.model.unet")
+        self.section = self.pack("nodes.host.port_rows").Section(small.clip, "l")
+        weights = small.model.model.state_dict()
+        self.weights = {key: weights[key].float().clone() for key in (TOKENS, POOLED)}
+        assert all(not weight[:, WIDTH:].any() for weight in self.weights.values())
+        self._pictures: dict[str, tuple[Tensor, Tensor]] = {}
         self._trained: dict[tuple, list] = {}
 
+    def read(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """(rows [77, d], pooled text [d]) of a prompt."""
+        tokens, pooled = self.small.studio.conditioning(prompt)
+        return tokens[:, :WIDTH].float(), pooled[:WIDTH].float()
+
+    @cached_property
+    def priors(self) -> dict[str, Tensor]:
+        """The mean moment of a caption at each port, [d, d]."""
+        grams = {key: Gram(WIDTH, torch.device("cpu")) for key in self.weights}
+        texts = captions()[::EVERY_CAPTION]
+        for text in texts:
+            for gram, rows in zip(grams.values(), self.read(text), strict=True):
+                gram.add(rows)
+        return {key: gram.matrix / len(texts) for key, gram in grams.items()}
+
+    @cached_property
+    def metrics(self) -> dict[str, Tensor]:
+        """R of what each port reads (mace.method.metric), [d, d]."""
+        found = {}
+        for key, weight in self.weights.items():
+            rows = weight.double()
+            read = (rows.T @ rows * (rows.shape[1] / rows.square().sum()))[:WIDTH, :WIDTH]
+            found[key] = torch.linalg.inv(read + RIDGE * torch.eye(WIDTH, dtype=torch.float64))
+        return found
+
+    def pair(self, concept, template: str, phrase: str):
+        """Which rows of a prompt pair with which of the mapping's."""
+        sides = (self.section.locate(template, words) for words in (phrase, concept.mapping))
+        return pair_located(*sides, (1, 1), (WINDOW, WINDOW))
+
+    def moments(self, concept, own_words: bool) -> dict[str, ConceptMoments]:
+        """A concept's sums at each port."""
+        batches, vectors = [], []
+        for template, phrase in concept.readings:
+            pairing = self.pair(concept, template, phrase)
+            pairing = pairing.with_own_words() if own_words else pairing
+            (f, v), (g, w) = (self.read(fill(template, words)) for words in (phrase, concept.mapping))
+            batches.append((f[None], g[None], [pairing]))
+            vectors.append((v, w))
+        tokens = concept_moments(batches, WIDTH, torch.device("cpu"))
+        return {
+            TOKENS: tokens,
+            POOLED: pooled_moments(*map(torch.stack, zip(*vectors, strict=True)), torch.device("cpu")),
+        }
+
+    def solved(self, concepts, way: Way | bool, loras: Sequence[dict] | None = None):
+        """The MODEL without some concepts, by closed form alone or with LoRAs fused into it."""
+        lambda1, mu, metric = FOUND
+        sums = [self.moments(concept, way if isinstance(way, bool) else way.own_words) for concept in concepts]
+        tokens = [own[TOKENS] for own in sums]
+        # As CFR Refine holds features of any size, and the pooled text beside the tokens.
+        pairs, size = (sum(getattr(own, name) for own in tokens) for name in ("pairs", "size"))
+        scale = {TOKENS: size / (pairs * self.weights[TOKENS].shape[1])}
+        scale[POOLED] = scale[TOKENS] * size / sum(own[POOLED].size for own in sums)
+        changes = {}
+        for key, weight in self.weights.items():
+            weights = RefineWeights(float(lambda1), mu=float(mu) * scale[key], metric=metric)
+            given = [own[key] for own in sums], self.priors[key] * COCO_CAPTIONS, self.metrics[key]
+            if loras is None or way.mu is None:
+                delta = refinement(given[0], weights, given[1], metric=given[2])
+                change = weight[:, :WIDTH] @ delta.float()
+            else:
+                own = [{name: pair for name, pair in lora.items() if name == key} for lora in loras]
+                fusing = FuseWeights(way.lambda2, mu=way.mu * scale[key])
+                fused = fuse(given[0], own, weights, fusing, given[1], metric=given[2])
+                change = fused.delta(key, weight[:, :WIDTH].contiguous())
+            if loras is not None and way.mu is None and key in loras[0]:
+                (lora,) = loras
+                change = change + lora[key][0] @ lora[key][1]
+            changes[key] = torch.nn.functional.pad(change, (0, weight.shape[1] - WIDTH))
+        with torch.inference_mode():
+            model = self.small.model
+            return self.unet.patched(model, list(changes), lambda key, _: changes[key], 1.0, lambda step: None)
+
     def looked(self, model, latents: Tensor, timesteps: Sequence[int], contexts: Tensor, pooled: Tensor, noise: Tensor):
-        """Attention of each block to the texts [B, 77, d], pooled [B, c], at noisy latents [B, ch, h, w]."""
+        """Attention of each block to the texts [B, 77, D], pooled [B, C], at noisy latents [B, ch, h, w]."""
         from comfy.model_patcher import create_model_options_clone
 
         x, sigmas = self.predict.noisy(model, latents, noise, timesteps)
@@ -134,71 +216,64 @@ class Ports:
         self.predict.call(model, x, sigmas, [[contexts, {"pooled_output": pooled}]], options)
         return watch.seen
 
-    def rows_of(self, concept, template: str, phrase: str) -> tuple[int, ...]:
-        """The concept's own rows of text."""
-        prompts = template.replace("{}", phrase), template.replace("{}", concept.mapping)
-        f, g = (each.rows for each in self.text.features(prompts))
-        return self.text.pair(template, phrase, concept.mapping, f, g).phrase
-
     def pictures(self, concept) -> tuple[Tensor, Tensor]:
         """(latents [n, ch, h, w], masks [n, H, W]) of a concept, drawn by the model and found by its own attention."""
-        if concept.target not in self._masks:
+        if concept.target not in self._pictures:
             small = self.small
             images = self.pack("nodes.stages.images").make_images(
                 small.model, small.clip, small.vae, (concept,), "auto", "", PICTURES
             )[0]
-            context, pooled = small.studio.conditioning(images.template.replace("{}", concept.target))
-            count, maps = len(images), []
+            context, pooled = small.studio.conditioning(fill(images.template, concept.target))
+            rows = list(self.pair(concept, images.template, concept.target).phrase)
+            count, side, maps = len(images), images.latents.shape[-1] // PATCH, []
             for timestep in LOOKED_AT:
                 noise = torch.randn(images.latents.shape, generator=torch.Generator().manual_seed(timestep))
                 seen = self.looked(
                     small.model, images.latents, [timestep] * count,
                     context.expand(count, -1, -1), pooled.expand(count, -1), noise,
                 )  # fmt: skip
-                rows = list(self.rows_of(concept, images.template, concept.target))
-                side = images.latents.shape[-1] // PATCH
                 maps += [own[..., rows].sum(-1).mean(1).unflatten(1, (side, side)) for own in seen]
             masks = mask_of_map(average_maps(maps), *images.pictures.shape[1:3])
             masks[masks.flatten(1).amax(1) == 0] = 1
-            self._masks[concept.target] = images.latents.clone(), masks
-        return self._masks[concept.target]
+            self._pictures[concept.target] = images.latents, masks
+        return self._pictures[concept.target]
 
-    def material(self, concept, end: bool):
-        """(latents, masks, contexts [P, 77, d], pooled [P, c], own rows and rows of Eq. 3 [P, 77]) of a concept."""
+    def material(self, concept, end: bool) -> list[Tensor]:
+        """Latents, masks, contexts [P, 77, D], pooled [P, C], own rows and rows of Eq. 3 [P, 77] of a concept."""
         own, chosen, encoded = [], [], []
         for template, phrase in concept.readings:
-            prompt = template.replace("{}", phrase)
-            rows = self.rows_of(concept, template, phrase)
-            tokens = [token for token, _ in self.small.clip.tokenize(prompt)["l"][0]]
+            prompt = fill(template, phrase)
+            rows = self.pair(concept, template, phrase).phrase
+            tokens = [entry[0] for entry in self.small.clip.tokenize(prompt)["l"][0]]
             spread = spread_over(rows, tokens.index(END_OF_TEXT), WINDOW, end)
             own.append(torch.zeros(WINDOW).index_fill(0, torch.tensor(rows), 1.0))
             chosen.append(torch.zeros(WINDOW).index_fill(0, torch.tensor(spread), 1.0))
             encoded.append(self.small.studio.conditioning(prompt))
-        contexts, pooled = (torch.stack(side).float().clone() for side in zip(*encoded, strict=True))
-        latents, masks = (part.float().clone() for part in self.pictures(concept))
-        return latents, masks, contexts, pooled, torch.stack(own), torch.stack(chosen)
+        contexts, pooled = (torch.stack(side).float() for side in zip(*encoded, strict=True))
+        return [*self.pictures(concept), contexts, pooled, torch.stack(own), torch.stack(chosen)]
 
-    def trained(self, refined, concepts, way: Way) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        """A LoRA a concept, trained side by side on a refined MODEL."""
+    def trained(self, concepts, way: Way) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        """A LoRA a concept, (B, A) by port, trained side by side on the refined model."""
         with torch.inference_mode():
             inside = [self.material(concept, way.end) for concept in concepts]
-        inside = [[part.clone() for part in own] for own in inside]
+        # What the host gives are inference tensors, of which autograd takes no part.
+        inside = [[part.float().clone() for part in own] for own in inside]
         found = None
         if way.focus:
-            caption = self.small.prior.mean.clone()
-            metric = self.unet.reading(self.small.model, READING, [TOKENS]).clone()
             found = [
-                directions(*selected_moment(texts, own, chosen - own if way.end else None), caption, 1, None, metric)
+                directions(
+                    *selected_moment(texts[..., :WIDTH], own, chosen - own if way.end else None),
+                    pack(self.priors[TOKENS]), 1, None, self.metrics[TOKENS],
+                )
                 for _, _, texts, _, own, chosen in inside
-            ]
+            ]  # fmt: skip
         examples = [
             Example(concept.target, len(latents), len(texts), tuple(latents.shape[1:]))
             for concept, (latents, _, texts, *_) in zip(concepts, inside, strict=True)
         ]
         settings = TrainSettings(steps=way.steps, learning_rate=way.rate)
-        weights = self.small.model.model.state_dict()
-        shapes = {key: tuple(weights[key].shape) for key in way.ports}
-        with self.forward.trainable_copy(refined) as copy:
+        shapes = {key: (len(self.weights[key]), WIDTH) for key in way.ports}
+        with self.forward.trainable_copy(self.solved(concepts, way.own_words)) as copy:
 
             def losses_of(drawn, stacked):
                 def gather(part: int, place: str) -> Tensor:
@@ -217,54 +292,15 @@ class Ports:
         print(f"losses {float(losses[:5].mean()):.4g} to {float(losses[-5:].mean()):.4g}", flush=True)
         return loras
 
-    def erased(self, names: Sequence[str], way: Way):
-        """The MODEL without some concepts, with trained LoRAs in it."""
-        small = self.small
-        concepts = small.chosen(names)
-        refined = self.refined(names, way.own_words)
-        refinement = refined.get_attachment(self.unet.REFINEMENT)
+    def erased(self, names: Sequence[str], way: Way | bool):
+        """The MODEL without some concepts."""
+        concepts = self.small.chosen(names)
+        if isinstance(way, bool):
+            return self.solved(concepts, way)
         key = tuple(names), replace(way, lambda2=0.0, mu=None)
         if key not in self._trained:
-            self._trained[key] = self.trained(refined, concepts, way)
-        loras = self._trained[key]
-        if way.mu is None:
-            (lora,) = loras
-            with torch.inference_mode():
-                return self.unet.patched(
-                    refined, list(way.ports), lambda key, _: lora[key][0] @ lora[key][1], 1.0, lambda step: None
-                )
-        moments, prior = refinement.moments, small.prior
-        scale = self.refine.mean_square(moments, self.text.width)
-        weights = replace(refinement.weights, mu=refinement.weights.mu * scale)
-        how = FuseWeights(way.lambda2, mu=way.mu * scale)
-        with torch.inference_mode():
-            tokens = fuse(
-                moments, _only(loras, TOKENS), weights, how, prior.general_moment(),
-                metric=self.unet.reading(small.model, weights.metric, [TOKENS]),
-            )  # fmt: skip
-            own = pooled_of(moments)
-            share = sum(m.size for m in moments) / sum(m.size for m in own)
-            pooled = fuse(
-                own, _only(loras, POOLED), replace(weights, mu=weights.mu * share), replace(how, mu=how.mu * share),
-                prior.pooled_moments()[0],
-                metric=self.unet.pooled_reading(small.model, weights.metric, POOLED, own[0].cross.shape[0]),
-            )  # fmt: skip
-            by_key = {TOKENS: tokens, POOLED: pooled}
-            return self.unet.patched(
-                small.model, list(by_key), lambda key, weight: by_key[key].delta(key, weight), 1.0, lambda step: None
-            )
-
-    def refined(self, names: Sequence[str], own_words: str):
-        """The MODEL without some concepts by closed form alone; the last ones are kept."""
-        key = tuple(names), own_words
-        if key not in self._refined:
-            self._refined[key] = self.small.refined(names, FOUND, own_words, True)
-        return self._refined[key]
-
-
-def _only(loras, key: str) -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """The LoRAs' part at one port."""
-    return [{name: pair for name, pair in lora.items() if name == key} for lora in loras]
+            self._trained[key] = self.trained(concepts, way)
+        return self.solved(concepts, way, self._trained[key])
 
 
 def main() -> None:
@@ -274,20 +310,18 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
-        small = Small(Path(folder), MODEL, SD3)
+        small = Small(Path(folder), MODEL, SD3, prior=False)
         ports = Ports(small)
         out = RESULTS / f"port_training{'_search' if options.search else ''}.json"
         lists = {name: (name,) for name in (ALONE[:1] if options.search else ALONE)} | {"ten": TEN}
         for name, names in lists.items():
             groups = small.questions(names, 500 if options.search else SEED)
             for way in SEARCHED if options.search else CHOSEN:
-                if isinstance(way, str):
-                    model, about = ports.refined(names, way), {"own words": way, "trained": False}
-                elif way.mu is None and len(names) > 1:
+                alone = not isinstance(way, bool) and way.mu is None
+                if alone and len(names) > 1:
                     continue
-                else:
-                    model, about = ports.erased(names, way), {"trained": True} | asdict(way)
-                rows.append({"concepts": name} | about | small.shares(model, groups))
+                about = {"trained": False, "own_words": way} if isinstance(way, bool) else {"trained": True} | asdict(way)
+                rows.append({"concepts": name} | about | small.shares(ports.erased(names, way), groups))
                 print(rows[-1], flush=True)
                 out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(rows))
