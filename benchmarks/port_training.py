@@ -320,7 +320,9 @@ def main() -> None:
                 alone = not isinstance(way, bool) and way.mu is None
                 if alone and len(names) > 1:
                     continue
-                about = {"trained": False, "own_words": way} if isinstance(way, bool) else {"trained": True} | asdict(way)
+                about = (
+                    {"trained": False, "own_words": way} if isinstance(way, bool) else {"trained": True} | asdict(way)
+                )
                 rows.append({"concepts": name} | about | small.shares(ports.erased(names, way), groups))
                 print(rows[-1], flush=True)
                 out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

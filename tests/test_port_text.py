@@ -7,6 +7,8 @@ import torch
 
 from mace.method.tokens import fill
 from tests.families import build
+from tests.stages import delta_of
+from tests.test_refine_node import concepts, refine
 from tests.text_encoders import CLIPS, build_clip
 
 pytestmark = pytest.mark.host
@@ -64,7 +66,15 @@ EDITED = {
 # Layers that read quoted text alone, which are left.
 LEFT = dict.fromkeys(("hunyuan_image21", "hunyuan_video15"), ("byt5_in.fc1",))
 # Rows begin behind "<|im_start|>user\n" of the template.
-BEHIND_USER = ("qwen", "kandinsky5_image", "kandinsky5_video", "krea2", "mage_flow", "hunyuan_image21", "hunyuan_video15")
+BEHIND_USER = (
+    "qwen",
+    "kandinsky5_image",
+    "kandinsky5_video",
+    "krea2",
+    "mage_flow",
+    "hunyuan_image21",
+    "hunyuan_video15",
+)
 # Of which section the rows are, where a CLIP has several.
 READ = {"flux": "t5xxl", "anima": "t5xxl", "newbie": "gemma", "hunyuan_video": "llama"}
 # The padding whose rows a model does not hear.
@@ -213,3 +223,28 @@ def test_sums_are_those_of_the_rows(comfy_host, text):
     torch.testing.assert_close(unpack(moments.total), total, rtol=1e-9, atol=1e-9)
     if pooled:
         torch.testing.assert_close(moments.pooled.cross, vectors, rtol=1e-9, atol=1e-9)
+
+
+def test_the_refined_model_is_least_squares_over_the_rows(comfy_host, text):
+    """W' of every layer that reads the tokens, against its equation written out over the pairs of rows."""
+    name, found, model, clip = text
+    if found.width > 100:
+        # As above, in half a minute.
+        return
+    chosen = concepts(comfy_host, "dog -> cat")
+    node = refine(comfy_host, model, clip, chosen, mu="10")
+    ours, theirs = [], []
+    for template, phrase in chosen[0].readings:
+        f, g = (each.rows for each in found.features((fill(template, phrase), fill(template, chosen[0].mapping))))
+        pairing = found.pair(template, phrase, chosen[0].mapping, f, g)
+        pairs = [*zip(pairing.target, pairing.mapping, strict=True), *zip(pairing.phrase, pairing.own, strict=True)]
+        pairs = [(i, j) for i, j in pairs if f.counted[i] and g.counted[j]]
+        ours.append(f.values[[i for i, _ in pairs]].double())
+        theirs.append(g.values[[j for _, j in pairs]].double())
+    f, g = torch.cat(ours), torch.cat(theirs)
+    held = 10 * f.square().mean() * torch.eye(found.width, dtype=torch.float64)
+    for layer in EDITED[name][0]:
+        key = f"diffusion_model.{layer}.weight"
+        weight = model.model.state_dict()[key].double()
+        wanted = torch.linalg.solve(f.T @ f + held, (g.T @ f + held).T @ weight.T).T
+        torch.testing.assert_close(weight + delta_of(node[0], key).double(), wanted, rtol=1e-4, atol=1e-4)

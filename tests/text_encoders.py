@@ -74,9 +74,7 @@ CLIPS = {
     ),
 }  # fmt: skip
 # How Mistral's tokenizers part a text, where none is given.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Files that checkpoints bring along, by family.
 FILES = {
     "flux2": {"tekken_model": tekken}, "ernie": {"tekken_model": tekken}, "lumina2": {"spiece_model": gemma},
