@@ -25,8 +25,10 @@ def llama(width: int, layers: int = 3) -> dict:
     return dict(hidden_size=width, num_hidden_layers=layers, **sizes)
 
 
-# The module of comfy.text_encoders, its text model (may be made by a function) and tokenizer (of another module where it
-# has a dot), sizes by encoder; those of encoders without a name of their own by "".
+# Of encoders of two classes at once.
+BOTH = dict(hidden_size=24, intermediate_size=32, num_attention_heads=4, num_hidden_layers=3)
+# The module of comfy.text_encoders, its text model (may be made by a function) and tokenizer (of another module where
+# it has a dot), sizes by encoder; those of encoders without a name of their own by "".
 CLIPS = {
     "flux": ("flux", "flux_clip()", "FluxTokenizer", {"t5xxl": t5(24), "clip_l": clip(20)}),
     "chroma": ("pixart_t5", "pixart_te()", "PixArtTokenizer", {"t5xxl": t5(24)}),
@@ -44,7 +46,7 @@ CLIPS = {
     "flux2": ("flux", "flux2_te()", "Flux2Tokenizer", {"mistral3_24b": llama(8, 31)}),
     "ernie": ("ernie", "te()", "ErnieTokenizer", {"ministral3_3b": llama(24)}),
     "lumina2": ("lumina2", "te()", "LuminaTokenizer", {"gemma2_2b": llama(24)}),
-    "newbie": ("newbie", "te()", "NewBieTokenizer", {"": dict(hidden_size=24, intermediate_size=32, num_attention_heads=4, num_hidden_layers=3)}),
+    "newbie": ("newbie", "te()", "NewBieTokenizer", {"": BOTH}),
     "pixeldit": ("pixeldit", "pixeldit_te()", "PixelDiTGemma2Tokenizer", {"gemma2_2b": llama(24)}),
     "wan21": ("wan", "te()", "WanT5Tokenizer", {"umt5xxl": t5(24)}),
     "aura": ("aura_t5", "AuraT5Model", "AuraT5Tokenizer", {"pile_t5xl": t5(24)}),
@@ -74,7 +76,10 @@ CLIPS = {
     ),
 }  # fmt: skip
 # How Mistral's tokenizers part a text, where none is given.
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERN = "|".join((
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+",
+))  # fmt: skip
 # Files that checkpoints bring along, by family.
 FILES = {
     "flux2": {"tekken_model": tekken}, "ernie": {"tekken_model": tekken}, "lumina2": {"spiece_model": gemma},

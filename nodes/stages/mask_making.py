@@ -200,8 +200,8 @@ def make_masks(
     elif backend == ATTENTION and any(entry.concept.type != "style" for entry in images):
         if not is_unet(model):
             raise ValueError(
-                f"{type(model.model).__name__} is no Stable Diffusion UNet, whose cross-attention tells where a thing is: "
-                "choose another back-end than attention"
+                f"{type(model.model).__name__} is no Stable Diffusion UNet, whose cross-attention tells where a thing "
+                "is: choose another back-end than attention"
             )
         encoder = TextEncoder(clip)
         encoder.check_width(model)
