@@ -87,6 +87,22 @@ def test_an_edit_at_the_ports_is_another_prompt(comfy_host, family):
     assert torch.equal(runs(0, 0), plain)
 
 
+def test_the_host_takes_a_lora_of_the_ports(comfy_host, family, ports_module):
+    """In the layouts that Export Change as LoRA writes of them."""
+    import comfy.sd
+
+    _, model, *_ = family
+    if ports_module.known_ports(model) is None or comfy_host.module("nodes.host.model.unet").is_unet(model):
+        return
+    layouts = comfy_host.module("mace.formats.lora_layouts")
+    state = model.model.state_dict()
+    keys = [f"diffusion_model.{name}.weight" for group in ports_module.known_ports(model) for name in group]
+    lora = {key: (torch.ones(len(state[key]), 1), torch.ones(1, state[key].shape[1])) for key in keys}
+    for tensors in (layouts.to_comfyui(lora, False), layouts.to_kohya(lora, None, None, "title")[0]):
+        loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
+        assert sorted(loaded.patches) == sorted(keys)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3_ctxproc", "zimage"])
 def test_half_precision_finds_the_same(ports_module, monkeypatch, name, dtype):

@@ -221,3 +221,18 @@ def test_saved_loaded_and_drawn_with(comfy_host, flux, dog, tmp_path):
     drawn, expected = (predicted(comfy_host, own, text, SEEN.replace("{}", "dog")) for own in (loaded, node[0]))
     torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
     assert (predicted(comfy_host, model, text, SEEN.replace("{}", "dog")) - drawn).norm() > 1e-2 * drawn.norm()
+
+
+def test_what_is_for_unets_says_so(comfy_host, flux, dog):
+    """Masks by attention and training, before a text encoder is asked that is not CLIP-L."""
+    model, text = flux
+    shown = comfy_host.module("mace.concepts.images").ConceptImages(
+        dog[0], torch.zeros(2, 16, 8, 8), torch.zeros(2, 64, 64, 3, dtype=torch.uint8), SEEN
+    )
+    masks = comfy_host.module("nodes.stages.mask_making")
+    with pytest.raises(ValueError, match="Flux is no Stable Diffusion UNet.*choose another back-end than attention"):
+        masks.make_masks(model, text, [shown], masks.ATTENTION)
+    assert masks.make_masks(model, text, [shown], masks.WHOLE)[0][0].shape == (2, 64, 64)
+    training = comfy_host.module("nodes.stages.training")
+    with pytest.raises(ValueError, match="CFR Refine and Erase Concepts take it"):
+        training.Trainer(model, text, training.TrainOptions(), None, print)

@@ -1,12 +1,14 @@
 """Text as a model's ports read it: which row is which token, and the sums over them, for every kind of text encoder."""
 
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import pytest
 import torch
 
 from mace.method.tokens import fill
 from tests.families import build
+from tests.stages import delta_of
+from tests.test_refine_node import concepts, refine
 from tests.text_encoders import CLIPS, build_clip
 
 pytestmark = pytest.mark.host
@@ -19,7 +21,13 @@ SD3_SIZES = dict(
 # A concept in few prompts: of sums of 4096 x 4096.
 Few = namedtuple("Few", "target mapping readings")
 # The family of the model that each CLIP is for, where it has another name or other sizes.
-MODELS = {"sd3": ("sd3", SD3_SIZES), "sd3_clips": ("sd3", SD3_SIZES)}
+MODELS = {
+    "sd3": ("sd3", SD3_SIZES),
+    "sd3_clips": ("sd3", SD3_SIZES),
+    "pixeldit": ("pixeldit", dict(txt_max_length=300)),
+    "newbie": ("newbie", dict(clip_text_dim=24)),
+    "cogvideox": ("cogvideox", dict(max_text_seq_length=226)),
+}
 # By CLIP: the layers edited, and those of the pooled text.
 EDITED = {
     "flux": (["txt_in"], ["vector_in.in_layer"]),
@@ -32,25 +40,71 @@ EDITED = {
     # The second reads the mean of what the first reads.
     "hunyuan_video": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], ["vector_in.in_layer"]),
     "anima": (["llm_adapter.out_proj"], []),
+    "flux2": (["txt_in"], []),
+    "ernie": (["text_proj"], []),
+    "lumina2": (["cap_embedder.1"], []),
+    "newbie": (["cap_embedder.1"], ["clip_text_pooled_proj.1"]),
+    "pixeldit": (["y_embedder.proj"], []),
+    "wan21": (["text_embedding.0"], []),
+    "aura": (["cond_seq_linear"], []),
+    "cosmos1": ([f"blocks.block{n}.blocks.1.block.attn.to_{side}.0" for n in (0, 1) for side in "kv"], []),
+    "ltxv": (["caption_projection.linear_1"], []),
+    "cogvideox": (["patch_embed.text_proj"], []),
+    "cascade_c": (["clip_txt_mapper"], ["clip_txt_pooled_mapper"]),
+    "kandinsky5_image": (["text_embeddings.in_layer"], ["pooled_text_embeddings.in_layer"]),
+    "kandinsky5_video": (["text_embeddings.in_layer"], ["pooled_text_embeddings.in_layer"]),
+    "krea2": (["txtmlp.1"], []),
+    "omnigen2": (["time_caption_embed.caption_embedder.1"], []),
+    "boogu": (["time_caption_embed.caption_embedder.1"], []),
+    "joyimage": (["condition_embedder.text_embedder.linear_1"], []),
+    "mage_flow": (["txt_in"], []),
+    "longcat": (["txt_in"], []),
+    "ovis": (["txt_in"], []),
+    "hunyuan_image21": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], []),
+    "hunyuan_video15": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], []),
 }
+# Layers that read quoted text alone, which are left.
+LEFT = dict.fromkeys(("hunyuan_image21", "hunyuan_video15"), ("byt5_in.fc1",))
+# Rows begin behind "<|im_start|>user\n" of the template.
+BEHIND_USER = (
+    "qwen",
+    "kandinsky5_image",
+    "kandinsky5_video",
+    "krea2",
+    "mage_flow",
+    "hunyuan_image21",
+    "hunyuan_video15",
+)
+# Of which section the rows are, where a CLIP has several.
+READ = {"flux": "t5xxl", "anima": "t5xxl", "newbie": "gemma", "hunyuan_video": "llama"}
+# The padding whose rows a model does not hear.
+UNHEARD = {"ltxv": 0}
 TEMPLATES = ("a photo of the {} at night", "{}", "the {} and a {}, (red:1.2)")
 
 
-def row_tokens(name: str, clip, prompt: str) -> list:
-    """The token that each row of the port reads, by what the host's text encoders do with tokens."""
-    sections = {key: [token for token, _ in parts[0]] for key, parts in clip.tokenize(prompt).items()}
-    if name in ("flux", "chroma", "anima"):
-        return sections["t5xxl"]
+def row_tokens(name: str, clip, prompt: str, count: int) -> list:
+    """The token that each of the port's rows reads, by what the host's text encoders do with tokens; None for rows that
+    a model puts in front."""
+    sections = {key: [entry[0] for entry in parts[0]] for key, parts in clip.tokenize(prompt).items()}
     if name.startswith("sd3"):
         return sections["l"] + (sections["t5xxl"] if name == "sd3" else [])
-    if name in ("zimage", "flux2_klein"):
-        return sections["qwen3_4b"]
-    if name == "qwen":
-        tokens = sections["qwen25_7b"]
+    tokens = sections[READ.get(name, next(iter(sections)))]
+    if name in BEHIND_USER:
         user = [place for place, token in enumerate(tokens) if token == 151644][1]
-        # Behind "<|im_start|>user\n" of the template.
         return tokens[user + 3 :]
-    tokens = sections["llama"]
+    if name == "longcat":
+        # The end of the template is cut off too.
+        user, end = [place for place, token in enumerate(tokens) if token == 151644][1:]
+        return tokens[user + 3 : end - 2]
+    if name == "ovis":
+        # From the colon on; what is put behind has the padding's token.
+        return tokens[tokens.index(4004) + 1 :][:count]
+    if name == "joyimage":
+        return tokens[34:]
+    if name == "pixeldit":
+        return tokens[:1] + tokens[-299:]
+    if name != "hunyuan_video":
+        return [None] * (count - len(tokens)) + tokens
     user = next(place for place in range(len(tokens)) if tokens[place : place + 3] == [128006, 882, 128007])
     # Behind the header and, where it is one token, its empty line; up to the end of the turn.
     begin = user + 2 + 2 * (tokens[user + 3] == 271)
@@ -84,20 +138,19 @@ def read_by_hook(comfy_host, model, clip, prompt: str, layer: str) -> torch.Tens
 
 
 def words_of(name: str, clip, phrase: str) -> set:
-    """Tokens that a phrase may be made of, alone or behind a space."""
+    """Tokens that a phrase may be made of, alone or behind a space, without those of the template."""
     found = set()
     for text in (phrase, " " + phrase):
-        for parts in clip.tokenize(text).values():
-            found |= {token for token, _ in parts[0]}
-    for parts in clip.tokenize("").values():
-        found -= {token for token, _ in parts[0]}
+        for key, parts in clip.tokenize(text).items():
+            other = Counter(entry[0] for entry in clip.tokenize("0")[key][0])
+            found |= set(Counter(entry[0] for entry in parts[0]) - other)
     return found
 
 
 def test_edits_what_reads_the_prompt(text):
     name, found, *_ = text
     assert [list(found.layout.tokens), list(found.layout.pooled)] == list(EDITED[name])
-    assert found.layout.left == () and found.has_pooled == bool(EDITED[name][1])
+    assert found.layout.left == LEFT.get(name, ()) and found.has_pooled == bool(EDITED[name][1])
 
 
 def test_rows_are_those_the_sampler_gives(comfy_host, text):
@@ -117,7 +170,9 @@ def test_rows_pair_by_their_tokens(text, template, target, mapping):
     prompts = fill(template, target), fill(template, mapping)
     f, g = (each.rows for each in found.features(prompts))
     pairing = found.pair(template, target, mapping, f, g)
-    ours, theirs = (row_tokens(name, clip, prompt) for prompt in prompts)
+    ours, theirs = (
+        row_tokens(name, clip, prompt, len(rows.values)) for prompt, rows in zip(prompts, (f, g), strict=True)
+    )
     assert (len(f.values), len(g.values)) == (len(ours), len(theirs))
     pairs = list(zip(pairing.target, pairing.mapping, strict=True))
     assert all(ours[i] == theirs[j] for i, j in pairs)
@@ -130,9 +185,10 @@ def test_rows_pair_by_their_tokens(text, template, target, mapping):
         # All rows but the phrase's, less those that a longer mapping pushes out behind.
         blocks = ((0, 77), (77, len(ours))) if name.startswith("sd3") else ((0, len(ours)),)
         ends = [max((i, j) for i, j in pairs if start <= i < stop) for start, stop in blocks if start < stop]
-        assert len(ours) - len(pairing.phrase) - sum(max(0, j - i) for i, j in ends) <= len(pairs)
-        # The next row behind the phrase is the mapping's next one.
-        assert (pairing.phrase[-1] + 1, pairing.own[-1] + 1) in pairs
+        filled = sum(token is not None for token in ours)
+        assert filled - len(pairing.phrase) - sum(max(0, j - i) for i, j in ends) <= len(pairs)
+        # The next row behind the phrase is the mapping's next one, where there is one.
+        assert pairing.phrase[-1] + 1 == len(ours) or (pairing.phrase[-1] + 1, pairing.own[-1] + 1) in pairs
 
 
 def test_sums_are_those_of_the_rows(comfy_host, text):
@@ -144,10 +200,17 @@ def test_sums_are_those_of_the_rows(comfy_host, text):
     cross, paired, total = (torch.zeros(found.width, found.width, dtype=torch.float64) for _ in range(3))
     vectors = 0
     for template, phrase in concept.readings:
-        f, g = found.features((fill(template, phrase), fill(template, concept.mapping)))
+        prompts = fill(template, phrase), fill(template, concept.mapping)
+        f, g = found.features(prompts)
         pairing = found.pair(template, phrase, concept.mapping, f.rows, g.rows)
         pairs = [*zip(pairing.target, pairing.mapping, strict=True), *zip(pairing.phrase, pairing.own, strict=True)]
         rows, others = (each.rows.values.double() for each in (f, g))
+        if name in UNHEARD:
+            heard = [
+                [token != UNHEARD[name] for token in row_tokens(name, clip, prompt, len(rows))] for prompt in prompts
+            ]
+            pairs = [(i, j) for i, j in pairs if heard[0][i] and heard[1][j]]
+            rows = rows * torch.tensor(heard[0])[:, None]
         ours, theirs = rows[[i for i, _ in pairs]], others[[j for _, j in pairs]]
         cross += theirs.T @ ours
         paired += ours.T @ ours
@@ -160,3 +223,27 @@ def test_sums_are_those_of_the_rows(comfy_host, text):
     torch.testing.assert_close(unpack(moments.total), total, rtol=1e-9, atol=1e-9)
     if pooled:
         torch.testing.assert_close(moments.pooled.cross, vectors, rtol=1e-9, atol=1e-9)
+
+
+def test_the_refined_model_is_least_squares_over_the_rows(comfy_host, text):
+    """W' of every layer that reads the tokens, against its equation written out over the pairs of rows."""
+    name, found, model, clip = text
+    if found.width > 100:
+        pytest.skip("systems of 4096 take minutes; test_small_sd3 refines one")
+    chosen = concepts(comfy_host, "dog -> cat")
+    node = refine(comfy_host, model, clip, chosen, mu="10")
+    ours, theirs = [], []
+    for template, phrase in chosen[0].readings:
+        f, g = (each.rows for each in found.features((fill(template, phrase), fill(template, chosen[0].mapping))))
+        pairing = found.pair(template, phrase, chosen[0].mapping, f, g)
+        pairs = [*zip(pairing.target, pairing.mapping, strict=True), *zip(pairing.phrase, pairing.own, strict=True)]
+        pairs = [(i, j) for i, j in pairs if f.counted[i] and g.counted[j]]
+        ours.append(f.values[[i for i, _ in pairs]].double())
+        theirs.append(g.values[[j for _, j in pairs]].double())
+    f, g = torch.cat(ours), torch.cat(theirs)
+    held = 10 * f.square().mean() * torch.eye(found.width, dtype=torch.float64)
+    for layer in EDITED[name][0]:
+        key = f"diffusion_model.{layer}.weight"
+        weight = model.model.state_dict()[key].double()
+        wanted = torch.linalg.solve(f.T @ f + held, (g.T @ f + held).T @ weight.T).T
+        torch.testing.assert_close(weight + delta_of(node[0], key).double(), wanted, rtol=1e-4, atol=1e-4)

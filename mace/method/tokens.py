@@ -15,6 +15,7 @@ from ..messages import MessageError
 # The phrase is framed by two private-use characters before the prompt is split into weighted parts, so its
 # place stays known whatever brackets stand around or inside it.
 _BEGIN, _END = "\ue000", "\ue001"
+LETTERS = ("a", "0")
 
 Tokens = Sequence[Hashable]
 Tokenize = Callable[[str], Tokens]
@@ -83,7 +84,7 @@ def locate(template: str, phrase: str, tokenize: Tokenize, split: Split = whole)
             if character == _BEGIN:
                 begins.append(len(tokens) + common_start(tokenize(plain[:at]), here))
             elif character == _END:
-                ends.append(len(tokens) + len(here) - common_start(tokenize(plain[at:])[::-1], here[::-1]))
+                ends.append(len(tokens) + len(here) - _behind(here, plain[at:], tokenize))
             else:
                 at += 1
         tokens.extend(here)
@@ -91,6 +92,18 @@ def locate(template: str, phrase: str, tokenize: Tokenize, split: Split = whole)
     if any(begin >= end for begin, end in spans):
         raise PairingError(f"the phrase {phrase!r} has no token in the prompt {fill(template, phrase)!r}")
     return Located(tuple(tokens), spans)
+
+
+def _behind(tokens: Sequence[Hashable], text: str, tokenize: Tokenize) -> int:
+    """How many of the last tokens are made of `text` alone, which ends what they are of."""
+    alone = tokenize(text)
+    found = common_start(alone[::-1], tokens[::-1])
+    if found < len(alone):
+        # Tokenizers that put a space in front of a text cut another first token: "," as " ,". Behind two letters that
+        # have nothing in common it stands as it does behind the phrase.
+        others = (tokenize(letter + text) for letter in LETTERS)
+        found = max(found, min(common_start(other[::-1], tokens[::-1]) for other in others))
+    return found
 
 
 def pair(

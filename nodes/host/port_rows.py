@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from comfy.sd1_clip import SDClipModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...mace.concepts.text import check_characters
 from ...mace.method.tokens import PairingError, common_start, locate
 from .text import TextEncoder, token_name
 
 PROBE, PROBED = "a photo of a {} on the street, at night", "dog"
+# Texts that begin with no token in common, and end with none: two of them may, such as a space of its own.
+APART = ("a", "0", "dog", "The", "red")
 # Of the largest change; less is the rounding of a device.
 MOVED = 1e-5
 
@@ -32,24 +33,32 @@ class Section:
         own = getattr(clip.tokenizer, name, None) or getattr(clip.tokenizer, f"clip_{name}", None)
         self._pad = getattr(own, "pad_token", None)
         # Chat models take brackets as they are.
-        self._weighted = any(weight != 1 for _, weight in clip.tokenize("(a:1.5)")[name][0])
-        self._known: dict[str, tuple[Hashable, ...]] = {}
-        empty, some = self._whole(""), self._whole("a")
-        self._head = empty[: common_start(empty, some)]
-        behind = len(empty) - len(self._head)
-        self._tail = empty[len(empty) - common_start(empty[::-1][:behind], some[::-1]) :]
+        self._weighted = any(entry[1] != 1 for entry in clip.tokenize("(a:1.5)")[name][0])
+        self._known: dict[str, tuple[Hashable, ...]] = {"": ()}
+        self._pads_inside = False
+        # LongCat's padding stands between the text and the end of the template.
+        self._pads_inside = self._whole(APART[0]).count(self._pad) > 1
+        # Not the empty text: some templates have another form for it.
+        one, *others = map(self._whole, APART)
+        head = min(common_start(one, other) for other in others)
+        behind = min(common_start(one[::-1], other[::-1]) for other in others)
+        self._head, self._tail = one[:head], one[max(head, len(one) - behind) :]
 
     def _whole(self, text: str) -> tuple[Hashable, ...]:
         """All tokens of a text, those of its template too, padding behind it left out."""
         check_characters(text, "prompt")
-        # Weights are off: brackets still here were escaped by the artist and are meant as brackets.
-        options = {"disable_weights": True} if self._weighted else {}
-        (first, *more) = self._clip.tokenize(text, **options)[self.name]
-        tokens = [token_name(token) for token, _ in first]
+        if self._weighted:
+            # Brackets still here were escaped by the artist and are meant as brackets. Not every tokenizer takes an
+            # option that turns weights off.
+            text = text.replace("(", "\\(").replace(")", "\\)")
+        (first, *more) = self._clip.tokenize(text)[self.name]
+        tokens = [token_name(entry[0]) for entry in first]
         if more:
             raise PairingError(f"the text {text!r} has more tokens than the text encoder takes at once; shorten it")
         while tokens and tokens[-1] == self._pad:
             tokens.pop()
+        if self._pads_inside:
+            tokens = [token for token in tokens if token != self._pad]
         return tuple(tokens)
 
     def tokenize(self, text: str) -> tuple[Hashable, ...]:
@@ -71,9 +80,9 @@ class Section:
         """`mace.method.tokens.locate` with this tokenizer's tokens."""
         return locate(template, phrase, self.tokenize, self.split)
 
-    def length(self, prompt: str) -> int:
-        """The number of all tokens of a prompt, with template and padding."""
-        return len(self._clip.tokenize(prompt)[self.name][0])
+    def lengths(self, prompt: str) -> tuple[int, int]:
+        """The number of all tokens of a prompt without weights, with template: with padding, and without it."""
+        return len(self._clip.tokenize(prompt)[self.name][0]), len(self._whole(prompt))
 
     @property
     def first(self) -> int:
@@ -113,11 +122,13 @@ class Rows:
         return int(filled.int().argmax()) if filled.any() else len(filled)
 
 
-def find_blocks(clip, sections: Mapping[str, Section], read: Callable[[str], Rows]) -> tuple[Block, ...]:
+def find_blocks(
+    clip, sections: Mapping[str, Section], read: Callable[[str], Rows], encoded: Callable[[str], Tensor | None]
+) -> tuple[Block, ...]:
     """The blocks of a model's rows, in order; `start` for a prompt without zeros in front.
 
-    sections: the CLIP's tokenizers.  read: the rows of a prompt, encoded anew. Raises ValueError where they cannot be
-    told.
+    sections: the CLIP's tokenizers.  read: the rows of a prompt, encoded anew.  encoded: what the CLIP gives for it,
+    [n, d]. Raises ValueError where they cannot be told.
     """
     prompt = PROBE.replace("{}", PROBED)
     plain = read(prompt)
@@ -127,39 +138,47 @@ def find_blocks(clip, sections: Mapping[str, Section], read: Callable[[str], Row
         if encoder is None:
             continue
         with _shaken(encoder, None):
-            moved = _moved(plain, read(prompt))
+            moved = _moved(plain.values, read(prompt).values)
         if not len(moved):
             continue
         start, count = int(moved[0]), int(moved[-1] - moved[0]) + 1
         at = section.first + section.locate(PROBE, PROBED).spans[0][0]
         with _shaken(encoder, at):
-            first = int(_moved(plain, read(prompt))[0])
-        if first > start:
-            found = Block(name, start - plain.empty_in_front, first - start - at + section.first)
+            first = int(_moved(plain.values, read(prompt).values)[0])
+        like: list[Section] = []
+        if first == start:
+            # The rows of encoders that read both ways, those of padding zeros in some; also where others' rows ask
+            # them (Anima's adapter).
+            like = [each for each in (section, *sections.values()) if count in each.lengths(prompt)]
+        if like:
+            found = Block(like[0].name, start - plain.empty_in_front, like[0].first)
         else:
-            # The rows of encoders that read both ways; also where others' rows ask them (Anima's adapter).
-            like = [each for each in (section, *sections.values()) if each.length(prompt) == count]
-            if not like:
+            given = encoded(prompt)
+            if first == start and given is not None and len(given) == len(plain.values):
+                # What the encoder gives is mixed before it is read (Krea2's layers), and has the same rows.
+                with _shaken(encoder, at):
+                    first = int(_moved(given, encoded(prompt))[0])
+            if first == start:
                 raise ValueError(
                     f"MACE cannot tell which of the {count} rows that the model reads belong to which of the text "
-                    f"encoder's {section.length(prompt)} tokens ({name})"
+                    f"encoder's {section.lengths(prompt)[0]} tokens ({name})"
                 )
-            found = Block(like[0].name, start - plain.empty_in_front, like[0].first)
+            found = Block(name, start - plain.empty_in_front, first - start - at + section.first)
         blocks.setdefault(found.start, found)
     if not blocks:
         raise ValueError("the model reads nothing of this CLIP: connect the text encoder that belongs to it")
     return tuple(blocks[start] for start in sorted(blocks))
 
 
-def _encoder(clip, name: str) -> SDClipModel | None:
+def _encoder(clip, name: str) -> nn.Module | None:
     """The encoder of a section's tokens, None where it was not loaded or is no such one."""
     model = clip.cond_stage_model
     found = getattr(model, name, None) or getattr(model, f"clip_{name}", None)
-    return found if isinstance(found, SDClipModel) else None
+    return found if hasattr(getattr(found, "transformer", None), "get_input_embeddings") else None
 
 
 @contextmanager
-def _shaken(encoder: SDClipModel, at: int | None) -> Iterator[None]:
+def _shaken(encoder: nn.Module, at: int | None) -> Iterator[None]:
     """Noise on the embedding of one token, or of all."""
 
     def shake(module, given, out: Tensor) -> Tensor:
@@ -177,7 +196,7 @@ def _shaken(encoder: SDClipModel, at: int | None) -> Iterator[None]:
         handle.remove()
 
 
-def _moved(plain: Rows, other: Rows) -> Tensor:
-    """The places of the rows that differ."""
-    apart = (plain.values.float() - other.values.float()).abs().amax(-1)
+def _moved(plain: Tensor, other: Tensor) -> Tensor:
+    """The places of the rows [n, d] that differ."""
+    apart = (plain.float() - other.float()).abs().amax(-1)
     return (apart > MOVED * apart.max()).nonzero()[:, 0]

@@ -69,7 +69,7 @@ class PortText:
         known = _layouts.get(model.model)
         if known is None or known[0] != key:
             self.layout = find_layout(model, self._conditioning(prompt))
-            blocks = find_blocks(clip, self._sections, lambda text: self._read([text])[0].rows)
+            blocks = find_blocks(clip, self._sections, lambda text: self._read([text])[0].rows, self._encoded)
             known = (key, self.layout, blocks, self._fingerprint())
             _layouts[model.model] = known
         _, self.layout, self._blocks, self.fingerprint = known
@@ -214,6 +214,11 @@ class PortText:
         """The host's CONDITIONING of a prompt."""
         model_management.throw_exception_if_processing_interrupted()
         return self.clip.encode_from_tokens_scheduled(tokens_of(self.clip, prompt))
+
+    def _encoded(self, prompt: str) -> Tensor | None:
+        """What the text encoder gives for a prompt, [n, d]."""
+        tokens = self._conditioning(prompt)[0][0]
+        return None if tokens is None else tokens.reshape(-1, tokens.shape[-1])
 
     def _read(self, prompts: Sequence[str]) -> list[Features]:
         """The features of prompts, on the model's device. Many wait for the model at once: it may not fit beside the

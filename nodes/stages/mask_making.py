@@ -19,6 +19,7 @@ from ..host.detectors.model_files import AUTO, NO_SEGMENTER
 from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_of, segmenter_of
 from ..host.kept.on_disk import written
 from ..host.model.attention_maps import concept_maps
+from ..host.model.unet import is_unet
 from ..host.progress import send_text
 from ..host.text import TextEncoder
 
@@ -197,6 +198,11 @@ def make_masks(
                 own[:] = [seen.first(1) for seen in own]
         things = _things_of(images, backend, found, s)
     elif backend == ATTENTION and any(entry.concept.type != "style" for entry in images):
+        if not is_unet(model):
+            raise ValueError(
+                f"{type(model.model).__name__} is no Stable Diffusion UNet, whose cross-attention tells where a thing "
+                "is: choose another back-end than attention"
+            )
         encoder = TextEncoder(clip)
         encoder.check_width(model)
     for entry, phrase, own, seen in zip(images, phrases, things, found, strict=True):

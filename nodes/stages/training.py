@@ -71,10 +71,11 @@ class Trainer:
         self.model, self.options, self.refinement = model, options, refinement
         self.report, self.skip = report, skip
         self.refined_on = refinement_digest(refinement)
+        # First what a model has to be: the text encoders of others are not read by this one.
+        self.keys = cross_attention_keys(model, options.projections)
         self.encoder = TextEncoder(clip)
         self.encoder.check_width(model)
         self.pooled = self.encoder.has_pooled(model)
-        self.keys = cross_attention_keys(model, options.projections)
         state = model.model.state_dict()
         self.shapes = {key: tuple(state[key].shape) for key in self.keys}
         self.lines: list[str] = []

@@ -22,8 +22,8 @@ def res_blocks(model) -> tuple[int, ...]:
     blocks = config.get("num_res_blocks")
     if blocks is None:
         raise ValueError(
-            f"{type(model.model).__name__} is no Stable Diffusion UNet: MACE works on SD1.x, SD2.x, SDXL and their "
-            "fine-tunes"
+            f"{type(model.model).__name__} is no Stable Diffusion UNet, and erasure LoRAs are of those (SD1.x, SD2.x, "
+            "SDXL and their fine-tunes). Load LoRA puts a LoRA of another family on its model"
         )
     if isinstance(blocks, int):
         return (blocks,) * len(config["channel_mult"])
