@@ -19,6 +19,7 @@ const ROW = 24;
 const SEARCH = 134;
 const MARGIN = 10;
 const FEW = 5;
+let made = 0;
 
 const textOf = ({ node, field }) => String(widgetOf(node, field)?.value ?? "");
 const typeOf = ({ node }) => (isLinked(node, "type") ? null : widgetOf(node, "type")?.value);
@@ -55,15 +56,18 @@ function showText(state, shown) {
   if (Boolean(widget.hidden) === !shown) return;
   widget.hidden = !shown;
   Object.defineProperty(widget.options, "hidden", { value: !shown, enumerable: false, configurable: true });
-  // Where nodes are drawn with Vue, a new list is what is looked at.
-  state.node.widgets = [...state.node.widgets];
+  // Where nodes are drawn with Vue, options are looked at again when the list of widgets changes.
+  const widgets = [...state.node.widgets];
+  state.node.widgets = [];
+  state.node.widgets = widgets;
 }
 
 function heightOf({ panel, rows, ...state }) {
   if (isHidden(state)) return BAR;
+  const searched = !panel.search.root.hidden;
   const errors = rows.filter((row) => !row.error.hidden).length;
-  const shown = Math.min(rows.length, FEW) + 1 + Math.min(errors, 2);
-  return BAR + HEAD + shown * ROW + (panel.search.root.hidden ? 0 : SEARCH) + (panel.note.hidden ? 0 : HEAD);
+  const shown = Math.min(rows.length, searched ? 1 : FEW) + 1 + Math.min(errors, searched ? 0 : 2);
+  return BAR + HEAD + shown * ROW + (searched ? SEARCH : 0) + (panel.note.hidden ? 0 : 2 * HEAD);
 }
 
 function fit(state) {
@@ -71,8 +75,9 @@ function fit(state) {
   const height = heightOf(state);
   panel.root.style.minHeight = `${height}px`;
   panel.root.style.maxHeight = isHidden(state) ? `${height}px` : "";
-  const size = node.computeSize();
-  if (size[1] > node.size[1] || size[0] > node.size[0]) {
+  // Nodes that are drawn with Vue grow by themselves.
+  if (!window.LiteGraph.vueNodesMode) {
+    const size = node.computeSize();
     node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
   }
   app.canvas?.setDirty(true, true);
@@ -81,11 +86,7 @@ function fit(state) {
 function showErrors(state) {
   const { panel, rows, text } = state;
   const errors = errorsOf(text, typeOf(state));
-  const foreign = isForeign(text);
-  panel.note.hidden = !foreign && !isLinked(state.node, state.field);
-  panel.note.textContent = foreign
-    ? "This is another program's list, or a numbered one. Queue it: the node's error says how to write it here."
-    : "The lines come from another node.";
+  panel.note.hidden = !isForeign(text);
   for (const row of rows) {
     showError(row, errors.get(row.index));
     if (row.data.kind === "concept") row.cells.mapping.placeholder = usualMapping(row.data.target, typeOf(state));
@@ -93,7 +94,8 @@ function showErrors(state) {
   const kinds = linesOf(text).map(rowOf).filter((row) => row?.kind === "concept");
   const on = kinds.filter((row) => !row.off).length;
   const off = kinds.length - on;
-  panel.count.textContent = `${on} concept${on === 1 ? "" : "s"}${off ? `, ${off} off` : ""}`;
+  const counted = `${on} concept${on === 1 ? "" : "s"}${off ? `, ${off} off` : ""}`;
+  panel.count.textContent = isLinked(state.node, state.field) ? "The lines come from another node." : counted;
 }
 
 function render(state) {
@@ -250,7 +252,8 @@ function makePanel(state) {
   const lists = make("button", {}, { type: "button", textContent: "paper's lists" });
   const view = make("button", {}, { type: "button" });
   bar.append(count, lists, view);
-  const note = make("div", {}, { className: "mace-note", hidden: true });
+  const foreign = "This is another program's list, or a numbered one. Queue it: the node's error says how to write it here.";
+  const note = make("div", {}, { className: "mace-note", textContent: foreign });
   note.setAttribute("role", "status");
   const head = make("div", {}, { className: "mace-head" });
   head.setAttribute("aria-hidden", "true");
@@ -299,7 +302,8 @@ function addTable(node, field) {
   state.panel = makePanel(state);
   addDraft(state);
   const text = widgetOf(node, field);
-  const table = node.addDOMWidget(TABLE, "mace-concepts", state.panel.root, {
+  // Where undo makes a node anew, Vue would keep the old one's element for a widget of the same name and type.
+  const table = node.addDOMWidget(TABLE, `mace-concepts-${(made += 1)}`, state.panel.root, {
     serialize: false,
     hideOnZoom: true,
     margin: MARGIN,
