@@ -67,6 +67,10 @@ function errorsUnder(lines, type) {
       if (unreadable) throw new TextError(unreadable);
       const read = lineOf(typed);
       if (!read) return;
+      if (FOREIGN.test(composed(typed))) {
+        const bit = quoted([...read.raw].slice(0, 60).join(""));
+        throw new TextError(`${bit} is a bit of another program's list; write one concept a line: target -> mapping`);
+      }
       const concept = conceptOf(read, type);
       const keys = concept.phrases.map(normalised);
       const again = keys.findIndex((key) => owners.has(key));
