@@ -18,6 +18,7 @@ pytestmark = pytest.mark.browser
 NODE = "const node = window.app.graph.nodes.find(n => ['MACE_FuseLoras', 'MACE_EraseConcepts'].includes(n.type));"
 TEXT = "const text = node.widgets.find(w => w.name === 'strengths');"
 MODULE = "import('/extensions/mace-comfyui/strengths_text.js')"
+NOTATION = "import('/extensions/mace-comfyui/notation.js')"
 
 LINES = [
     "",
@@ -213,7 +214,7 @@ def test_the_page_writes_and_compares_names_as_the_node_does(page):
     rng = random.Random(3)
     names = [name for name in (nasty(rng) for _ in range(500)) if name]
     wrote, keys = page.evaluate(
-        f"""async names => {{ const {{ written, normalised }} = await {MODULE};
+        f"""async names => {{ const {{ written, normalised }} = await {NOTATION};
             return [names.map(written), names.map(normalised)]; }}""",
         names,
     )

@@ -1,7 +1,9 @@
 // One slider a concept below the text of strengths in Fuse LoRAs and Erase Concepts. The text stays the only truth: a
 // slider rewrites its concept's line and nothing else, and nothing of the sliders is saved or sent.
 import { app } from "../../scripts/app.js";
-import { ALL, conceptNames, normalised, parseStrengths, withStrength, writable } from "./strengths_text.js";
+import { normalised } from "./notation.js";
+import { after, isLinked, make, widgetOf } from "./page.js";
+import { ALL, conceptNames, parseStrengths, withStrength, writable } from "./strengths_text.js";
 
 const FUSING = ["MACE_FuseLoras", "MACE_EraseConcepts"];
 const CONCEPTS = "MACE_Concepts";
@@ -12,9 +14,6 @@ const MARGIN = 10;
 const UNFILTERED = 12;
 // Inputs that bring along the concepts which are fused; those of a prior or a model are others.
 const FOLLOWED = ["refinement", "loras", "concepts", "images", "more"];
-
-const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
-const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
 
 // What the last run fused. The page keeps it when it makes the nodes anew, as undo and another tab do.
 function ranWith(node) {
@@ -54,12 +53,6 @@ function namesOf(node, state, found) {
   }
   const before = [...state.rows.keys()].filter((key) => known.has(key));
   return new Map([...before.map((key) => [key, known.get(key)]), ...known]);
-}
-
-function make(tag, style, attributes = {}) {
-  const element = Object.assign(document.createElement(tag), attributes);
-  Object.assign(element.style, style);
-  return element;
 }
 
 function makeRow(node, state, key, name) {
@@ -179,15 +172,6 @@ function renderAll() {
   if (!app.isGraphReady) return;
   const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
   for (const graph of graphs) for (const node of graph.nodes) if (FUSING.includes(node.comfyClass)) render(node);
-}
-
-function after(prototype, method, then) {
-  const before = prototype[method];
-  prototype[method] = function () {
-    const result = before?.apply(this, arguments);
-    then(this);
-    return result;
-  };
 }
 
 app.registerExtension({

@@ -1,7 +1,7 @@
 """Text as it is compared everywhere, and what no text may hold.
 
 CLIP's tokenizer composes letters (NFC), takes any white space for one space and lowers letters one by one; phrases that
-it cannot tell apart are one phrase here too. web/strengths_text.js does the same on the page.
+it cannot tell apart are one phrase here too. web/notation.js does the same on the page.
 """
 
 import re

@@ -61,6 +61,7 @@ class EraseConcepts(io.ComfyNode):
                     dynamic_prompts=False,
                     default="",
                     placeholder="dog = 0.5\n* = 1",
+                    advanced=True,
                     tooltip="Strength of single concepts, 0 to 1, one a line; 1 where nothing is said. A change of "
                     "strengths trains nothing again.",
                 ),
