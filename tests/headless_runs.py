@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from devtools.identity_layers import skip_identity_layers
 from headless.cli import main
 
