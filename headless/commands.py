@@ -143,7 +143,7 @@ def erase(session: Session) -> None:
     """Every stage, with a preset's settings; see Erase Concepts."""
     options, opened = session.options, session.open()
     settings = session.widgets(ERASE, strengths=session.lists.strengths)
-    saving, export = session.widgets(SAVE), session.widgets(EXPORT)
+    saving, export = session.widgets(SAVE), session.widgets(EXPORT, **_layout(options))
     if export["format"].startswith("PEFT"):
         raise BadInput("--lora-format: PEFT is a folder, and --lora names a file; take ComfyUI or kohya")
     prior, loaded, concepts = session.prior(), opened(), session.concepts()
@@ -163,6 +163,11 @@ def erase(session: Session) -> None:
             session.progress.warn("--loras: none are trained for this model, and no file is written")
     if options.lora:
         session.save("lora", "loras", EXPORT, **_without_name(export), base=loaded.model, edited=found[0])
+
+
+def _layout(options) -> dict:
+    """The layout of --lora: the one that most programs read, unless another is asked for."""
+    return {} if options.set_lora_format else {"format": "kohya"}
 
 
 def _without_name(settings: dict) -> dict:

@@ -60,7 +60,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         _setting("--gentle-strong", float, "-1 (gentle) to 1 (strong); 0 is the preset", ERASE),
         _DTYPE,
         _setting("--rank", int, "rank of --lora", EXPORT),
-        _setting("--lora-format", str, "layout of --lora: ComfyUI, kohya", EXPORT, name="format"),
+        _setting("--lora-format", str, "layout of --lora: kohya (unless said), or ComfyUI", EXPORT, name="format"),
     ),
     "refine": (
         _setting("--strength", float, "how far the refinement goes, 0 to 1", REFINE),
