@@ -11,8 +11,8 @@ from .job import Job
 EVERY = 0.5
 HELP = """One concept a line: `dog`, `airplane -> sky`, `cat | kitty, feline -> forest`. The erased checkpoint
 lands beside your checkpoints, the LoRA beside your LoRAs. The first run makes an environment of its own (3 GB to
-download, 7 GB on the disk), unless Settings > Erase concepts names a ComfyUI. Unload the web UI's checkpoint first where
-GPU memory is short."""
+download, 7 GB on the disk), unless Settings > Erase concepts names a ComfyUI. Unload the web UI's checkpoint first
+where GPU memory is short."""
 
 
 def build(webui: WebUI, job: Job) -> gr.Blocks:

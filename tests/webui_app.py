@@ -67,12 +67,12 @@ for callback in settings:
     callback()
 package.shared.opts.mace_comfyui = os.environ.get("MACE_TEST_COMFYUI", "")
 
+interfaces = [interface for callback in tabs for interface in callback()]
 with gr.Blocks() as demo:
     with gr.Tabs():
         with gr.TabItem("txt2img"):
             gr.Markdown("elsewhere")
-        for callback in tabs:
-            for interface, label, name in callback():
-                with gr.TabItem(label, id=name, elem_id=f"tab_{name}"):
-                    interface.render()
+        for interface, label, name in interfaces:
+            with gr.TabItem(label, id=name, elem_id=f"tab_{name}"):
+                interface.render()
 demo.queue().launch(server_name="127.0.0.1", server_port=port, share=False)
