@@ -77,7 +77,8 @@ def bar(state) -> str:
 def ended(state) -> str:
     """How it ended, in Markdown."""
     report = state.report
-    if report is None:
+    # A process that has said how it ended is still there for a moment, and no other can start.
+    if report is None or state.running:
         return "**Running** ..." if state.running else ""
     if report["exit_code"]:
         return f"**{report['status']}**: {report.get('error') or ''}"
