@@ -26,7 +26,7 @@ def build(webui: WebUI, job: Job) -> gr.Blocks:
                     checkpoint = gr.Dropdown(
                         names, value=names[0] if names else None, label="Checkpoint", elem_id="mace_checkpoint"
                     )
-                    again = gr.Button("Refresh", elem_id="mace_refresh")
+                    again = gr.Button("Refresh", scale=0, min_width=100, elem_id="mace_refresh")
                 concepts = gr.Textbox(
                     label="What is to go, one a line", lines=6, elem_id="mace_concepts",
                     placeholder="dog\nairplane -> sky\ncat | kitty, feline -> forest",

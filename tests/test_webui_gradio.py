@@ -77,7 +77,7 @@ def opened(request, browser, tmp_path, demo_checkpoint):
 def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
     page, folder = opened
     models, loras = folder / "models/Stable-diffusion", folder / "models/Lora"
-    concepts, status = page.locator("#mace_concepts textarea"), page.locator("#mace_status")
+    concepts, status = page.locator("#mace_concepts textarea"), page.locator("#mace_status").first
     concepts.fill("dog\nship -> a -> b")
     page.locator("#mace_go").click()
     status.get_by_text("line 2: more than one '->'").wait_for(timeout=300_000)
@@ -87,7 +87,7 @@ def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
     page.locator("#mace_side input").fill("64")
     page.locator("#mace_side input").blur()
     page.locator("#mace_go").click()
-    page.locator("#mace_bar").get_by_text("Estimate").wait_for(timeout=300_000)
+    page.locator("#mace_bar").first.get_by_text("Estimate").wait_for(timeout=300_000)
     page.locator("#mace_cancel").click()
     status.get_by_text("stopped").first.wait_for(timeout=300_000)
     assert [path.name for path in models.iterdir()] == ["demo.safetensors"] and not list(loras.iterdir())
