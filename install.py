@@ -207,6 +207,22 @@ def is_older(version: str) -> bool:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < TESTED
 
 
+def webui_report(pack: Path) -> list[str]:
+    """Lines for A1111, Forge and their kin, which run this file too: what erases there is a process of its own."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    lines = [
+        f"Python {version}: {'fine' if sys.version_info >= PYTHON else 'too old for what erases, which needs 3.10'}"
+    ]
+    whole = all((pack / name).exists() for name in ("scripts/mace_erase.py", "devtools/environment.py"))
+    lines.append(
+        "the tab Erase concepts: its first run makes an environment of its own (3 GB to download, 7 GB on the disk), "
+        "or uses the ComfyUI that Settings > Erase concepts names"
+        if whole
+        else "the tab Erase concepts is in the repository alone: clone that into extensions/"
+    )
+    return lines
+
+
 def report(pack: Path) -> tuple[list[str], bool]:
     """(lines, whether all that is needed is there)."""
     lines, complete = [], True
@@ -240,7 +256,11 @@ def report(pack: Path) -> tuple[list[str], bool]:
 
 
 if __name__ == "__main__":
-    found, complete = report(Path(__file__).absolute().parent)
+    pack = Path(__file__).absolute().parent
+    if pack.parent.name == "extensions":
+        print("MACE, in a web UI\n  " + "\n  ".join(webui_report(pack)))
+        sys.exit(0)
+    found, complete = report(pack)
     print("MACE for ComfyUI\n  " + "\n  ".join(found))
     print("Ready. Restart ComfyUI to load the nodes." if complete else "Not ready: see the lines above.")
     sys.exit(0 if complete else 1)

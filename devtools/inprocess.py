@@ -1,13 +1,11 @@
 """The real ComfyUI in this process: for the tests, and for the benchmarks."""
 
-import asyncio
-import importlib
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import torch
+
+from headless.host import Host
 
 from .identity_layers import skip_identity_layers
 
@@ -24,37 +22,11 @@ def open_host(base: Path) -> "InProcessHost":
         comfy, checkpoint = (Path(os.environ[name]) for name in ("MACE_COMFYUI", "MACE_DEMO_CHECKPOINT"))
     except KeyError as missing:
         raise SystemExit(f"{missing} is not set: start this with `python dev.py run python -m ...`") from None
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != REPO]
     return InProcessHost(comfy, REPO, base, checkpoint)
 
 
-def _start_dynamic_memory() -> bool:
-    """What the host's main.py does at its start on NVIDIA; whether it worked."""
-    import comfy_aimdo.control
-
-    comfy_aimdo.control.init()
-    import comfy.memory_management
-    import comfy.model_management
-    import comfy.model_patcher
-
-    devices = [device.index for device in comfy.model_management.get_all_torch_devices()]
-    if not comfy_aimdo.control.init_devices(devices):
-        return False
-    comfy_aimdo.control.set_log_warning()
-    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-    comfy.memory_management.aimdo_enabled = True
-    return True
-
-
-def as_list(name: str, value):
-    """An input as the host gives it to nodes that take lists; of a DynamicCombo each of its own inputs."""
-    if isinstance(value, dict) and name in value:
-        return {inner: [own] for inner, own in value.items()}
-    return [value]
-
-
-class InProcessHost:
-    """Imports the host once and loads the pack as the host itself does.
+class InProcessHost(Host):
+    """The host with a fresh base directory, and what tests and benchmarks do with it.
 
     base: a fresh folder that becomes the host's base directory (models/, input/, output/ ...).  demo_checkpoint: the
     demo model, None to go without.  cpu: on the CPU, else on the device the host chooses.  dynamic: with the memory
@@ -76,49 +48,8 @@ class InProcessHost:
             (base / name).mkdir(parents=True, exist_ok=True)
         if demo_checkpoint is not None:
             (base / "models/checkpoints/mace_demo.safetensors").symlink_to(demo_checkpoint)
-        sys.path.insert(0, str(comfy))
-        arguments, sys.argv = sys.argv, ["main.py", *(["--cpu"] if cpu else []), "--base-directory", str(base)]
-        here = os.getcwd()
-        try:
-            import comfy.options
-
-            comfy.options.enable_args_parsing()
-            import comfy.cli_args  # noqa: F401  (reads the arguments now)
-        finally:
-            sys.argv = arguments
-        os.chdir(here)
-        self.dynamic = dynamic and _start_dynamic_memory()
-        import comfy.sd
-        import folder_paths
-
-        import nodes
-
-        folder_paths.add_model_folder_path("checkpoints", str(base / "output/checkpoints"))
-        self.folder_paths = folder_paths
-        self.nodes = nodes
-        before = set(nodes.NODE_CLASS_MAPPINGS)
-        if not asyncio.run(nodes.load_custom_node(str(pack), before, "custom_nodes")):
-            raise RuntimeError("the host could not load the pack; its log says why")
-        self.node_classes = {name: cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name not in before}
-        self._root = str(pack).replace(".", "_x_")
-
-    def module(self, name: str) -> ModuleType:
-        """A module of the pack as the host loaded it, such as "nodes.host.model.unet" or "mace.method.refine"."""
-        return importlib.import_module(f"{self._root}.{name}")
-
-    def run(self, node: str, **inputs):
-        """Execute a node as the host does: checked inputs, inference mode. Returns its NodeOutput."""
-        cls = self.node_classes[node]
-        cls.GET_SCHEMA()
-        if cls.INPUT_IS_LIST:
-            inputs = {name: as_list(name, value) for name, value in inputs.items()}
-        with torch.inference_mode():
-            return cls.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
-
-    def validate(self, node: str, **inputs):
-        """What the node's validate_inputs says: True or the message."""
-        cls = self.node_classes[node]
-        return cls.validate_inputs(**{name: [value] for name, value in inputs.items()} if cls.INPUT_IS_LIST else inputs)
+        super().__init__(comfy, pack, [*(["--cpu"] if cpu else []), "--base-directory", str(base)], dynamic)
+        self.folder_paths.add_model_folder_path("checkpoints", str(base / "output/checkpoints"))
 
     @staticmethod
     def load_checkpoint(path: Path):

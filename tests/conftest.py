@@ -28,6 +28,8 @@ def _import_package(name: str) -> None:
 
 
 _import_package("mace")
+_import_package("headless")
+_import_package("mace_webui")
 _import_package("devtools")
 _import_package("benchmarks")
 # tests/ must not be a package (pytest would import the pack's own __init__.py above it), yet its helpers are

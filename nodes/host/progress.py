@@ -90,8 +90,14 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
+# Called with the same words, by a program that has no page.
+listeners: list[Callable[[str], None]] = []
+
+
 def send_text(text: str) -> None:
     """Words on the running node, where there is a server and a node."""
+    for listener in listeners:
+        listener(text)
     context = get_executing_context()
     server = getattr(PromptServer, "instance", None)
     if context is not None and server is not None:

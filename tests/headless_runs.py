@@ -1,0 +1,53 @@
+"""The headless command in the test process, on the host that is open there."""
+
+import json
+
+import pytest
+
+from devtools.identity_layers import skip_identity_layers
+from headless.cli import main
+
+
+class Headless:
+    """Runs commands. host: the open host, None for those that must end before there is one."""
+
+    def __init__(self, host, capsys):
+        self.host, self._capsys = host, capsys
+        self.lines: list[dict] = []
+
+    def __call__(self, *arguments) -> dict:
+        """The report of a command, whose exit code it must state; what else stood on stdout is in `lines`."""
+
+        def opened(comfy_arguments, verbose):
+            assert self.host is not None, "the host was opened"
+            return self.host
+
+        self._capsys.readouterr()
+        code = main([str(part) for part in arguments], opened)
+        *lines, last = self._capsys.readouterr().out.splitlines()
+        self.lines = [json.loads(line) for line in lines]
+        report = json.loads(last)
+        assert report["exit_code"] == code
+        return report
+
+
+@pytest.fixture
+def headless(comfy_host, capsys, loaded_quickly):
+    """The command on the host in this process."""
+    return Headless(comfy_host, capsys)
+
+
+@pytest.fixture
+def loaded_quickly(comfy_host, monkeypatch):
+    """Checkpoints that are opened skip the text layers that change nothing, for time; the bits are the same."""
+    import comfy.sd
+
+    load = comfy.sd.load_checkpoint_guess_config
+
+    def quick(*arguments, **options):
+        found = load(*arguments, **options)
+        if found[1] is not None:
+            skip_identity_layers(found[1])
+        return found
+
+    monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", quick)
