@@ -18,7 +18,7 @@ from .settings import ERASE, EVALUATE, EXPORT, FUSE, IMAGES, MASKS, PRIOR, REFIN
 BUILT_IN = "built-in"
 # Files that a command writes, by option.
 OUTPUTS = ("out", "loras", "lora", "sheet")
-# What none of the widgets of a graph needs said by the command line.
+# Stages that are no node of the pack.
 _TITLES = {"load": "Open the model", "estimate": "Estimate"}
 
 

@@ -50,4 +50,12 @@ def loaded_quickly(comfy_host, monkeypatch):
             skip_identity_layers(found[1])
         return found
 
+    load_clip = comfy.sd.load_clip
+
+    def quick_clip(*arguments, **options):
+        clip = load_clip(*arguments, **options)
+        skip_identity_layers(clip)
+        return clip
+
     monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", quick)
+    monkeypatch.setattr(comfy.sd, "load_clip", quick_clip)

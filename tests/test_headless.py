@@ -285,3 +285,28 @@ def test_a_file_that_is_no_model(comfy_host, headless, lines_of, tmp_path):
         tmp_path / "o.safetensors",
     )
     assert report["exit_code"] == 2 and report["error"].startswith("no.safetensors: ")
+
+
+def test_a_diffusion_model_with_a_text_encoder_beside_it(comfy_host, headless, lines_of, tmp_path):
+    """What is read as a diffusion model is written as one, refined as in its checkpoint; a missing --clip is said."""
+    from safetensors.torch import save_file
+
+    whole = tensors(comfy_host.demo_checkpoint)
+    for name, prefix in (("unet", "model.diffusion_model."), ("clip", "cond_stage_model.transformer.")):
+        own = {key.removeprefix(prefix): tensor for key, tensor in whole.items() if key.startswith(prefix)}
+        save_file(own, tmp_path / f"{name}.safetensors")
+    out, checkpoint = tmp_path / "out.safetensors", tmp_path / "checkpoint.safetensors"
+    given = ("--concepts", lines_of("dog"), "--dtype", "fp32")
+    alone = ("refine", "--model", tmp_path / "unet.safetensors", *given, "--out", out)
+    report = headless(*alone)
+    assert report["exit_code"] == 2
+    assert report["error"].startswith("unet.safetensors holds no text encoder: name its files with --clip")
+    report = headless(*alone, "--clip", tmp_path / "clip.safetensors")
+    assert report["status"] == "done", report.get("error")
+    assert headless("refine", "--model", comfy_host.demo_checkpoint, *given, "--out", checkpoint)["status"] == "done"
+    found, expected = tensors(out), tensors(checkpoint)
+    changed = 0
+    for key, tensor in found.items():
+        assert torch.allclose(tensor, expected[f"model.diffusion_model.{key}"], rtol=0, atol=1e-4), key
+        changed += not torch.equal(tensor, whole[f"model.diffusion_model.{key}"].float())
+    assert changed == 8
