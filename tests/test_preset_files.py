@@ -53,6 +53,13 @@ def test_what_was_saved_is_offered_and_used(comfy_host, demo, save):
     assert (found.lora("style").steps, found.lora("object").steps, found.fuse) == (3, 5, None)
 
 
+def test_a_presets_own_lambda1_may_count_twice(comfy_host, demo, save):
+    save(lambda1=1e-2, lambda3=0, mu=7, lambda1_form="as released (squared)")
+    chosen = listed(comfy_host, "dog -> sky", settings="mine")
+    for given, lambda1 in ((dict(), 1e-4), (dict(lambda1_form="paper"), 1e-2), (dict(lambda1="0.5"), 0.5)):
+        assert refined(comfy_host, demo, chosen, **given)[1].weights.lambda1 == pytest.approx(lambda1)
+
+
 def test_nothing_is_overwritten(save):
     first = save(mu=1, lambda1=0, lambda3=0)
     assert save(mu=1, lambda1=0, lambda3=0) == f"saved before: {first.splitlines()[0]}"

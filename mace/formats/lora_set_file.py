@@ -118,7 +118,8 @@ def _check_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     if found == FORMAT:
         return
     if found.startswith(_FAMILY):
-        raise LoraSetError(f"this set was saved by another version of the pack ({found}); update the pack to read it")
+        said = f"this set was saved by another version of the pack ({found:.60})"
+        raise LoraSetError(f"{said}; update the pack to read it")
     try:
         layout = layout_of(tensors)
     except ValueError:

@@ -162,7 +162,9 @@ class CFRRefine(io.ComfyNode):
         preset = find_preset(name)
         own = None if preset.refine is None else preset.refine(len(concepts))
         if lambda1_form == AUTO:
-            lambda1_form = RELEASED if preset.lambda1_squared else PAPER
+            # A preset's own weights are squared as they are written, Table 10's by the form.
+            own = own and preset.weights(concepts)
+            lambda1_form = RELEASED if preset.lambda1_squared and own is None else PAPER
         if mu_measures == AUTO:
             mu_measures = MEASURE_NAMES[own.metric] if own else EMBEDDINGS
         # As Erase Concepts writes them, so that both find the LoRAs that one of them trained.
