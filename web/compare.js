@@ -2,18 +2,13 @@
 // is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie over each other.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { make } from "./parts.js";
 
 const NODES = ["MACE_EraseConcepts"];
 const NAME = "before and after";
 const HEIGHT = 260;
 
 const address = (image) => api.apiURL(`/view?${new URLSearchParams(image)}${app.getRandParam()}`);
-
-function make(tag, style, attributes = {}) {
-  const element = Object.assign(document.createElement(tag), attributes);
-  Object.assign(element.style, style);
-  return element;
-}
 
 // The divider is a slider over the pictures, unseen: it drags by mouse and moves by keyboard.
 function pairElement({ beforeImages, afterImages }) {

@@ -1,6 +1,7 @@
 // One slider a concept below the text of strengths in Fuse LoRAs and Erase Concepts. The text stays the only truth: a
 // slider rewrites its concept's line and nothing else, and nothing of the sliders is saved or sent.
 import { app } from "../../scripts/app.js";
+import { after, isLinked, make, outputsOf, scrolls, widgetOf } from "./parts.js";
 import { ALL, conceptNames, normalised, parseStrengths, withStrength, writable } from "./strengths_text.js";
 
 const FUSING = ["MACE_FuseLoras", "MACE_EraseConcepts"];
@@ -13,15 +14,8 @@ const UNFILTERED = 12;
 // Inputs that bring along the concepts which are fused; those of a prior or a model are others.
 const FOLLOWED = ["refinement", "loras", "concepts", "images", "more"];
 
-const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
-const isLinked = (node, name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
-
-// What the last run fused. The page keeps it when it makes the nodes anew, as undo and another tab do.
-function ranWith(node) {
-  const graph = node.graph;
-  const place = !graph || graph === app.rootGraph ? node.id : `${graph.id}:${node.id}`;
-  return (app.nodeOutputs?.[place]?.concepts ?? []).map(([target]) => target);
-}
+// What the last run fused.
+const ranWith = (node) => (outputsOf(node)?.concepts ?? []).map(([target]) => target);
 
 function upstream(node) {
   const names = [];
@@ -54,12 +48,6 @@ function namesOf(node, state, found) {
   }
   const before = [...state.rows.keys()].filter((key) => known.has(key));
   return new Map([...before.map((key) => [key, known.get(key)]), ...known]);
-}
-
-function make(tag, style, attributes = {}) {
-  const element = Object.assign(document.createElement(tag), attributes);
-  Object.assign(element.style, style);
-  return element;
 }
 
 function makeRow(node, state, key, name) {
@@ -106,14 +94,7 @@ function addPanel(node, state) {
   list.setAttribute("aria-label", "strengths");
   root.append(note, filter, list);
   filter.addEventListener("input", () => applyFilter(state));
-  // The wheel scrolls a list that is too long; else it is the canvas's, as everywhere on a node.
-  root.dataset.captureWheel = "true";
-  root.addEventListener("wheel", (event) => {
-    event.stopPropagation();
-    if (!event.ctrlKey && list.scrollHeight > list.clientHeight) return;
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
-  });
+  scrolls(root, list);
   // Last among the widgets: one in their midst that is not saved would shift the saved values behind it.
   const widget = node.addDOMWidget(PANEL, "mace-strengths", root, {
     serialize: false,
@@ -179,15 +160,6 @@ function renderAll() {
   if (!app.isGraphReady) return;
   const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
   for (const graph of graphs) for (const node of graph.nodes) if (FUSING.includes(node.comfyClass)) render(node);
-}
-
-function after(prototype, method, then) {
-  const before = prototype[method];
-  prototype[method] = function () {
-    const result = before?.apply(this, arguments);
-    then(this);
-    return result;
-  };
 }
 
 app.registerExtension({

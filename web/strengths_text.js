@@ -3,7 +3,7 @@
 
 export const ALL = "*";
 // Where Python's splitlines ends a line.
-const BREAK = /(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])/;
+export const BREAK = /(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])/;
 const SPACE = /[\s\x1c-\x1f\x85]+/;
 const INVISIBLE = /[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]/g;
 const UNREADABLE =
@@ -27,7 +27,7 @@ const SPECIAL = new RegExp(
 );
 const AWAY = 0xf0000;
 
-const composed = (text) => text.normalize("NFC").replace(INVISIBLE, "").split(SPACE).filter(Boolean).join(" ");
+export const composed = (text) => text.normalize("NFC").replace(INVISIBLE, "").split(SPACE).filter(Boolean).join(" ");
 export const normalised = (name) => [...composed(name)].map((letter) => letter.toLowerCase()).join("").normalize("NFC");
 
 const moved = (letter, by) => String.fromCodePoint(letter.codePointAt(0) + by);
@@ -36,19 +36,19 @@ const unsealed = (text) => text.replace(/[\u{f0000}-\u{fffff}]/gu, (c) => moved(
 const sealed = (line) => line.replace(QUOTED, (_, lead, inside) => lead + shifted(inside.replace(/\\(["\\])/g, "$1")));
 
 // A line ready to be parted at the notation's signs.
-function lineOf(raw) {
+export function lineOf(raw) {
   const line = sealed(composed(raw)).replace(COMMENT, "").trim();
   return [...line].map((c) => SIGNS[LIKE.indexOf(c)] ?? c).join("").replace(BULLET, "").replace(/[,; ]+$/, "");
 }
 
 // The comment at the end of a line as it was typed, with the space before it.
-function commentOf(raw) {
+export function commentOf(raw) {
   const masked = raw.replace(QUOTED, (all, lead) => lead + "x".repeat(all.length - lead.length));
   return raw.slice(raw.length - (masked.match(COMMENT)?.[0].length ?? 0));
 }
 
 // The phrase that a part of a line is, null for what the node would refuse.
-function phraseOf(part) {
+export function phraseOf(part) {
   let text = part.trim();
   for (const [first, last] of OTHER_QUOTES) {
     const inside = text.slice(1, -1);
