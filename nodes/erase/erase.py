@@ -1,18 +1,15 @@
 """Erase Concepts: the whole of MACE in one node."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...mace.concepts.concept import TYPES, ConceptError, lines_error, merge, parse_concepts
 from ...mace.concepts.strengths import parse_strengths
 from ...mace.presets.presets import PRESETS
+from ..compared import MOST_SEED, compared_pictures, read_prompt
 from ..host.model.family import sized
-from ..host.progress import send_text
 from ..schema import ERASE, ConceptsType, LorasType, PriorType, side_inputs
-from ..stages.erasing import COMPARED, Wanted, check_vae, erase, sampling
-from ..stages.preview import before_and_after
-
-MOST_SEED = 2**63 - 1
+from ..stages.erasing import Wanted, check_vae, erase, sampling
 
 
 class EraseConcepts(io.ComfyNode):
@@ -161,20 +158,15 @@ class EraseConcepts(io.ComfyNode):
         chosen = merge(concepts or (), parse_concepts(words, type, field="words"))
         if not chosen:
             raise ConceptError("there is nothing to erase: write a word into words, such as dog, or connect Concepts")
-        shown = " ".join(preview_prompt.split())
+        shown = read_prompt(preview_prompt)
         if shown:
             check_vae(vae)
         wanted = Wanted(preset, width, height, seed, strengths, prior, find_aliases, gentle_strong, bool(shown))
         erased = erase(model, clip, vae, chosen, wanted)
         pictures = {}
         if shown:
-            send_text("drawing before and after")
             settings = {"width": width, "height": height, **sampling(model)}
-            seeds = [(seed + number) % (MOST_SEED + 1) for number in range(COMPARED)]
-            drawn = before_and_after(model, erased.model, clip, vae, shown, seeds, settings)
-            for name, images in zip(("a_images", "b_images"), drawn, strict=True):
-                pictures[name] = ui.PreviewImage(images, cls=cls).as_dict()["images"]
-            send_text("before and after: drag the divider")
+            pictures = compared_pictures(cls, model, erased.model, clip, vae, shown, seed, settings)
         # The concepts are for the page's sliders, which cannot know what a preset holds; what stands behind the loras
         # output has nothing to do where none are trained.
         return io.NodeOutput(

@@ -3,7 +3,9 @@
 from comfy_api.latest import io
 
 from ...mace.concepts.strengths import parse_strengths
-from ..schema import AUTO, ERASE, LorasType, PriorType, RefinementType, read_weight
+from ..compared import MOST_SEED, compared_pictures, read_prompt
+from ..schema import AUTO, ERASE, LorasType, PriorType, RefinementType, read_weight, side_inputs
+from ..stages.erasing import sampling
 from ..stages.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 
 
@@ -72,9 +74,30 @@ class FuseLoras(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder: for LoRAs from a file that was saved without moments, and to take out "
-                    "of a prior what names a concept of the list.",
+                    tooltip="The text encoder: for LoRAs from a file that was saved without moments, to take out of a "
+                    "prior what names a concept of the list, and for preview_prompt.",
                 ),
+                io.Vae.Input("vae", optional=True, tooltip="Its VAE, for preview_prompt only."),
+                io.String.Input(
+                    "preview_prompt",
+                    optional=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="a photo of a dog in a park",
+                    tooltip="A prompt of yours: the node shows what it draws before and after, with two seeds, so that "
+                    "you see what a slider does. Needs clip and vae. Empty: no pictures.",
+                ),
+                io.Int.Input(
+                    "preview_seed",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=MOST_SEED,
+                    control_after_generate=False,
+                    advanced=True,
+                    tooltip="Seed of the first picture of the preview; the second has the next.",
+                ),
+                *side_inputs("the preview's pictures", optional=True, advanced=True),
             ],
             outputs=[io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v.")],
             has_intermediate_output=True,
@@ -92,10 +115,33 @@ class FuseLoras(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, loras, method, strengths, lambda2, lambda3, mu, pull, refinement=None, prior=None, clip=None
+        cls,
+        model,
+        loras,
+        method,
+        strengths,
+        lambda2,
+        lambda3,
+        mu,
+        pull,
+        refinement=None,
+        prior=None,
+        clip=None,
+        vae=None,
+        preview_prompt="",
+        preview_seed=0,
+        width=0,
+        height=0,
     ) -> io.NodeOutput:
+        shown = read_prompt(preview_prompt)
+        if shown and (clip is None or vae is None):
+            raise ValueError("preview_prompt is drawn with clip and vae: connect both, or leave it empty")
         fused, lines, listed = fused_model(
             model, loras, refinement, prior, clip, method, strengths, (lambda2, lambda3, mu), pull
         )
+        pictures = {}
+        if shown:
+            settings = {"width": width, "height": height, **sampling(model)}
+            pictures = compared_pictures(cls, model, fused, clip, vae, shown, preview_seed, settings)
         # The concepts are for the page's sliders, which cannot know what a file of LoRAs holds.
-        return io.NodeOutput(fused, ui={"text": ("\n".join(lines),), "concepts": listed})
+        return io.NodeOutput(fused, ui={"text": ("\n".join(lines),), "concepts": listed, **pictures})
