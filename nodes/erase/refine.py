@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io, ui
 
-from ..host.model.unet import PROJECTIONS
+from ..host.model.unet import PROJECTIONS, is_unet
 from ..schema import AUTO, ERASE, ConceptsType, PriorType, RefinementType, read_weight
+from ..stages.nearby import moved_lines
 from ..stages.refine import EMBEDDINGS, MEASURES, PAPER, RELEASED, choose_weights, refine_model, written_settings
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
@@ -145,4 +146,7 @@ class CFRRefine(io.ComfyNode):
         refined, result, about = refine_model(
             model, clip, concepts, weights, prior, strength, projections, settings, pooled_text, OWN_WORDS[own_words]
         )
-        return io.NodeOutput(refined, result, ui=ui.PreviewText("\n".join([*lines, *about])))
+        lines += about
+        if strength and is_unet(model):
+            lines += moved_lines(model, refined, clip, concepts, result.prior)
+        return io.NodeOutput(refined, result, ui=ui.PreviewText("\n".join(lines)))

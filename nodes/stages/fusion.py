@@ -24,6 +24,7 @@ from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, REFINEMENT, cross_attention_keys, patched, pooled_key, reading
 from ..host.text import TextEncoder
 from ..schema import read_weights
+from .nearby import moved_lines
 from .prior import step_aside
 from .refine import check_preserved, kept_moments, solve_pooled
 
@@ -232,7 +233,11 @@ def fused_model(
     record = stage_record(parts, prior, method, own, chosen)
     fused.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
     note = fp8_note(fused, touched)
-    return fused, [*lines, f"{len(touched)} matrices", *([note] if note else [])], listed
+    lines += [f"{len(touched)} matrices", *([note] if note else [])]
+    if clip is not None:
+        erased = [concept for concept, strength in zip(parts.concepts, scaled, strict=True) if strength]
+        lines += moved_lines(model, fused, clip, erased, prior)
+    return fused, lines, listed
 
 
 def stage_record(
