@@ -26,8 +26,8 @@ SHOWN = 64
 MOST_SIDE, AUTO_SIZE = 4096, 0
 
 
-def side_inputs(what: str) -> list[io.Int.Input]:
-    """Width and height of pictures. what: whose, as it stands in the tooltip."""
+def side_inputs(what: str, **more) -> list[io.Int.Input]:
+    """Width and height of pictures. what: whose, as it stands in the tooltip.  more: of both inputs."""
     return [
         io.Int.Input(
             side,
@@ -38,6 +38,7 @@ def side_inputs(what: str) -> list[io.Int.Input]:
             advanced=True,
             tooltip=f"{side.capitalize()} of {what} in pixels. 0: what the model was made for (512 for SD1.x, 768 for "
             "SD2.x with v-prediction, 1024 for SDXL).",
+            **more,
         )
         for side in ("width", "height")
     ]

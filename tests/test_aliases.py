@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mace.concepts.aliases import explained, nearest, neighbours, with_aliases
+from mace.concepts.aliases import candidates, explained, nearest, neighbours, with_aliases
 from mace.concepts.concept import Concept, ConceptError, merge
 
 
@@ -70,3 +70,18 @@ def test_neighbours_are_near_and_no_aliases():
     assert neighbours((deer, dog), words, 8) == ("elk", "Wolf", "moose", "fox", "cat")
     assert neighbours((deer, dog), words, 2) == ("elk", "Wolf", "fox")
     assert neighbours((deer, dog), words, 0) == ()
+
+
+def test_candidates_are_of_one_concept_each_best_first():
+    scores = {"pet": 0.2, "hart": 0.9, "Street": 0.8, "elk": -0.1}, {"PET": 0.3, "wolf": 0.1, "elk": -0.2}
+    assert candidates((DEER, DOG), scores, ["wolf"]) == [{"hart": 0.9, "elk": -0.1}, {"PET": 0.3}]
+
+
+def test_what_is_chosen_takes_the_place_of_what_was_found():
+    """A chosen word is not found for another concept, and one of the list is passed over."""
+    scores = {"hart": 0.9, "stag": 0.8}, {"hound": 0.9, "elk": 0.7}
+    assert aliases(*scores, chosen={"deer": ["elk", "Stag", "buck"]}) == [("buck", "elk", "Stag"), ("hound",)]
+    assert aliases(*scores, chosen={"dog": []}) == [("buck", "hart", "stag"), ()]
+    assert aliases(*scores, chosen={}, most=1) == [("buck", "hart"), ("hound",)]
+    with pytest.raises(ValueError, match="'Elk' is in keep and in chosen"):
+        aliases(*scores, chosen={"deer": ["Elk"]}, keep=["elk"])

@@ -138,6 +138,37 @@ def test_sliders_before_and_after_a_run(page, server):
     )
 
 
+def test_a_slider_moves_the_picture_after_and_draws_none_before(page, server):
+    """Fuse LoRAs alone, in both renderers."""
+    workflow = graphs.workflow("fuse")
+    for node in workflow["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][2] = 1
+    load(page, workflow)
+    page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
+    shown = [shown_pictures(press_queue(page, server), server)]
+    page.get_by_role("slider", name="divider between before and after").wait_for()
+    slider(page, "ship").press("End")
+    shown.append(shown_pictures(press_queue(page, server), server))
+    (before, after), (same, moved) = shown
+    assert before == same and len(before) == 2 and after[0] != moved[0] and before[0] != moved[0]
+    try:
+        page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+        page.wait_for_function("window.LiteGraph.vueNodesMode")
+        load(page, workflow)
+        page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
+        press_queue(page, server)
+        page.locator('[data-testid="image-compare-viewport"] img').nth(1).wait_for()
+    finally:
+        page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
+def shown_pictures(entry, server):
+    """The files of the pictures before and after in a run's history."""
+    (own,) = (output for output in entry["outputs"].values() if "a_images" in output)
+    return [[server.client.fetch(image) for image in own[name]] for name in ("a_images", "b_images")]
+
+
 def test_the_one_node_version_runs_and_has_them_too(page, server):
     load(page, fewer_steps(graphs.workflow("quick")))
     slider(page, "dog").wait_for()

@@ -299,7 +299,8 @@ def test_narrow_light_and_far_away(page):
     root = page.locator(".mace-concepts")
     inside = """root => { const box = root.getBoundingClientRect();
         return [...root.querySelectorAll('input, button')].filter(e => e.offsetParent).every(e => {
-            const own = e.getBoundingClientRect(); return own.left >= box.left - 1 && own.right <= box.right + 1; }); }"""
+            const own = e.getBoundingClientRect();
+            return own.left >= box.left - 1 && own.right <= box.right + 1; }); }"""
     assert root.evaluate(inside) and not cell(page, "aliases of ship").is_visible()
     cell(page, "target: ship").focus()
     assert cell(page, "aliases of ship").is_visible() and root.evaluate(inside)

@@ -5,13 +5,21 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
-from tests.stages import images, report, train
+from tests.stages import images, train
+from tests.stages import report as whole_report
 from tests.test_refine_node import concepts
 
 pytestmark = pytest.mark.host
 SETTINGS = dict(words="", keep="", nearest=300, threshold=0.5, most=8, pictures=1, seed=0)
 WORDS = "stag, hart\nhorse  # no deer\ncherry blossom, Doe, wolf"
+
+
+def report(node) -> str:
+    """What a node says of what it found, without the time that it took."""
+    return whole_report(node).rpartition("\n")[0]
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +167,62 @@ def test_the_one_node_version_finds_them_too(comfy_host, demo, monkeypatch):
     assert node[1].loras[0].concept.aliases == ("stag",)
     said = report(node)
     assert "Aliases:\ndeer: stag 8" in said and said.index("Aliases:") < said.index("Refinement:")
+
+
+def test_what_is_chosen_becomes_the_aliases_and_nothing_is_asked_anew(find, shown, search, monkeypatch):
+    """Also words that were not asked; without a line for it a concept takes what the model found."""
+    first = find(words=WORDS)
+    assert "\nasked in " in whole_report(first)
+    monkeypatch.setattr(search, "errors", lambda *a: pytest.fail("asked anew"))
+    node = find(words=WORDS, chosen="deer | Hart, horse, elk  # mine\ncat | kitty\ndog")
+    deer, dog = node[0]
+    assert deer.aliases == ("Hart", "horse", "elk") and dog.aliases == ("canine",)
+    assert [entry.concept for entry in node[1]] == [deer, dog]
+    said = whole_report(node).splitlines()
+    assert said[0].startswith("deer: Hart 7") and ", elk (chosen); then Doe 8" in said[0]
+    assert said[1].startswith("dog: nothing (chosen); then ") and "asked in" not in whole_report(node)
+    assert said[2] == "chosen names what is not in the list, and is passed over: cat"
+    # What the model found and the artist did not choose is to stay, before what is only near.
+    assert node[3].splitlines()[:2] == ["stag", "Doe"] and "wolf" in node[3] and "horse" not in node[3]
+    (usual, _), (own, other) = first.ui["candidates"], node.ui["candidates"]
+    assert usual["concept"] == own["concept"] == "deer" and [w for w in own["words"] if w["picture"]] == []
+    found = {entry["word"]: entry for entry in usual["words"]}
+    assert [word for word, entry in found.items() if entry["found"]] == list(first[0][0].aliases)
+    assert all(entry["chosen"] == entry["found"] for entry in found.values()) and not found["horse"]["found"]
+    assert [entry["score"] for entry in usual["words"]] == sorted((w["score"] for w in usual["words"]), reverse=True)
+    chosen = {entry["word"]: entry for entry in own["words"] if entry["chosen"]}
+    assert set(chosen) == {"hart", "horse", "elk"} and chosen["elk"]["score"] is None
+    assert chosen["horse"] == {**found["horse"], "chosen": True} and other["concept"] == "dog"
+
+
+def test_a_candidate_is_drawn_as_a_sampler_draws_it(comfy_host, demo, find, shown, monkeypatch):
+    """One small picture for each of the best; the second run draws nothing."""
+    gallery = comfy_host.module("nodes.host.gallery")
+    model, clip, vae = demo
+    node = find(shown[:1], words="stag, horse, ship", vae=vae, thumbnails=2)
+    (own,) = node.ui["candidates"]
+    assert [bool(entry["picture"]) for entry in own["words"]] == [True, True, False] and own["picture"]
+    assert "2 small pictures drawn in " in whole_report(node)
+
+    def opened(entry):
+        folder = comfy_host.base / "temp" / entry["subfolder"]
+        return to_tensor(Image.open(folder / entry["filename"]).convert("RGB")).movedim(0, -1)
+
+    assert torch.equal((opened(own["picture"]) * 255).round().to(torch.uint8), shown[0].pictures[0])
+    settings = dict(steps=8, cfg=7.0, sampler="dpmpp_2m", scheduler="karras")
+    latents = comfy_host.sample(model, clip, f"a photo of the {own['words'][0]['word']}", seed=0, **settings)
+    expected = comfy_host.decode(vae, latents)[0].movedim(0, -1)
+    assert float((opened(own["words"][0]["picture"]) - expected).abs().max()) < 0.02
+    monkeypatch.setattr(gallery, "sampled", lambda *a, **k: pytest.fail("drawn anew"))
+    again = find(shown[:1], words="stag, horse, ship", vae=vae, thumbnails=2, chosen="deer")
+    assert again[0][0].aliases == () and again.ui["candidates"][0]["words"][0]["picture"]
+    assert whole_report(again).endswith("\nnothing was asked or drawn anew")
+
+
+def test_chosen_words_that_contradict(comfy_host, find, shown):
+    with pytest.raises(ValueError, match="'hound' is in keep and in chosen: take it out of one of them"):
+        find(shown[1:], words="hound, pooch", keep="Hound", chosen="dog | hound")
+    with pytest.raises(ValueError, match="'stag' is in the list twice"):
+        find(words="stag", chosen="dog | stag\ndeer | stag")
+    checked = comfy_host.validate("MACE_FindAliases", words="", keep="", chosen="dog | pooch, hound\n| x")
+    assert "chosen: line 2: '| x' is not a concept and its aliases; write: dog | canine, hound" in checked

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
 from tests.stages import delta_of, fuse, report, stages
 from tests.test_refine_node import concepts, refine
 
 pytestmark = pytest.mark.host
+SHORT = {"steps": 2, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "normal"}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,44 @@ def test_a_new_strength_trains_and_reads_nothing(comfy_host, demo, parts, monkey
         monkeypatch.setattr(owner, path[-1], lambda *a, **k: pytest.fail("not a new solve only"))
     for strengths in ("dog = 0.2", "dog = 0", ""):
         fuse(comfy_host, model, parts[3], strengths=strengths)
+
+
+def test_a_prompt_before_and_after_draws_only_what_a_strength_changed(comfy_host, demo, parts, monkeypatch):
+    """Before: drawn once, whatever the strengths. After: with all at 0 the same picture, without drawing."""
+    model, clip, vae = demo
+    preview = comfy_host.module("nodes.host.gallery")
+    drawn, sampled = [], preview.sampled
+    monkeypatch.setattr(preview, "sampled", lambda own, *a, **k: drawn.append(own) or sampled(own, *a, **k))
+    monkeypatch.setattr(comfy_host.module("nodes.stages.erasing"), "SAMPLING", SHORT)
+    given = dict(clip=clip, vae=vae, preview_prompt="  a photo of\nthe dog ", preview_seed=5, width=64, height=64)
+
+    def run(strengths):
+        node = fuse(comfy_host, model, parts[3], strengths=strengths, **given)
+        opened = {
+            name: [
+                to_tensor(Image.open(comfy_host.base / "temp" / entry["subfolder"] / entry["filename"]).convert("RGB"))
+                for entry in node.ui[name]
+            ]
+            for name in ("a_images", "b_images")
+        }
+        return node[0], opened["a_images"], opened["b_images"]
+
+    fused, before, after = run("")
+    assert [own is model for own in drawn] == [True, False] and len(before) == len(after) == 2
+    for place, seed in enumerate((5, 6)):
+        for own, found in ((model, before), (fused, after)):
+            latents = comfy_host.sample(own, clip, "a photo of the dog", seed=seed, steps=2, cfg=3.0, sampler="ddim")
+            assert float((comfy_host.decode(vae, latents)[0] - found[place]).abs().max()) < 0.02
+    assert float((before[0] - after[0]).abs().max()) > 0.02
+    drawn.clear()
+    half, again, less = run("dog = 0.5")
+    assert len(drawn) == 1 and drawn[0] is half and all(map(torch.equal, again, before))
+    assert not torch.equal(less[0], after[0])
+    drawn.clear()
+    _, again, none = run("* = 0")
+    assert not drawn and all(map(torch.equal, none, before))
+    with pytest.raises(ValueError, match="preview_prompt is drawn with clip and vae: connect both"):
+        fuse(comfy_host, model, parts[3], **{**given, "vae": None})
 
 
 def test_dropping_and_adding_concepts(comfy_host, demo, parts):

@@ -1,10 +1,10 @@
-// Shows the pictures before and after on Erase Concepts, with a divider to drag. Where the page draws nodes with Vue it
+// Shows the pictures before and after on Erase Concepts and Fuse LoRAs, with a divider to drag. Where the page draws nodes with Vue it
 // is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie over each other.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { make } from "./page.js";
 
-const NODES = ["MACE_EraseConcepts"];
+const NODES = ["MACE_EraseConcepts", "MACE_FuseLoras"];
 const NAME = "before and after";
 const HEIGHT = 260;
 

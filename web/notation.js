@@ -121,6 +121,15 @@ export function phraseOf(given) {
   return phrase;
 }
 
+// A part's phrase, null for what the node would refuse.
+export function phraseOrNull(part) {
+  try {
+    return phraseOf(part);
+  } catch {
+    return null;
+  }
+}
+
 // A phrase as a line holds it, in quotes where it needs them.
 export function written(phrase) {
   const plain = !SPECIAL.test(phrase) && !BULLET.test(phrase) && !phrase.includes("->") && !/^['(-]|^$/.test(phrase);

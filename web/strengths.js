@@ -2,7 +2,7 @@
 // slider rewrites its concept's line and nothing else, and nothing of the sliders is saved or sent.
 import { app } from "../../scripts/app.js";
 import { normalised } from "./notation.js";
-import { after, isLinked, make, widgetOf } from "./page.js";
+import { after, isLinked, make, outputsOf, scrolls, widgetOf } from "./page.js";
 import { ALL, conceptNames, parseStrengths, withStrength, writable } from "./strengths_text.js";
 
 const FUSING = ["MACE_FuseLoras", "MACE_EraseConcepts"];
@@ -15,12 +15,8 @@ const UNFILTERED = 12;
 // Inputs that bring along the concepts which are fused; those of a prior or a model are others.
 const FOLLOWED = ["refinement", "loras", "concepts", "images", "more"];
 
-// What the last run fused. The page keeps it when it makes the nodes anew, as undo and another tab do.
-function ranWith(node) {
-  const graph = node.graph;
-  const place = !graph || graph === app.rootGraph ? node.id : `${graph.id}:${node.id}`;
-  return (app.nodeOutputs?.[place]?.concepts ?? []).map(([target]) => target);
-}
+// What the last run fused.
+const ranWith = (node) => (outputsOf(node)?.concepts ?? []).map(([target]) => target);
 
 function upstream(node) {
   const names = [];
@@ -99,14 +95,7 @@ function addPanel(node, state) {
   list.setAttribute("aria-label", "strengths");
   root.append(note, filter, list);
   filter.addEventListener("input", () => applyFilter(state));
-  // The wheel scrolls a list that is too long; else it is the canvas's, as everywhere on a node.
-  root.dataset.captureWheel = "true";
-  root.addEventListener("wheel", (event) => {
-    event.stopPropagation();
-    if (!event.ctrlKey && list.scrollHeight > list.clientHeight) return;
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
-  });
+  scrolls(root, list);
   // Last among the widgets: one in their midst that is not saved would shift the saved values behind it.
   const widget = node.addDOMWidget(PANEL, "mace-strengths", root, {
     serialize: false,

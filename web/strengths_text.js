@@ -1,18 +1,9 @@
 // Reads and rewrites the text of strengths and reads that of concepts, as mace/concepts/strengths.py does.
-import { ANY_ARROW, BREAK, UNREADABLE, commentOf, composed, lineOf, normalised, phraseOf, written } from "./notation.js";
+import { ANY_ARROW, BREAK, UNREADABLE, commentOf, composed, lineOf, normalised, phraseOrNull, written } from "./notation.js";
 
 export const ALL = "*";
 // Narrower than float(): what it takes besides (1_0, inf) counts as an error here, and an error changes no text.
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
-
-// A part's phrase, null for what the node would refuse.
-function phraseOrNull(part) {
-  try {
-    return phraseOf(part);
-  } catch {
-    return null;
-  }
-}
 
 // Map of the normalised name to {name, value, part}, part being the line's place in text.split(BREAK).
 // null for a text that the node would refuse.

@@ -8,11 +8,12 @@ the text encoder plays no part: an alias is what draws the same thing.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from .concept import Concept, normalised
+from .concept import Concept, normalised, phrases_by_key
 
 
 def explained(errors: Tensor, own: Tensor, empty: Tensor) -> Tensor:
@@ -47,29 +48,58 @@ def nearest(table: Tensor, groups: Sequence[Sequence[int]], count: int) -> list[
     return found
 
 
-def with_aliases(
-    concepts: Sequence[Concept], scores: Sequence[Mapping[str, float]], threshold: float, most: int, keep: Sequence[str]
-) -> tuple[Concept, ...]:
-    """The concepts with the words that reach `threshold` as further aliases, at most `most` each, best first.
+def candidates(
+    concepts: Sequence[Concept], scores: Sequence[Mapping[str, float]], keep: Sequence[str]
+) -> list[dict[str, float]]:
+    """For each concept the words that could be its aliases, with what they explain, best first.
 
-    scores: what each word explains, for each concept.  keep: words that stay as they are. A word goes to the concept
-    that it explains best. No alias is a word of the list, of `keep`, or one that a mapping names.
+    scores: what each word explains, for each concept.  keep: words that stay as they are. A word is a candidate of the
+    one concept that it explains best; no word of the list, of `keep`, or one that a mapping names is a candidate.
     """
-    taken = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, keep))
+    taken = set(phrases_by_key(concepts)) | set(map(normalised, keep))
     mappings = [f" {normalised(concept.mapping)} " for concept in concepts]
     owner: dict[str, tuple[float, int]] = {}
     for place, own in enumerate(scores):
         for word, score in own.items():
             key = normalised(word)
             free = key not in taken and not any(f" {key} " in mapping for mapping in mappings)
-            if free and score >= threshold and score > owner.get(key, (-torch.inf, 0))[0]:
+            if free and score > owner.get(key, (-torch.inf, 0))[0]:
                 owner[key] = (score, place)
+    return [
+        {
+            word: score
+            for word, score in sorted(own.items(), key=lambda pair: -pair[1])
+            if owner.get(normalised(word), (0, -1))[1] == place
+        }
+        for place, own in enumerate(scores)
+    ]
+
+
+def with_aliases(
+    concepts: Sequence[Concept],
+    scores: Sequence[Mapping[str, float]],
+    threshold: float,
+    most: int,
+    keep: Sequence[str],
+    chosen: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> tuple[Concept, ...]:
+    """The concepts with further aliases: the `candidates` that reach `threshold`, at most `most` each, best first.
+
+    chosen: for some concepts, by their normalised target, the words to take in place of these, whatever they explain;
+    those of the list are passed over. Raises ValueError for a chosen word that is in `keep`.
+    """
+    listed, kept = phrases_by_key(concepts), set(map(normalised, keep))
+    for word in (word for words in chosen.values() for word in words):
+        if normalised(word) in kept:
+            raise ValueError(f"{word!r} is in keep and in chosen: take it out of one of them")
+    free = candidates(concepts, scores, [*keep, *(word for words in chosen.values() for word in words)])
     result = []
-    for place, (concept, own) in enumerate(zip(concepts, scores, strict=True)):
-        found = sorted(
-            (word for word in own if owner.get(normalised(word), (0, -1))[1] == place), key=lambda w: -own[w]
-        )
-        result.append(replace(concept, aliases=(*concept.aliases, *found[:most])))
+    for concept, own in zip(concepts, free, strict=True):
+        found = [word for word, score in own.items() if score >= threshold][:most]
+        named = chosen.get(normalised(concept.target))
+        if named is not None:
+            found = [word for word in named if normalised(word) not in listed]
+        result.append(replace(concept, aliases=(*concept.aliases, *found)))
     return tuple(result)
 
 
@@ -79,7 +109,7 @@ def neighbours(concepts: Sequence[Concept], words: Sequence[Sequence[str]], most
     concepts: with the aliases that the model told.  words: that were tried, nearest first, for each concept.  At most
     `most` a concept; each word once, and none that a mapping names.
     """
-    taken = {normalised(phrase) for concept in concepts for phrase in concept.phrases}
+    taken = phrases_by_key(concepts)
     named = [f" {normalised(concept.mapping)} " for concept in concepts]
     found: dict[str, str] = {}
     for own in words:

@@ -65,21 +65,35 @@ def parse_synonyms(text: str) -> dict[str, list[str]]:
 
     Raises ValueError for a line that cannot be read.
     """
+    return _names_by_target(text, "synonyms", ("a synonym", "synonyms"), least=1)
+
+
+def parse_chosen(text: str) -> dict[str, list[str]]:
+    """Aliases that an artist chose, by target, from lines `target | alias, alias`; a target alone has none.
+
+    Raises ValueError for a line that cannot be read.
+    """
+    return _names_by_target(text, "chosen", ("an alias", "aliases"), least=0)
+
+
+def _names_by_target(text: str, field: str, called: tuple[str, str], least: int) -> dict[str, list[str]]:
+    """field: the input that holds the text.  called: one name, and several.  least: how many a target has."""
+    one, several = called
     found: dict[str, list[str]] = {}
-    for line in read_lines(text, "synonyms"):
-        place = f"synonyms: line {line.number}"
+    for line in read_lines(text, field):
+        place = f"{field}: line {line.number}"
         left, sign, rest = line.text.partition("|" if "|" in line.text else ":")
         try:
             target = phrase_of(left)
         except TextError as error:
             raise TextError(f"{place}: {error}") from None
         names = _names(rest, place)
-        if not sign or not target or not names:
-            raise TextError(f"{place}: {line.raw!r} is not a concept and its synonyms; write: dog | canine, hound")
+        if not target or len(names) < least:
+            raise TextError(f"{place}: {line.raw!r} is not a concept and its {several}; write: dog | canine, hound")
         if ":" in rest or "|" in rest:
-            raise TextError(f"{place}: a synonym holds a colon or a bar; write: dog | canine, hound")
+            raise TextError(f"{place}: {one} holds a colon or a bar; write: dog | canine, hound")
         if normalised(target) in map(normalised, found):
-            raise TextError(f"{place}: {target!r} has synonyms already; write them in one line")
+            raise TextError(f"{place}: {target!r} has {several} already; write them in one line")
         found[target] = names
     return found
 

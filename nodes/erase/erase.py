@@ -1,19 +1,16 @@
 """Erase Concepts: the whole of MACE in one node."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ...mace.concepts.concept import TYPES, ConceptError, ConceptList, lines_error, merge, parse_concepts, preset_of
 from ...mace.concepts.strengths import parse_strengths
 from ...mace.presets.presets import PAPER
+from ..compared import MOST_SEED, compared_pictures, read_prompt
 from ..host.model.family import sized
 from ..host.preset_files import find_preset, preset_stamp, presets
-from ..host.progress import send_text
 from ..schema import ERASE, ConceptsType, LorasType, PriorType, side_inputs
-from ..stages.erasing import COMPARED, Wanted, check_vae, erase, sampling
-from ..stages.preview import before_and_after
-
-MOST_SEED = 2**63 - 1
+from ..stages.erasing import Wanted, check_vae, erase, sampling
 
 
 class EraseConcepts(io.ComfyNode):
@@ -172,7 +169,7 @@ class EraseConcepts(io.ComfyNode):
         if theirs not in ("", preset):
             lines.append(f"settings: {preset}, chosen here; the concepts' own, {theirs}, are passed over")
         chosen = ConceptList(chosen, "" if preset == PAPER else preset)
-        shown = " ".join(preview_prompt.split())
+        shown = read_prompt(preview_prompt)
         if shown:
             check_vae(vae)
         settings = find_preset(preset)
@@ -180,13 +177,8 @@ class EraseConcepts(io.ComfyNode):
         erased = erase(model, clip, vae, chosen, wanted)
         pictures = {}
         if shown:
-            send_text("drawing before and after")
-            size = {"width": width, "height": height}
-            seeds = [(seed + number) % (MOST_SEED + 1) for number in range(COMPARED)]
-            drawn = before_and_after(model, erased.model, clip, vae, shown, seeds, size | sampling(model))
-            for name, images in zip(("a_images", "b_images"), drawn, strict=True):
-                pictures[name] = ui.PreviewImage(images, cls=cls).as_dict()["images"]
-            send_text("before and after: drag the divider")
+            how = {"width": width, "height": height, **sampling(model)}
+            pictures = compared_pictures(cls, model, erased.model, clip, vae, shown, seed, how)
         # The concepts are for the page's sliders, which cannot know what a preset holds; what stands behind the loras
         # output has nothing to do where none are trained.
         return io.NodeOutput(

@@ -1,12 +1,17 @@
 """Find Aliases: other words that the model draws a concept with, to be erased together with it."""
 
-from comfy_api.latest import io
+import time
+from dataclasses import asdict
+
+from comfy_api.latest import io, ui
 
 from ...mace.concepts.concept import ConceptList, as_line, one_preset
 from ...mace.concepts.notation import written
-from ...mace.concepts.subjects import parse_names
+from ...mace.concepts.subjects import parse_chosen, parse_names
 from ...mace.concepts.text import TextError
+from ..host.progress import duration, send_text
 from ..schema import ERASE, ConceptsType, ImagesType
+from ..stages.alias_choice import draw_candidates, small
 from ..stages.alias_search import AliasSettings, find_aliases
 
 
@@ -90,6 +95,31 @@ class FindAliases(io.ComfyNode):
                     advanced=True,
                     tooltip="How many near words that are no aliases are offered to be kept, for each concept.",
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Its VAE, for a small picture of each candidate. Without it none are drawn.",
+                ),
+                io.Int.Input(
+                    "thumbnails",
+                    default=8,
+                    min=0,
+                    max=16,
+                    optional=True,
+                    tooltip="How many of each concept's candidates are drawn small, the best first, where a VAE is "
+                    "connected: eight steps for each. 0: none.",
+                ),
+                io.String.Input(
+                    "chosen",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    optional=True,
+                    placeholder="(what the model found)",
+                    tooltip="The aliases that you chose, one concept a line: deer | stag, hart. The boxes below, which "
+                    "stand there once the node has run, write it. A concept without a line takes what the model found, "
+                    "one with its name alone takes none. A change searches nothing anew.",
+                ),
             ],
             outputs=[
                 ConceptsType.Output("concepts", tooltip="The concepts with the aliases found, for CFR Refine."),
@@ -105,21 +135,46 @@ class FindAliases(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, words=None, keep=None):
+    def validate_inputs(cls, words=None, keep=None, chosen=None):
         try:
             parse_names(words or "", "words")
             parse_names(keep or "", "keep")
+            parse_chosen(chosen or "")
         except TextError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(
-        cls, model, clip, images, words, keep, nearest, threshold, most, pictures, seed, neighbours=8
+        cls,
+        model,
+        clip,
+        images,
+        words,
+        keep,
+        nearest,
+        threshold,
+        most,
+        pictures,
+        seed,
+        neighbours=8,
+        vae=None,
+        thumbnails=8,
+        chosen="",
     ) -> io.NodeOutput:
-        settings = AliasSettings(words, keep, nearest, threshold, most, pictures, seed, neighbours)
+        settings = AliasSettings(words, keep, nearest, threshold, most, pictures, seed, neighbours, chosen)
+        start = time.perf_counter()
         found = find_aliases(model, clip, images, settings)
-        told = [*found.lines, f"near, and no aliases: {', '.join(found.neighbours) or 'nothing'}"]
+        times = [time.perf_counter() - start]
+        shown, drawn = [{} for _ in images], 0
+        if vae is not None and thumbnails:
+            shown, drawn = draw_candidates(model, clip, vae, images, found.candidates, thumbnails, found.seconds)
+            times.append(time.perf_counter() - start - times[0])
+        took = [f"asked in {duration(times[0])}"] if found.seconds is not None else []
+        took += [f"{drawn} small pictures drawn in {duration(times[1])}"] if drawn else []
+        took = ", ".join(took) or "nothing was asked or drawn anew"
+        send_text(took)
+        told = [*found.lines, f"near, and no aliases: {', '.join(found.neighbours) or 'nothing'}", took]
         as_text = "\n".join(map(as_line, found.concepts))
         preset = one_preset(entry.preset for entry in images)
         return io.NodeOutput(
@@ -127,5 +182,23 @@ class FindAliases(io.ComfyNode):
             found.images,
             as_text,
             "\n".join(map(written, found.neighbours)),
-            ui={"text": ("\n".join(told),)},
+            ui={"text": ("\n".join(told),), "candidates": cls._offered(images, found.candidates, shown)},
         )
+
+    @classmethod
+    def _offered(cls, images, candidates, pictures) -> list[dict]:
+        """For the page: each concept with its own picture and its candidates, with theirs where they were drawn."""
+
+        def saved(picture) -> dict:
+            return ui.PreviewImage(picture[None], cls=cls).as_dict()["images"][0]
+
+        return [
+            {
+                "concept": entry.concept.target,
+                "picture": saved(small(entry.pictures[0])),
+                "words": [
+                    {**asdict(own), "picture": saved(shown[own.word]) if own.word in shown else None} for own in offered
+                ],
+            }
+            for entry, offered, shown in zip(images, candidates, pictures, strict=True)
+        ]

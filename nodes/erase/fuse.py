@@ -6,10 +6,13 @@ from ...mace.concepts.concept import preset_of
 from ...mace.concepts.strengths import parse_strengths
 from ...mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 from ...mace.pipeline.written import is_auto, read_weight
+from ..compared import MOST_SEED, compared_pictures, read_prompt
 from ..host.pipeline import ModelWeights, text_of
 from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..host.progress import NodeProgress
-from ..schema import ERASE, LorasType, PriorType, RefinementType, number_input
+from ..schema import ERASE, LorasType, PriorType, RefinementType, number_input, side_inputs
+from ..stages.erasing import sampling
+from ..stages.nearby import fused_lines
 
 
 class FuseLoras(io.ComfyNode):
@@ -79,9 +82,30 @@ class FuseLoras(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder: for LoRAs from a file that was saved without moments, and to take out "
-                    "of a prior what names a concept of the list.",
+                    tooltip="The text encoder: for LoRAs from a file that was saved without moments, to take out of a "
+                    "prior what names a concept of the list, and for preview_prompt.",
                 ),
+                io.Vae.Input("vae", optional=True, tooltip="Its VAE, for preview_prompt only."),
+                io.String.Input(
+                    "preview_prompt",
+                    optional=True,
+                    dynamic_prompts=False,
+                    default="",
+                    placeholder="a photo of a dog in a park",
+                    tooltip="A prompt of yours: the node shows what it draws before and after, with two seeds, so that "
+                    "you see what a slider does. Needs clip and vae. Empty: no pictures.",
+                ),
+                io.Int.Input(
+                    "preview_seed",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=MOST_SEED,
+                    control_after_generate=False,
+                    advanced=True,
+                    tooltip="Seed of the first picture of the preview; the second has the next.",
+                ),
+                *side_inputs("the preview's pictures", optional=True, advanced=True),
             ],
             outputs=[io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v.")],
             has_intermediate_output=True,
@@ -99,8 +123,27 @@ class FuseLoras(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, loras, method, strengths, lambda2, lambda3, mu, pull, refinement=None, prior=None, clip=None
+        cls,
+        model,
+        loras,
+        method,
+        strengths,
+        lambda2,
+        lambda3,
+        mu,
+        pull,
+        refinement=None,
+        prior=None,
+        clip=None,
+        vae=None,
+        preview_prompt="",
+        preview_seed=0,
+        width=0,
+        height=0,
     ) -> io.NodeOutput:
+        shown = read_prompt(preview_prompt)
+        if shown and (clip is None or vae is None):
+            raise ValueError("preview_prompt is drawn with clip and vae: connect both, or leave it empty")
         name, weights = "", (lambda2, lambda3, mu)
         if refinement is not None:
             name, count = preset_of(refinement.concepts), len(refinement.concepts)
@@ -110,7 +153,14 @@ class FuseLoras(io.ComfyNode):
             make = find_preset(name).fuse
             weights = weights_in_place_of_auto(weights, None if make is None else make(count))
         given = (ModelWeights(model), None if clip is None else text_of(clip), NodeProgress())
-        fused, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
+        edited, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
+        fused = edited.model
         lines = [*([f"auto: {name}"] if name else []), *lines]
+        if clip is not None:
+            lines += fused_lines(model, fused, clip, loras, refinement, prior, listed)
+        pictures = {}
+        if shown:
+            settings = {"width": width, "height": height, **sampling(model)}
+            pictures = compared_pictures(cls, model, fused, clip, vae, shown, preview_seed, settings)
         # The concepts are for the page's sliders, which cannot know what a file of LoRAs holds.
-        return io.NodeOutput(fused.model, ui={"text": ("\n".join(lines),), "concepts": listed})
+        return io.NodeOutput(fused, ui={"text": ("\n".join(lines),), "concepts": listed, **pictures})

@@ -14,11 +14,12 @@ from ...mace.pipeline.refine import (
     written_settings,
 )
 from ...mace.pipeline.written import AUTO, read_weight
-from ..host.model.unet import PROJECTIONS
+from ..host.model.unet import PROJECTIONS, is_unet
 from ..host.pipeline import text_and_weights
 from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..host.progress import NodeProgress
 from ..schema import ERASE, ConceptsType, PriorType, RefinementType, number_input
+from ..stages.nearby import moved_lines
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
 
@@ -174,4 +175,7 @@ class CFRRefine(io.ComfyNode):
         text, original = text_and_weights(model, clip)
         how = (strength, projections, written_settings(*written), pooled_text, OWN_WORDS[own_words])
         refined, result, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, *how)
-        return io.NodeOutput(refined.model, result, ui=ui.PreviewText("\n".join([*lines, *about])))
+        lines += about
+        if strength and is_unet(model):
+            lines += moved_lines(model, refined.model, clip, concepts, result.prior)
+        return io.NodeOutput(refined.model, result, ui=ui.PreviewText("\n".join(lines)))

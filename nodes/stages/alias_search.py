@@ -1,5 +1,6 @@
 """What the model says of words and a concept's pictures: its error for each as the prompt (mace.concepts.aliases)."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,33 +11,40 @@ from comfy import model_management
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.aliases import explained, nearest, neighbours, with_aliases
-from ...mace.concepts.concept import Concept, merge, normalised
+from ...mace.concepts.aliases import candidates, explained, nearest, neighbours, with_aliases
+from ...mace.concepts.concept import Concept, merge, normalised, phrases_by_key
 from ...mace.concepts.images import ConceptImages
-from ...mace.concepts.subjects import parse_names
+from ...mace.concepts.subjects import parse_chosen, parse_names
 from ...mace.method.tokens import fill
 from ...mace.method.train import stream
 from ...mace.pipeline.batches import chunks
 from ..host.any_text import AnyText, text_to_draw_with
 from ..host.gallery import BLOCK, Prompts
+from ..host.kept.content import content_sha256, model_sha256
+from ..host.kept.store import ContentStore
 from ..host.model.predict import noisy, predict, predict_given
 from ..host.networks import in_batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
+from .alias_choice import Candidate, listed, told
 
 # Where the outline of a thing is decided: with less noise any words do, with more none help.
 TIMESTEPS = (300, 500, 700)
 # All words are tried in one draw, and those that explain most in all of them.
 FIRST_TIMESTEP, LEAST_LEFT, SHARE_LEFT = 500, 16, 8
 TOGETHER, ENCODED = 16, 256
-SHOWN = 3
+SCORE_BYTES, KEPT_BYTES = 128, 16 << 20
+
+# What words explain, by all that it depends on: what is chosen among them changes nothing of it.
+_searches = ContentStore(KEPT_BYTES)
 
 
 @dataclass(frozen=True)
 class AliasSettings:
     """What the artist sets. words: to try, "" for the `nearest` of the vocabulary.  keep: words that stay as they are.
     threshold: what an alias must explain, 0..1.  most: aliases added to one concept.  pictures: looked at, of each.
-    neighbours: words that are no aliases, to be kept, at most so many a concept.
+    neighbours: words that are no aliases, to be kept, at most so many a concept.  chosen: for some concepts, the words
+    that become aliases in place of what the model found (see `parse_chosen`).
     """
 
     words: str = ""
@@ -47,16 +55,21 @@ class AliasSettings:
     pictures: int = 4
     seed: int = 0
     neighbours: int = 8
+    chosen: str = ""
 
 
 @dataclass(frozen=True)
 class Found:
     """What the model said. images: with the concepts that have their aliases.  lines: one on each for the artist.
-    neighbours: words next to the concepts, by their token embeddings, that are no aliases."""
+    neighbours: words next to the concepts, by their token embeddings, that are no aliases; before them those that the
+    artist did not choose.  candidates: of each concept, best first.  seconds: a prediction took, None where the model
+    was not asked."""
 
     images: tuple[ConceptImages, ...]
     lines: list[str]
     neighbours: tuple[str, ...]
+    candidates: tuple[tuple[Candidate, ...], ...] = ()
+    seconds: float | None = None
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -180,9 +193,15 @@ def explained_by(
 ) -> dict[str, float]:
     """What each of the words explains of the concept's pictures, best first; of those that are tried in all draws.
 
-    Raises ValueError, naming the concept, when its own words explain nothing.
+    Kept by content. Raises ValueError, naming the concept, when its own words explain nothing.
     """
-    concept, draws = images.concept, draws_of(images, pictures, seed)
+    concept = images.concept
+    about = (model_sha256(model), encoder.content(concept.target, *words), images.latents, images.template)
+    key = content_sha256(*about, concept.target, list(words), pictures, seed)
+    known = _searches.get(key)
+    if known is not None:
+        return dict(known)
+    draws = draws_of(images, pictures, seed)
     first = [draw for draw in draws if draw.timestep == FIRST_TIMESTEP][:1]
 
     def scores(tried: Sequence[str], used: Sequence[Draw]) -> dict[str, float]:
@@ -197,7 +216,9 @@ def explained_by(
     if not words:
         return {}
     left = list(scores(words, first))[: left_of(len(words))]
-    return scores(left, draws)
+    found = scores(left, draws)
+    _searches.put(key, tuple(found.items()), SCORE_BYTES * len(found))
+    return found
 
 
 def left_of(count: int) -> int:
@@ -213,7 +234,7 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     encoder = text_to_draw_with(clip, model)
     encoder.check_width(model)
     concepts, kept = [entry.concept for entry in images], parse_names(s.keep, "keep")
-    named = {normalised(phrase) for concept in concepts for phrase in concept.phrases} | set(map(normalised, kept))
+    named = {*phrases_by_key(concepts), *map(normalised, kept)}
     tried, given = [], parse_names(s.words, "words")
     near = [given] * len(images) if given else nearest_words(encoder, [own.target for own in concepts], s.nearest)
     for entry, words in zip(images, near, strict=True):
@@ -222,22 +243,38 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
     total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
     progress = ProgressBar(max(total, 1))
-    scores = []
+    scores, asked, seconds = [], 0, 0.0
+
+    def step(count: int) -> None:
+        nonlocal asked
+        asked += count
+        progress.update(count)
+
     for entry, own in zip(images, tried, strict=True):
         send_text(f"{entry.concept.target}: {len(own)} words")
-        scores.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, progress.update))
-    found = merge(with_aliases(concepts, scores, s.threshold, s.most, kept))
+        start = time.perf_counter()
+        scores.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, step))
+        seconds += time.perf_counter() - start
+    written = parse_chosen(s.chosen)
+    chosen = {normalised(target): words for target, words in written.items()}
+    usual = with_aliases(concepts, scores, s.threshold, s.most, kept)
+    found = merge(with_aliases(concepts, scores, s.threshold, s.most, kept, chosen) if chosen else usual)
+    added = [new.aliases[len(old.aliases) :] for old, new in zip(concepts, found, strict=True)]
     lines = [
-        _told(new, new.aliases[len(old.aliases) :], own) for old, new, own in zip(concepts, found, scores, strict=True)
+        told(concept, own, said, normalised(concept.target) in chosen)
+        for concept, own, said in zip(concepts, added, scores, strict=True)
     ]
+    strange = [target for target in written if normalised(target) not in {normalised(own.target) for own in concepts}]
+    if strange:
+        lines.append(f"chosen names what is not in the list, and is passed over: {', '.join(strange)}")
     renamed = tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True))
+    # What the artist did not choose is drawn most alike, and erasing reaches it first.
+    left = [word for concept in usual for word in concept.aliases if normalised(word) not in phrases_by_key(found)]
     stay = neighbours(found, tried, s.neighbours)
-    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])))
-
-
-def _told(concept, added, scores) -> str:
-    """What was found for a concept, and the words that came next."""
-    said = ", ".join(f"{word} {scores[word]:.0%}" for word in added) or "nothing"
-    others = [word for word in scores if word not in added][:SHOWN]
-    after = "; then " + ", ".join(f"{word} {scores[word]:.0%}" for word in others) if others else ""
-    return f"{concept.target}: {said}{after}"
+    offered = tuple(
+        listed(own, best.aliases, new)
+        for own, best, new in zip(candidates(concepts, scores, kept), usual, added, strict=True)
+    )
+    # What is kept from before took no prediction.
+    each = seconds / asked if asked else None
+    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *left, *stay])), offered, each)

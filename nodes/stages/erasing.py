@@ -25,6 +25,7 @@ from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import make_images, undrawn
 from .mask_making import ATTENTION, make_masks
+from .nearby import fused_lines
 from .train import train_loras
 
 # The host's usual sampling, as its own txt2img template has it.
@@ -242,7 +243,8 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
         fuse_as,
         next(iter(TOWARDS)),
     )
-    about["Fusion"] = [*lean_lines(wanted.lean), *about_fusion]
+    far = fused_lines(model, fused.model, clip, loras, refinement, prior, listed)
+    about["Fusion"] = [*lean_lines(wanted.lean), *about_fusion, *far]
     took = f"It took {duration(time.perf_counter() - start)}."
     send_text(took)
     lines = [line for name, part in about.items() for line in (f"{name}:", *part)]

@@ -1,0 +1,31 @@
+"""A prompt of the artist's before and after, for the page's compare: on the nodes that erase."""
+
+from comfy_api.latest import io, ui
+
+from .host.progress import send_text
+from .stages.erasing import COMPARED
+from .stages.preview import before_and_after
+
+MOST_SEED = 2**63 - 1
+
+
+def read_prompt(text: str) -> str:
+    """A prompt in one line, "" for no pictures."""
+    return " ".join(text.split())
+
+
+def compared_pictures(
+    cls: type[io.ComfyNode], base, erased, clip, vae, prompt: str, seed: int, settings: dict
+) -> dict[str, list]:
+    """What a node's ui holds for the page: the prompt drawn by two MODELs with COMPARED seeds, `seed` the first.
+
+    settings: see `before_and_after`.
+    """
+    send_text("drawing before and after")
+    seeds = [(seed + number) % (MOST_SEED + 1) for number in range(COMPARED)]
+    drawn = before_and_after(base, erased, clip, vae, prompt, seeds, settings)
+    send_text("before and after: drag the divider")
+    return {
+        name: ui.PreviewImage(images, cls=cls).as_dict()["images"]
+        for name, images in zip(("a_images", "b_images"), drawn, strict=True)
+    }

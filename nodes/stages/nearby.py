@@ -1,0 +1,84 @@
+"""How far an edit moved the words that are no concepts: those next to the concepts, and what a prior preserves."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from comfy import model_management
+from torch import Tensor
+
+from ...mace.concepts.aliases import neighbours
+from ...mace.concepts.concept import Concept, normalised, phrases_by_key
+from ...mace.formats.lora_set import LoraSet
+from ...mace.measure.nearby import in_words, moved
+from ...mace.method.prior import Prior
+from ...mace.method.refine import Refinement
+from ...mace.method.tokens import fill
+from ...mace.pipeline.batches import chunks
+from ...mace.pipeline.store import LastResult
+from ..host.model.unet import cross_attention_keys, effective_weight
+from ..host.text import TextEncoder
+from .alias_search import nearest_words
+
+# Words that are asked for, those of the prior among them, and those that are named.
+ASKED, PRESERVED, NAMED = 12, 6, 5
+PROMPT = "a photo of the {}"
+
+# Words next to a list, which stay when a strength moves.
+_near = LastResult()
+
+
+def words_nearby(encoder: TextEncoder, concepts: Sequence[Concept], prior: Prior | None) -> list[str]:
+    """What a prior preserves, then the words next to each concept in turn, at most ASKED."""
+    key = (encoder.identity, tuple(concepts))
+    near = _near.get(encoder.clip.cond_stage_model, key)
+    if near is None:
+        # Of a concept's own aliases none counts, so that some more are looked at.
+        most = -(-ASKED // len(concepts))
+        lists = nearest_words(encoder, [own.target for own in concepts[:ASKED]], 4 * ASKED)
+        near = neighbours(concepts, [*lists, *[[]] * (len(concepts) - len(lists))], most)
+        _near.put(encoder.clip.cond_stage_model, key, near)
+    erased = phrases_by_key(concepts)
+    preserved = [word for word in (prior.preserved if prior else ()) if normalised(word) not in erased][:PRESERVED]
+    every = {normalised(word): word for word in reversed([*preserved, *near])}
+    return encoder.fitting(list(reversed(every.values())), lambda word: fill(PROMPT, word))[:ASKED]
+
+
+def moved_lines(model, edited, clip, concepts: Sequence[Concept], prior: Prior | None) -> list[str]:
+    """A line for the artist on how far such words moved between two MODELs, most first; none without words.
+
+    See `mace.measure.nearby`. Both are Stable Diffusion UNets, `edited` a clone of `model` with other patches.
+    """
+    encoder = TextEncoder(clip)
+    encoder.check_width(model)
+    words = words_nearby(encoder, concepts, prior)
+    if not words:
+        return []
+    prompts = [*(fill(PROMPT, word) for word in words), ""]
+    read = torch.cat([encoder.encoded(part).cpu() for part in chunks(prompts)]).float()
+    shares = moved(read[:-1], read[-1], _projections(model, edited)).tolist()
+    ranked = sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
+    # One word of how far for all that moved as far.
+    by_extent: dict[str, list[str]] = {}
+    for word, share in ranked[:NAMED]:
+        by_extent.setdefault(in_words(share), []).append(word)
+    said = ", ".join(f"{' and '.join(names)} {extent}" for extent, names in by_extent.items())
+    return [f"of {len(words)} words nearby, moved most: {said}"]
+
+
+def fused_lines(
+    model, fused, clip, loras: LoraSet, refinement: Refinement | None, prior: Prior | None, listed: Sequence
+) -> list[str]:
+    """`moved_lines` of a fusion; none where it left the MODEL as it was. listed: (target, strength) of its concepts."""
+    recipe = loras.recipe if refinement is None else refinement
+    concepts = (loras if refinement is None else refinement).concepts
+    erased = [concept for concept, (_, strength) in zip(concepts, listed, strict=True) if strength]
+    return moved_lines(model, fused, clip, erased, prior or recipe.prior) if erased and recipe.strength else []
+
+
+def _projections(model, edited) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each cross-attention weight of two MODELs."""
+    patches = [own.get_key_patches("diffusion_model.") for own in (model, edited)]
+    for key in cross_attention_keys(model):
+        model_management.throw_exception_if_processing_interrupted()
+        before, after = (effective_weight(own[key], key, model.load_device) for own in patches)
+        yield before, after
