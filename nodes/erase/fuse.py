@@ -105,7 +105,7 @@ class FuseLoras(io.ComfyNode):
                     advanced=True,
                     tooltip="Seed of the first picture of the preview; the second has the next.",
                 ),
-                *side_inputs("the preview's pictures", optional=True, advanced=True),
+                *side_inputs("the preview's pictures", optional=True),
             ],
             outputs=[io.Model.Output("model", tooltip="The erased model: the original with patches on to_k and to_v.")],
             has_intermediate_output=True,
