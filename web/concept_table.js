@@ -13,6 +13,7 @@ const FIELDS = { MACE_Concepts: "concepts", MACE_EraseConcepts: "words" };
 const TABLE = "concept table";
 // Of a node: its lines are shown as text.
 const AS_TEXT = "concepts as text";
+const OTHER_TYPE = "The lines of this node are of type";
 const BAR = 26;
 const HEAD = 16;
 const ROW = 24;
@@ -225,7 +226,7 @@ function searchOf(state) {
     refusal(type) {
       const own = typeOf(state);
       if (!own || own === type || !on().length) return "";
-      return `The lines of this node are of type ${own}. Take a Concepts node of its own for type ${type}.`;
+      return `${OTHER_TYPE} ${own}. Take a Concepts node of its own for type ${type}.`;
     },
     take(entries) {
       const type = widgetOf(state.node, "type");
