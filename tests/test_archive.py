@@ -44,7 +44,11 @@ def test_it_holds_what_an_artist_needs_and_little_else(archive):
         for room in ("nodes", "mace", "web", "locales")
         for path in (REPO / room).rglob("*")
     }
-    wanted = {name for name in tracked if name.endswith((".py", ".js", ".md", ".json")) and "__pycache__" not in name}
+    wanted = {
+        name
+        for name in tracked
+        if name.endswith((".py", ".js", ".css", ".md", ".png", ".json")) and "__pycache__" not in name
+    }
     assert wanted <= set(archive)
 
 

@@ -27,8 +27,7 @@ def expected() -> str:
         f"  {json.dumps(name)}: [\n{entries([list(own) for own in preset])}  ],\n" for name, preset in PRESETS.items()
     )
     return (
-        "// The paper's lists and the usual mappings, of mace/concepts/lists.py; "
-        "tests/test_paper_lists.py writes it.\n\n"
+        "// The paper's lists and the usual mappings, of mace/concepts/lists.py; test_paper_lists.py writes it.\n\n"
         "// By type, in the order of the nodes' choice.\n"
         f"export const MAPPINGS = {json.dumps({kind: DEFAULT_MAPPING[kind] for kind in TYPES}, indent=2)};\n\n"
         "// Of the classes of Table 6.\n"

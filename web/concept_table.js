@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { errorsOf, isForeign, lineFrom, linesOf, numbersTaken, rowOf, switched } from "./concept_lines.js";
 import { usualMapping, withLine, withLines, withMoved, withoutLine } from "./concept_lines.js";
+import { makePanel } from "./concept_panel.js";
 import { CELLS, dragRow, makeRow, showError, showRow, typedIn } from "./concept_rows.js";
 import { makeSearch } from "./concept_search.js";
 import { BREAK, composed, normalised, written } from "./notation.js";
@@ -13,6 +14,7 @@ const FIELDS = { MACE_Concepts: "concepts", MACE_EraseConcepts: "words" };
 const TABLE = "concept table";
 // Of a node: its lines are shown as text.
 const AS_TEXT = "concepts as text";
+const OTHER_TYPE = "The lines of this node are of type";
 const BAR = 26;
 const HEAD = 16;
 const ROW = 24;
@@ -225,7 +227,7 @@ function searchOf(state) {
     refusal(type) {
       const own = typeOf(state);
       if (!own || own === type || !on().length) return "";
-      return `The lines of this node are of type ${own}. Take a Concepts node of its own for type ${type}.`;
+      return `${OTHER_TYPE} ${own}. Take a Concepts node of its own for type ${type}.`;
     },
     take(entries) {
       const type = widgetOf(state.node, "type");
@@ -245,61 +247,24 @@ function searchOf(state) {
   });
 }
 
-function makePanel(state) {
-  const root = make("div", {}, { className: "mace-concepts" });
-  const bar = make("div", {}, { className: "mace-bar" });
-  const count = make("span");
-  const lists = make("button", {}, { type: "button", textContent: "paper's lists" });
-  const view = make("button", {}, { type: "button" });
-  bar.append(count, lists, view);
-  const foreign = "This is another program's list, or a numbered one. Queue it: the node's error says how to write it here.";
-  const note = make("div", {}, { className: "mace-note", textContent: foreign });
-  note.setAttribute("role", "status");
-  const head = make("div", {}, { className: "mace-head" });
-  head.setAttribute("aria-hidden", "true");
-  head.append(make("span"), make("span"), ...CELLS.map((name) => make("span", {}, { textContent: name })));
-  const list = make("div", {}, { className: "mace-rows" });
-  list.setAttribute("role", "list");
-  list.setAttribute("aria-label", "concepts");
-  const said = make("div", { position: "absolute", width: "1px", height: "1px", overflow: "hidden" });
-  said.setAttribute("aria-live", "polite");
-  const search = searchOf(state);
-  root.append(bar, note, search.root, head, list, said);
-  lists.addEventListener("click", () => {
-    search.open(search.root.hidden);
-    render(state);
-  });
-  view.addEventListener("click", () => {
-    step(() => {
-      if (asText(state)) delete state.node.properties[AS_TEXT];
-      else state.node.properties[AS_TEXT] = true;
-      render(state);
-    });
-    view.focus();
-  });
-  // Keys that are typed here are not the canvas's, where Delete takes nodes away; those with Ctrl are (queue, undo).
-  for (const name of ["keydown", "keyup"]) {
-    root.addEventListener(name, (event) => {
-      if (event.key === "Escape" && name === "keydown" && search.root.contains(event.target)) lists.click();
-      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
-    });
-  }
-  root.dataset.captureWheel = "true";
-  root.addEventListener("wheel", (event) => {
-    event.stopPropagation();
-    const scrolled = event.target.closest(".mace-rows, .mace-found");
-    if (!event.ctrlKey && scrolled && scrolled.scrollHeight > scrolled.clientHeight) return;
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
-  });
-  return { root, count, lists, view, note, head, list, said, search };
-}
-
 function addTable(node, field) {
   const state = { node, field, text: "", rows: [] };
   node.maceTable = state;
   state.told = events(state);
-  state.panel = makePanel(state);
+  state.panel = makePanel(searchOf(state), {
+    searched() {
+      state.panel.search.open(state.panel.search.root.hidden);
+      render(state);
+    },
+    viewed() {
+      step(() => {
+        if (asText(state)) delete node.properties[AS_TEXT];
+        else node.properties[AS_TEXT] = true;
+        render(state);
+      });
+      state.panel.view.focus();
+    },
+  });
   addDraft(state);
   const text = widgetOf(node, field);
   // Where undo makes a node anew, Vue would keep the old one's element for a widget of the same name and type.

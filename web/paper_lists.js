@@ -1,4 +1,4 @@
-// The paper's lists and the usual mappings, of mace/concepts/lists.py; tests/test_paper_lists.py writes it.
+// The paper's lists and the usual mappings, of mace/concepts/lists.py; test_paper_lists.py writes it.
 
 // By type, in the order of the nodes' choice.
 export const MAPPINGS = {

@@ -1,0 +1,44 @@
+// What the concept table stands in: its bar, the search of the paper's lists and the list of rows.
+import { app } from "../../scripts/app.js";
+import { CELLS } from "./concept_rows.js";
+import { make } from "./page.js";
+
+// told: what the table does on {searched, viewed}.
+export function makePanel(search, told) {
+  const root = make("div", {}, { className: "mace-concepts" });
+  const bar = make("div", {}, { className: "mace-bar" });
+  const count = make("span");
+  const lists = make("button", {}, { type: "button", textContent: "paper's lists" });
+  const view = make("button", {}, { type: "button" });
+  bar.append(count, lists, view);
+  const foreign = "This is another program's list, or a numbered one. Queue it: the node's error says how to write it here.";
+  const note = make("div", {}, { className: "mace-note", textContent: foreign });
+  note.setAttribute("role", "status");
+  const head = make("div", {}, { className: "mace-head" });
+  head.setAttribute("aria-hidden", "true");
+  head.append(make("span"), make("span"), ...CELLS.map((name) => make("span", {}, { textContent: name })));
+  const list = make("div", {}, { className: "mace-rows" });
+  list.setAttribute("role", "list");
+  list.setAttribute("aria-label", "concepts");
+  const said = make("div", { position: "absolute", width: "1px", height: "1px", overflow: "hidden" });
+  said.setAttribute("aria-live", "polite");
+  root.append(bar, note, search.root, head, list, said);
+  lists.addEventListener("click", told.searched);
+  view.addEventListener("click", told.viewed);
+  // Keys that are typed here are not the canvas's, where Delete takes nodes away; those with Ctrl are (queue, undo).
+  for (const name of ["keydown", "keyup"]) {
+    root.addEventListener(name, (event) => {
+      if (event.key === "Escape" && name === "keydown" && search.root.contains(event.target)) lists.click();
+      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+    });
+  }
+  root.dataset.captureWheel = "true";
+  root.addEventListener("wheel", (event) => {
+    event.stopPropagation();
+    const scrolled = event.target.closest(".mace-rows, .mace-found");
+    if (!event.ctrlKey && scrolled && scrolled.scrollHeight > scrolled.clientHeight) return;
+    event.preventDefault();
+    app.canvas.processMouseWheel(event);
+  });
+  return { root, count, lists, view, note, head, list, said, search };
+}
