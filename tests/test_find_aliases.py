@@ -171,6 +171,7 @@ def test_the_one_node_version_finds_them_too(comfy_host, demo, monkeypatch):
 
 def test_what_is_chosen_becomes_the_aliases_and_nothing_is_asked_anew(find, shown, search, monkeypatch):
     """Also words that were not asked; without a line for it a concept takes what the model found."""
+    search._searches.clear()
     first = find(words=WORDS)
     assert "\nasked in " in whole_report(first)
     monkeypatch.setattr(search, "errors", lambda *a: pytest.fail("asked anew"))
