@@ -184,7 +184,7 @@ def test_what_is_chosen_becomes_the_aliases_and_nothing_is_asked_anew(find, show
     assert said[1].startswith("dog: nothing (chosen); then ") and "asked in" not in whole_report(node)
     assert said[2] == "chosen names what is not in the list, and is passed over: cat"
     # What the model found and the artist did not choose is to stay, before what is only near.
-    assert node[3].splitlines()[:2] == ["stag", "Doe"] and "wolf" in node[3] and "horse" not in node[3]
+    assert node[3].splitlines()[:2] == ["Doe", "stag"] and "wolf" in node[3] and "horse" not in node[3]
     (usual, _), (own, other) = first.ui["candidates"], node.ui["candidates"]
     assert usual["concept"] == own["concept"] == "deer" and [w for w in own["words"] if w["picture"]] == []
     found = {entry["word"]: entry for entry in usual["words"]}
