@@ -11,6 +11,7 @@ from torch import Tensor
 from ..concepts import captions as caption_sources
 from ..concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ..concepts.lists import RETENTION
+from ..messages import MessageError
 from ..method.prior import Prior, PriorTexts, make_prior
 from ..method.prior import step_aside as without
 from ..method.tokens import fill
@@ -134,7 +135,7 @@ def build_prior(
     erased = phrases_by_key(concepts)
     for concept in keep:
         if normalised(concept.target) in erased:
-            raise ValueError(f"{concept.target!r} is both to be erased and to be preserved; take it out of one list")
+            raise MessageError(f"{concept.target!r} is both to be erased and to be preserved; take it out of one list")
     found = draw_captions(source)
     drawn = encoder.fitting(found, literal)
     kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..concepts.concept import Concept, normalised, phrases_by_key
 from ..formats.provenance import refinement_record
+from ..messages import MessageError
 from ..method.metric import reading_metric
 from ..method.prior import Prior
 from ..method.refine import (
@@ -61,7 +62,7 @@ def check_preserved(concepts: tuple[Concept, ...], prior: Prior) -> None:
     targets = phrases_by_key(concepts)
     for phrase in prior.preserved:
         if normalised(phrase) in targets:
-            raise ValueError(
+            raise MessageError(
                 f"{phrase!r} is to be erased, and the prior preserves it; take it out of one list, or connect the CLIP "
                 "and a prior that holds its texts"
             )

@@ -13,6 +13,7 @@ from ...mace.concepts.images import IMAGE_PROMPTS, ConceptImages
 from ...mace.concepts.templates import TemplateError, checked_template
 from ...mace.concepts.text import check_characters
 from ...mace.masks.given import read_pictures
+from ...mace.messages import MessageError
 from ...mace.method.tokens import fill
 from ...mace.pipeline.written import AUTO
 from ..host.any_text import AnyText, text_to_draw_with
@@ -92,7 +93,7 @@ class Sampling:
 def _finite(values: Tensor, concept: Concept) -> Tensor:
     """The values. Raises ValueError when some are not finite."""
     if not torch.isfinite(values).all():
-        raise ValueError(
+        raise MessageError(
             f"the images of {concept.target!r} hold values that are not finite (NaN or infinity): check the model, and "
             "use the VAE in fp32 or bf16"
         )

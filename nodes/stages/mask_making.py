@@ -13,6 +13,7 @@ from ...mace.concepts.phrases import phrases_of
 from ...mace.masks.boxes import ALL, BEST, box_masks, read_boxes
 from ...mace.masks.given import read_masks
 from ...mace.masks.maps import UNION, feather, grow, mask_of_map, one_mask
+from ...mace.messages import MessageError
 from ...mace.method.tokens import fill
 from ..host.detectors.found import Found
 from ..host.detectors.model_files import AUTO, NO_SEGMENTER
@@ -119,7 +120,7 @@ def without_skipped(images: ConceptImages, masks: Tensor) -> tuple[ConceptImages
         return images, masks, []
     target = images.concept.target
     if not filled.any():
-        raise ValueError(
+        raise MessageError(
             f"all masks of {target!r} are empty, so no image is left to train it on: look at Mask Concept's overlay, "
             "lower the threshold, change the phrase, or let nothing_found be the whole image"
         )
