@@ -9,7 +9,8 @@ from .kept.content import content_sha256
 from .model.unet import is_unet
 from .port_rows import Section
 from .prompts import tokens_of
-from .text import TextEncoder, fits_at_once, token_name, tokenizer_options, vocabulary
+from .text import TextEncoder
+from .tokenizers import fits_at_once, token_name, tokenizer_options, vocabulary
 
 
 class AnyText:
@@ -36,7 +37,7 @@ class AnyText:
         return (*self._content, [self.tokenize(phrase) for phrase in phrases])
 
     def vocabulary(self) -> tuple[dict[int, str], torch.Tensor]:
-        """`nodes.host.text.vocabulary` of the first encoder, CLIP's where there is one: it was made for pictures."""
+        """`nodes.host.tokenizers.vocabulary` of the first encoder, CLIP's where there is one."""
         return vocabulary(self.clip, self._speaker[1])
 
     def phrase_tokens(self, phrase: str) -> list[int]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ...mace.concepts.text import check_characters
 from ...mace.method.tokens import PairingError, common_start, locate
-from .text import TextEncoder, token_name
+from .text import TextEncoder
+from .tokenizers import token_name
 
 PROBE, PROBED = "a photo of a {} on the street, at night", "dog"
 # Texts that begin with no token in common, and end with none: two of them may, such as a space of its own.

@@ -28,7 +28,8 @@ from .model.ports import SmallRuns
 from .port_layout import as_rows, find_layout, hidden_rows
 from .port_rows import PROBE, PROBED, Rows, Section, find_blocks
 from .prompts import tokens_of
-from .text import CHANGES_IN_SAMPLING, fits_at_once, tokenizer_options
+from .text import CHANGES_IN_SAMPLING
+from .tokenizers import fits_at_once, tokenizer_options
 
 # Of prompts' conditioning that waits for the model at once, and of features that are likely to be asked for again.
 WAITING_BYTES, CACHE_BYTES = 2**28, 2**28

@@ -1,7 +1,5 @@
 """The host's text encoder as the numerics need it: tokens, pairings, batched embeddings, a fingerprint."""
 
-import hashlib
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -20,12 +18,11 @@ from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
 from .model.unet import cross_attention_keys, pooled_key
 from .prompts import check_prompt, parts_of, tokens_of
+from .tokenizers import token_name, tokenizer_options, vocabulary
 
 MAPPING_CACHE = 256
 # The encoder whose pooled text models read besides the tokens (CLIP-G: SDXL and its kin).
 POOLING = "g"
-# Of three letters and more, as tokenizers write them.
-WORD = re.compile(r"([a-z]{3,})</w>|[\u2581\u0120]([a-z]{3,})")
 CHANGES_IN_SAMPLING = (
     "this CLIP changes during sampling (scheduled hooks), and moments belong to one text encoder: connect the CLIP "
     "before the hooks"
@@ -290,36 +287,6 @@ class TextEncoder:
                 pooled.add(own)
             step(len(part))
         return total.matrix, pooled.matrix if pooled else None
-
-
-def vocabulary(clip, name: str) -> tuple[dict[int, str], torch.Tensor]:
-    """(whole words by token, the token embeddings [V, d] on the CPU) of one of a CLIP's encoders, without LoRAs.
-
-    name: of the tokenizer and of the encoder. A token is a whole word where its own mark says so: CLIP's stands behind
-    words, those of T5, Llama and Qwen before them.
-    """
-    words = {}
-    for token, written in getattr(clip.tokenizer, name).inv_vocab.items():
-        match = WORD.fullmatch(written)
-        if match:
-            words[token] = match[1] or match[2]
-    layer = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings()
-    return words, layer.weight.detach().to("cpu", torch.float32)
-
-
-def tokenizer_options(clip) -> tuple[tuple[str, str], ...]:
-    """How a CLIP's tokenizers are set, as a part of keys."""
-    return tuple(sorted((name, repr(value)) for name, value in clip.tokenizer_options.items()))
-
-
-def fits_at_once(clip, prompt: str) -> bool:
-    """Whether a CLIP's text encoders take a prompt in one part each."""
-    return all(len(parts) == 1 for parts in tokens_of(clip, prompt).values())
-
-
-def token_name(token) -> Hashable:
-    """A token as it is compared: its number, of a textual inversion's vector its hash."""
-    return hashlib.sha256(token.float().cpu().numpy().tobytes()).hexdigest() if torch.is_tensor(token) else token
 
 
 def _keep(key: tuple, value: torch.Tensor) -> None:

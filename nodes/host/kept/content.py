@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..model.fp8 import Wide
 from ..model.sampling import numbers_of
 from ..model.unet import ATTACHMENT, BASE, REFINED, weights_sha256
-from .values import Feeder, hooks_of, is_settled, settings_of
+from .modules import hooks_of, settings_of
+from .values import Feeder, is_settled
 
 _weights: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 # What a MODEL computes with besides its weights, their patches and its options.

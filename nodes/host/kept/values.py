@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.unet import tensor_bytes
+from .modules import module_parts
 
 # What is nested deeper has no value of its own that could be told.
 DEEPEST = 60
@@ -42,17 +43,6 @@ _SETTLED |= {"comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_ext
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event)
 # Py_TPFLAGS_HEAPTYPE: the class was made while running, as those of Python code are.
 _HEAP = 1 << 9
-# What the host keeps on modules while they are loaded, and what every module has.
-_OF_THE_HOST = (
-    "comfy_",
-    "prev_comfy_",
-    "weight_function",
-    "bias_function",
-    "current_patcher",
-    "training",
-    "call_super_init",
-)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _locks: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 
 
@@ -256,44 +246,6 @@ def _code(code: types.CodeType) -> list:
     """What a function does, wherever its source stands."""
     constants = [_code(part) if isinstance(part, types.CodeType) else part for part in code.co_consts]
     return [code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants]
-
-
-def module_parts(module: nn.Module) -> Iterator:
-    """What a module computes with: its tensors, then of every part its class, its settings and its hooks."""
-    yield dict(module.state_dict())
-    for name, part in module.named_modules():
-        kind = type(part)
-        yield [name, kind, *settings_of(part)]
-
-
-def settings_of(module: nn.Module) -> list:
-    """A module's attributes besides tensors and parts, and its hooks; empty where it has none."""
-    usual = vars(_PLAIN)
-    own = {
-        name: value
-        for name, value in vars(module).items()
-        if name not in usual
-        and not name.startswith(_OF_THE_HOST)
-        and not name.endswith(("_comfy_model_dtype", "_lowvram_function"))
-        and not isinstance(value, Tensor | nn.Module)
-    }
-    return [part for part in (own, *hooks_of(module)) if part]
-
-
-def hooks_of(module: nn.Module) -> list:
-    """A module's forward hooks, and functions put over its own methods."""
-    hooks = [list(getattr(module, name).values()) for name in _HOOKS]
-    over = {
-        name: value
-        for name, value in vars(module).items()
-        if callable(value)
-        and not isinstance(value, nn.Module)
-        and isinstance(getattr(type(module), name, None), types.FunctionType)
-    }
-    return [part for part in (*hooks, over) if part]
-
-
-_PLAIN = nn.Module()
 
 
 def _never_again() -> str:
