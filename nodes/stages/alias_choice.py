@@ -41,7 +41,8 @@ def listed(
 ) -> tuple[Candidate, ...]:
     """The best of a concept's candidates, and all words that were chosen.
 
-    scores: what its candidates explain, best first.  told_of: what every word that was asked explains.  usual: the aliases that the model found.
+    scores: what its candidates explain, best first.  told_of: what every word that was asked explains.
+    usual: the aliases that the model found.
     """
     taken, asked = ({normalised(word) for word in words} for words in (chosen, scores))
     words = [word for place, word in enumerate(scores) if place < OFFERED or normalised(word) in taken]
