@@ -36,15 +36,18 @@ class Candidate:
     chosen: bool
 
 
-def listed(scores: Mapping[str, float], usual: Sequence[str], chosen: Sequence[str]) -> tuple[Candidate, ...]:
+def listed(
+    scores: Mapping[str, float], usual: Sequence[str], chosen: Sequence[str], told_of: Mapping[str, float]
+) -> tuple[Candidate, ...]:
     """The best of a concept's candidates, and all words that were chosen.
 
-    scores: what its candidates explain, best first.  usual: the aliases that the model found.
+    scores: what its candidates explain, best first.  told_of: what every word that was asked explains.
+    usual: the aliases that the model found.
     """
     taken, asked = ({normalised(word) for word in words} for words in (chosen, scores))
     words = [word for place, word in enumerate(scores) if place < OFFERED or normalised(word) in taken]
     words += [word for word in chosen if normalised(word) not in asked]
-    return tuple(Candidate(word, scores.get(word), word in usual, normalised(word) in taken) for word in words)
+    return tuple(Candidate(word, told_of.get(word), word in usual, normalised(word) in taken) for word in words)
 
 
 def told(concept: Concept, added: Sequence[str], scores: Mapping[str, float], chosen: bool) -> str:

@@ -272,8 +272,8 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     left = [word for concept in usual for word in concept.aliases if normalised(word) not in phrases_by_key(found)]
     stay = neighbours(found, tried, s.neighbours)
     offered = tuple(
-        listed(own, best.aliases, new)
-        for own, best, new in zip(candidates(concepts, scores, kept), usual, added, strict=True)
+        listed(own, best.aliases, new, said)
+        for own, best, new, said in zip(candidates(concepts, scores, kept), usual, added, scores, strict=True)
     )
     # What is kept from before took no prediction.
     each = seconds / asked if asked else None
