@@ -180,8 +180,10 @@ def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior)
     if not stage.is_unet(loaded.model):
         session.result["estimate"] = {"seconds": {}, "lines": ["in closed form alone: nothing is trained"]}
         return
-    names = ("preset", "width", "height", "seed", "strengths", "find_aliases")
-    wanted = stage.Wanted(**{name: settings[name] for name in names}, prior=prior, lean=settings["gentle_strong"])
+    names = ("width", "height", "seed", "strengths", "find_aliases")
+    preset = session.host.module("nodes.host.preset_files").find_preset(settings["preset"])
+    given = {name: settings[name] for name in names}
+    wanted = stage.Wanted(preset=preset, **given, prior=prior, lean=settings["gentle_strong"])
     stage.check_vae(loaded.vae)
     import torch
 

@@ -13,13 +13,16 @@ class BadInput(ValueError):
 
 
 def meant(given: str, known: Collection[str], option: str) -> str:
-    """The one of `known` that is meant: the whole of it, or a beginning that no other has, in any case.
+    """The one of `known` that is meant: the whole of it, all before its brackets, or a beginning that no other has; in
+    any case.
 
     Raises BadInput, with the option's name.
     """
     if given in known:
         return given
-    found = [name for name in known if name.lower().startswith(given.lower())]
+    begun = given.lower()
+    found = [name for name in known if name.lower().partition(" (")[0] == begun]
+    found = found or [name for name in known if name.lower().startswith(begun)]
     if len(found) != 1:
         raise BadInput(f"{option}: {given!r} is {'none' if not found else 'several'} of: {', '.join(known)}")
     return found[0]

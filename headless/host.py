@@ -94,7 +94,9 @@ class Host:
     def widgets(self, node: str) -> dict[str, object]:
         """The node's settings as its widgets start, by input."""
         found = {}
-        for entry in self.node_classes[node].GET_SCHEMA().inputs:
+        for own in self.node_classes[node].GET_SCHEMA().inputs:
+            # Of an input of several types the widget is one's.
+            entry = getattr(own, "input_override", None) or own
             options = _options(entry)
             if getattr(entry, "default", None) is not None:
                 found[entry.id] = entry.default

@@ -30,7 +30,7 @@ class WebUI:
 def presets() -> list:
     """The names of the presets, in the order that Erase Concepts offers them."""
     folder = PACK / "mace" / "presets"
-    files = ("mace_demo.json", "mace_demo_sd3.json", "mace_demo_lists.json")
+    files = ("mace_demo.json", "mace_demo_sd3.json", "mace_demo_lists.json", "paper_released.json")
     return [PAPER, *(json.loads((folder / name).read_text(encoding="utf-8"))["name"] for name in files)]
 
 

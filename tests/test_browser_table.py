@@ -4,6 +4,7 @@ import pytest
 
 from mace.concepts.concept import lines_error
 from mace.concepts.lists import PRESETS
+from mace.presets.presets import PAPER
 from tests import graphs
 from tests.pages import load, queued, saved
 
@@ -225,7 +226,7 @@ def test_text_and_table(page):
     assert shown.input_value() == LINES and not new_concept(page).is_visible()
     shown.fill("horse -> field\n# end")
     node = saved(page)["nodes"][0]
-    assert node["widgets_values"] == ["horse -> field\n# end", "object", "none", "none"]
+    assert node["widgets_values"] == ["horse -> field\n# end", "object", "none", "none", PAPER]
     load(page, saved(page))
     button(page, "show as a table").click()
     assert cell(page, "mapping of horse").input_value() == "field" and not shown.is_visible()
@@ -244,7 +245,7 @@ def test_copies_and_subgraphs(page):
     new_concept(page).nth(1).wait_for()
     new_concept(page).nth(1).fill("cat")
     values = [node["widgets_values"] for node in saved(page)["nodes"]]
-    assert sorted(values) == [["dog", "object", "none", "none"], ["dog\ncat", "object", "none", "none"]]
+    assert sorted(values) == [["dog", "object", "none", "none", PAPER], ["dog\ncat", "object", "none", "none", PAPER]]
     place(page, "dog")
     page.evaluate(
         f"""async () => {{ const {{ app }} = window;
@@ -255,7 +256,7 @@ def test_copies_and_subgraphs(page):
     new_concept(page).fill("ship")
     page.keyboard.press("Enter")
     inner = saved(page)["definitions"]["subgraphs"][0]["nodes"][0]
-    assert text(page) == "dog\nship" and inner["widgets_values"] == ["dog\nship", "object", "none", "none"]
+    assert text(page) == "dog\nship" and inner["widgets_values"] == ["dog\nship", "object", "none", "none", PAPER]
     page.evaluate(
         f"""() => {{ const node = {FOUND}; const input = node.graph.addInput('concepts', 'STRING');
             input.connect(node.inputs.find(own => own.name === 'concepts'), node);

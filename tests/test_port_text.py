@@ -142,8 +142,9 @@ def words_of(name: str, clip, phrase: str) -> set:
     found = set()
     for text in (phrase, " " + phrase):
         for key, parts in clip.tokenize(text).items():
-            other = Counter(entry[0] for entry in clip.tokenize("0")[key][0])
-            found |= set(Counter(entry[0] for entry in parts[0]) - other)
+            # What two other texts have alike: a space that is a token of its own may be the phrase's.
+            first, second = (Counter(entry[0] for entry in clip.tokenize(other)[key][0]) for other in ("0", "the"))
+            found |= set(Counter(entry[0] for entry in parts[0]) - (first & second))
     return found
 
 

@@ -79,8 +79,13 @@ def _commas(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def _tabbed(typed: Sequence[str]) -> list[_Entry] | None:
-    """The entries of lines out of a spreadsheet, None for other texts: tabs may also stand before an arrow."""
-    if not any(re.search(r"\S\t\s*\S", line) for line in typed) or any(_SIGNS.search(line) for line in typed):
+    """The entries of lines out of a spreadsheet, None for other texts.
+
+    Each of its rows has a tab, and there are two at least; elsewhere a tab may stand before an arrow, or for a space.
+    """
+    if len(typed) < 2 or not all("\t" in line for line in typed) or any(_SIGNS.search(line) for line in typed):
+        return None
+    if not any(re.search(r"\S\t\s*\S", line) for line in typed):
         return None
     rows = [[composed(cell) for cell in line.lstrip().split("\t")] for line in typed]
     wide = max(map(len, rows))
