@@ -169,6 +169,7 @@ def shown_pictures(entry, server):
     return [[server.client.fetch(image) for image in own[name]] for name in ("a_images", "b_images")]
 
 
+@pytest.mark.long
 def test_the_one_node_version_runs_and_has_them_too(page, server):
     load(page, fewer_steps(graphs.workflow("quick")))
     slider(page, "dog").wait_for()

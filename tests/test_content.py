@@ -285,7 +285,9 @@ def test_pictures_are_of_the_function_that_is_there(comfy_host, demo):
                 f"F = {factor}\ndef f(apply, given): return F * apply(given['input'], given['timestep'], **given['c'])"
             ).f
         )
-        settings = dict(count=1, width=0, height=0, seed=5, steps=2, cfg=1.0, sampler_name="euler", scheduler="normal")
+        settings = dict(
+            count=1, width=64, height=64, seed=5, steps=2, cfg=1.0, sampler_name="euler", scheduler="normal"
+        )
         given = {"model": model, "clip": demo[1], "vae": demo[2], "concepts": dog, "prompt": "auto", "negative": ""}
         shown.append(comfy_host.run("MACE_ConceptImages", **given, **settings)[1].clone())
     assert not torch.equal(shown[0], shown[1]) and torch.equal(shown[0], shown[2])

@@ -23,7 +23,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*list(KINDS)[:3], pytest.param("sdxl_refiner", marks=pytest.mark.long)])
 def changed(request, comfy_host):
     """(kind, MODEL, the same with a change of rank RANK in all that reads its prompt, the weights' names)."""
     comfy_host.folder_paths.add_model_folder_path("loras", str(comfy_host.base / "output/loras"))

@@ -109,6 +109,7 @@ def test_saved_whole_and_loaded_again(comfy_host, sdxl, without_dog, tmp_path):
     assert (before - after).abs().mean() < 0.02
 
 
+@pytest.mark.long
 def test_loaders_of_single_files_give_the_same_refinement(comfy_host, sdxl, without_dog, tmp_path):
     """Load Diffusion Model and DualCLIPLoader in the place of Load Checkpoint."""
     import comfy.model_management
