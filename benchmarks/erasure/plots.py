@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.erasure.bench import CLOSED_FORM
-from benchmarks.erasure.methods import BASE, FUSED, REFINED, SUM
+from benchmarks.erasure.methods import ALONE, BASE, FUSED, REFINED, SUM
 from benchmarks.erasure.more_sections import h_c
 from benchmarks.erasure.statistics import by_name, harmonic_of_objects, mean_of
 from benchmarks.erasure.studies import CURVES, STEPS
@@ -15,6 +15,7 @@ from benchmarks.erasure.tasks import OTHER_NOISE
 from mace.measure.statistics import Estimate
 
 COLOURS = {FUSED: "#c03a5b", REFINED: "#3a6fc0", SUM: "#e0a030", "UCE": "#4a9a5a"}
+COLOURS |= {ALONE: "#7a5ac0", "SPEED": "#8a8a40", "OCE": "#707070"}
 # So that a plot of the same numbers is the same file.
 SAVED = dict(dpi=110, bbox_inches="tight", metadata={"Software": None})
 
