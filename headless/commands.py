@@ -13,7 +13,21 @@ from .host import Host
 from .lists import Lists
 from .models import MODELS, Loaded, file_of, files_of, load, open_model
 from .progress import Silent
-from .settings import ERASE, EVALUATE, EXPORT, FUSE, IMAGES, MASKS, PRIOR, REFINE, SAVE, SAVE_LORAS, SETTINGS, TRAIN
+from .settings import (
+    CONCEPTS,
+    ERASE,
+    EVALUATE,
+    EXPORT,
+    FUSE,
+    IMAGES,
+    MASKS,
+    PRIOR,
+    REFINE,
+    SAVE,
+    SAVE_LORAS,
+    SETTINGS,
+    TRAIN,
+)
 
 BUILT_IN = "built-in"
 # Files that a command writes, by option.
@@ -77,13 +91,12 @@ class Session:
             comfy.model_management.throw_exception_if_processing_interrupted()
         return found
 
-    def concepts(self):
-        """The whole list, as chained Concepts nodes give it."""
+    def concepts(self, **settings):
+        """The whole list, as chained Concepts nodes give it. settings: of the nodes, what auto means."""
         found = ()
         for own in self.lists.concepts:
-            found = self.host.run(
-                "MACE_Concepts", concepts=own.text, type=own.type, preset=own.preset, prompt_file="none", more=found
-            )[0]
+            given = dict(concepts=own.text, type=own.type, preset=own.preset, prompt_file="none", **settings)
+            found = self.host.run(CONCEPTS, **given, more=found)[0]
         return found
 
     def save(self, name: str, folder: str, node: str, **inputs) -> None:
@@ -198,10 +211,10 @@ def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior)
 def refine(session: Session) -> None:
     """The closed form alone; see CFR Refine."""
     opened, settings, saving = session.open(), session.widgets(REFINE), session.widgets(SAVE)
+    auto = session.widgets(CONCEPTS)["settings"]
     prior, loaded = session.prior(), opened()
-    found = session.run(
-        REFINE, **settings, model=loaded.model, clip=loaded.clip, concepts=session.concepts(), prior=prior
-    )
+    concepts = session.concepts(settings=auto)
+    found = session.run(REFINE, **settings, model=loaded.model, clip=loaded.clip, concepts=concepts, prior=prior)
     session.save_model(found[0], loaded, saving)
 
 
@@ -210,11 +223,11 @@ def train(session: Session) -> None:
     options, opened = session.options, session.open()
     refining, drawing, masking = session.widgets(REFINE), session.widgets(IMAGES), session.widgets(MASKS)
     settings, saving = session.widgets(TRAIN), session.widgets(SAVE_LORAS)
-    captions = None
+    captions, auto = None, session.widgets(CONCEPTS)["settings"]
     if options.captions:
         captions = session.captions(options.captions)
         session.host.checked(PRIOR, {"count": options.caption_count})
-    prior, loaded, concepts = session.prior(), opened(), session.concepts()
+    prior, loaded, concepts = session.prior(), opened(), session.concepts(settings=auto)
     model, clip = loaded.model, loaded.clip
     if prior is None and captions is not None:
         asked = {**session.host.widgets(PRIOR), "captions": captions, "count": options.caption_count}

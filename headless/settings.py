@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .errors import BadInput
 
-ERASE, SAVE, EXPORT = "MACE_EraseConcepts", "MACE_SaveErasedModel", "MACE_ExportLora"
+CONCEPTS, ERASE, SAVE, EXPORT = "MACE_Concepts", "MACE_EraseConcepts", "MACE_SaveErasedModel", "MACE_ExportLora"
 REFINE, IMAGES, MASKS, TRAIN = "MACE_CFRRefine", "MACE_ConceptImages", "MACE_MaskConcept", "MACE_TrainErasureLora"
 SAVE_LORAS, FUSE, PRIOR, EVALUATE = "MACE_SaveLoras", "MACE_FuseLoras", "MACE_Prior", "MACE_EvaluateErasure"
 
@@ -35,6 +35,7 @@ def _setting(flag: str, kind, help: str, *nodes: str, name: str = "") -> Setting
 
 
 _SIZE = "of the training images in pixels; 0: the model's own"
+_AUTO = _setting("--preset", str, "what auto means in every stage, such as paper", CONCEPTS, name="settings")
 _DTYPE = _setting("--dtype", str, "number format of the file: as loaded, fp16, bf16, fp32", SAVE)
 _WEIGHTS = (
     _setting("--lambda1", str, "weight of the prior's captions, or auto", REFINE),
@@ -63,13 +64,14 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         _setting("--lora-format", str, "layout of --lora: kohya (unless said), or ComfyUI", EXPORT, name="format"),
     ),
     "refine": (
+        _AUTO,
         _setting("--strength", float, "how far the refinement goes, 0 to 1", REFINE),
         *_WEIGHTS,
         _setting("--projections", str, "both, to_k or to_v", REFINE),
         _DTYPE,
     ),
     "train": (
-        _setting("--preset", str, "what auto means, such as paper", TRAIN),
+        _AUTO,
         _setting("--rank", str, "rank of the LoRAs, or auto", TRAIN),
         _setting("--steps", str, "training steps, or auto", TRAIN),
         _setting("--learning-rate", str, "learning rate, or auto", TRAIN),

@@ -218,9 +218,10 @@ def test_a_prior_a_refinement_a_training_and_a_fusion(comfy_host, headless, line
     assert settings_of(tmp_path / "refined.safetensors")["stages"][0]["strength"] == 0.5
     report = headless(
         "train", *model, "--concepts", lines_of("cow"), *FEW, "--steps", 2, "--prior", prior, "--masks", "whole",
-        "--moments", "--out", loras,
+        "--moments", "--preset", "demo model", "--out", loras,
     )  # fmt: skip
     assert report["status"] == "done", report.get("error")
+    assert stage_of(report, "MACE_CFRRefine")["text"][0] == "auto: demo model (mace_demo)"
     report = headless("fuse", *model, "--loras", loras, "--strengths", "cow = 0.5", "--out", out, "--verbose")
     assert report["status"] == "done", report.get("error")
 
