@@ -83,6 +83,9 @@ def test_example_workflow_requeue_and_reload(server):
     """The shipped workflow runs, a second queue runs nothing again, and the saved checkpoint gives the same
     latents in a plain txt2img graph as the patched model does."""
     prompt = to_prompt(graphs.workflow("refine"), server.client.object_info())
+    # Other tests may have queued the same workflow on this server, which would run nothing of it again.
+    listed = next(node["inputs"] for node in prompt.values() if node["class_type"] == "MACE_Concepts")
+    listed["concepts"] += "\n# anew"
     stages = []
     first = server.client.queue(prompt, lambda title, value, most: stages.append((title, value, most)))
     steps = [value for title, value, _ in stages if title == "CFR Refine (MACE)" and value is not None]
