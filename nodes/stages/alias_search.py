@@ -264,12 +264,14 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
         told(concept, own, said, normalised(concept.target) in chosen)
         for concept, own, said in zip(concepts, added, scores, strict=True)
     ]
-    strange = [target for target in written if normalised(target) not in {normalised(own.target) for own in concepts}]
+    targets = {normalised(concept.target) for concept in concepts}
+    strange = [target for target in written if normalised(target) not in targets]
     if strange:
         lines.append(f"chosen names what is not in the list, and is passed over: {', '.join(strange)}")
     renamed = tuple(replace(entry, concept=concept) for entry, concept in zip(images, found, strict=True))
     # What the artist did not choose is drawn most alike, and erasing reaches it first.
-    left = [word for concept in usual for word in concept.aliases if normalised(word) not in phrases_by_key(found)]
+    erased = phrases_by_key(found)
+    left = [word for concept in usual for word in concept.aliases if normalised(word) not in erased]
     stay = neighbours(found, tried, s.neighbours)
     offered = tuple(
         listed(own, best.aliases, new, said)

@@ -15,7 +15,8 @@ from ...mace.method.refine import Refinement
 from ...mace.method.tokens import fill
 from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.store import LastResult
-from ..host.model.unet import cross_attention_keys, effective_weight
+from ..host.model.unet import cross_attention_keys
+from ..host.pipeline import ModelWeights
 from ..host.text import TextEncoder
 from .alias_search import nearest_words
 
@@ -77,8 +78,7 @@ def fused_lines(
 
 def _projections(model, edited) -> Iterator[tuple[Tensor, Tensor]]:
     """Each cross-attention weight of two MODELs."""
-    patches = [own.get_key_patches("diffusion_model.") for own in (model, edited)]
-    for key in cross_attention_keys(model):
+    keys = cross_attention_keys(model)
+    for pair in zip(*(ModelWeights(own).effective(keys) for own in (model, edited)), strict=True):
         model_management.throw_exception_if_processing_interrupted()
-        before, after = (effective_weight(own[key], key, model.load_device) for own in patches)
-        yield before, after
+        yield pair
