@@ -32,8 +32,10 @@ class Headless:
 
 
 @pytest.fixture
-def headless(comfy_host, capsys, loaded_quickly):
-    """The command on the host in this process."""
+def headless(comfy_host, capsys, loaded_quickly, monkeypatch):
+    """The command on the host in this process, whose input folder is the same again afterwards."""
+    # A file of captions makes its folder the input folder; the command has a process of its own elsewhere.
+    monkeypatch.setattr(comfy_host.folder_paths, "input_directory", comfy_host.folder_paths.input_directory)
     return Headless(comfy_host, capsys)
 
 

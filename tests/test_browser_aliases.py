@@ -98,6 +98,8 @@ def test_boxes_and_text_are_one_and_what_is_ticked_is_used(page, server):
     page.get_by_role("checkbox", name="stag for deer").press("Space")
     assert "stag" not in chosen(page) and ticked(page)["stag"] is False
     press_queue(page, server)
+    # The history has the run before the page has its report.
+    page.wait_for_function(f"() => {{ {NODE} return node.widgets.some(w => w.element?.value?.includes('(chosen)')); }}")
     said = reports(page)["MACE_FindAliases"]
     assert said.startswith("deer: hart ") and "horse " in said and "(chosen); then stag " in said
     assert "asked in" not in said and ticked(page) == {**first, "stag": False, "horse": True}

@@ -6,6 +6,7 @@ import pytest
 
 from devtools import host
 from tests import graphs
+from tests.conftest import open_page
 from tests.pages import fewer_steps, load, press_queue, queued, reports
 
 pytestmark = pytest.mark.browser
@@ -110,7 +111,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said
 
 
-def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(page, server):
+def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(browser, page, server):
     """What the host wrote into a PNG made with the pack loads and runs."""
     workflow = fewer_steps(graphs.workflow("refine"))
     for node in workflow["nodes"]:
@@ -120,9 +121,11 @@ def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(page, server):
     entry = press_queue(page, server)
     picture = next(image for output in entry["outputs"].values() for image in output.get("images", []))
     assert picture["type"] == "output" and picture["filename"].endswith(".png")
-    page.reload()
-    page.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
-    page.evaluate("window.app.graph.clear()")
+    page.close()
+    page = open_page(browser, server)
+    # The graph that a fresh page begins with must not be taken for the picture's, nor block the page as it comes.
+    page.wait_for_function("window.app.graph.nodes.length > 0 && !document.querySelector('.p-blockui-mask')")
+    page.evaluate("window.app.graph.nodes.forEach(n => { n.title = 'before the drop'; })")
     page.evaluate(
         """async ({filename, subfolder}) => {
             const found = await fetch(`/view?filename=${filename}&subfolder=${subfolder}&type=output`);
@@ -133,7 +136,11 @@ def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(page, server):
         }""",
         picture,
     )
-    page.wait_for_function("count => window.app.graph.nodes.length === count", arg=len(workflow["nodes"]))
+    page.wait_for_function(
+        """count => window.app.graph.nodes.length === count &&
+            window.app.graph.nodes.every(n => n.title !== 'before the drop')""",
+        arg=len(workflow["nodes"]),
+    )
     assert page.evaluate("window.app.graph.nodes.filter(n => n.has_errors).length") == 0
     page.evaluate(
         """() => window.app.graph.nodes.filter(n => n.type === 'SaveImage')
@@ -142,3 +149,4 @@ def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(page, server):
     again = press_queue(page, server)
     names = [image["filename"] for output in again["outputs"].values() for image in output.get("images", [])]
     assert names and all(name.startswith("dragged_again") for name in names)
+    page.close()
