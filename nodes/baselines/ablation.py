@@ -94,8 +94,8 @@ class BaselineAC(io.ComfyNode):
                 io.Combo.Input(
                     "train",
                     options=list(PARTS),
-                    tooltip="What is trained: keys and values of the cross-attentions, as published for objects and "
-                    "styles, or the whole UNet.",
+                    tooltip="Keys and values of the cross-attentions keep more of everything else, as published for "
+                    "objects and styles; the whole UNet can change more.",
                 ),
                 steps_input(STEPS, "100"),
                 rate_input(RATE, "2e-6 times the batch of 8, AdamW"),
@@ -104,24 +104,32 @@ class BaselineAC(io.ComfyNode):
                     default=8,
                     min=1,
                     max=64,
-                    tooltip="Images in a training step, each with its own timestep. Published: 8.",
+                    tooltip="Larger learns more steadily, takes longer and more memory. Images in a training step, "
+                    "each with its own timestep. Published: 8.",
                 ),
                 io.Int.Input(
                     "images",
                     default=200,
                     min=1,
                     max=2000,
-                    tooltip="Anchor images for each concept, drawn by the model itself. Published: 1000 in the paper, "
-                    "200 in the code. Fewer are faster.",
+                    tooltip="Fewer are faster. Anchor images for each concept, drawn by the model itself. Published: "
+                    "1000 in the paper, 200 in the code.",
                 ),
-                io.Int.Input("sampling_steps", default=50, min=1, max=1000, tooltip="DDIM steps of the anchor images."),
+                io.Int.Input(
+                    "sampling_steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="Fewer are faster. DDIM steps of the anchor images.",
+                ),
                 io.Float.Input(
                     "guidance",
                     default=6.0,
                     min=0.0,
                     max=30.0,
                     step=0.5,
-                    tooltip="Guidance scale of the anchor images; the code's examples sample with 6.",
+                    tooltip="Higher draws anchor images that show the mapping more clearly. Their guidance scale; "
+                    "the code's examples sample with 6.",
                 ),
                 *side_inputs("the anchor images"),
                 seed_input(),

@@ -43,9 +43,9 @@ class BaselineESD(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
-                    tooltip="What is trained. ESD-x: all weights of the cross-attentions, for what is named in the "
-                    "prompt. ESD-u: all others but the timestep's embedding and the last convolution, for what "
-                    "comes unnamed.",
+                    tooltip="ESD-x erases what is named in the prompt and keeps more of everything else; it trains "
+                    "all weights of the cross-attentions. ESD-u erases what comes unnamed too; it trains all others "
+                    "but the timestep's embedding and the last convolution.",
                 ),
                 steps_input(STEPS, "1000"),
                 rate_input(RATE, "Adam"),
@@ -56,8 +56,8 @@ class BaselineESD(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="How far the prediction is to be led away from the concept (eta, without unit). Published: "
-                    "1. Larger erases more.",
+                    tooltip="Larger erases more, and changes more of everything else. How far the prediction is to "
+                    "be led away from the concept (eta, without unit). Published: 1.",
                 ),
                 io.Float.Input(
                     "start_guidance",
@@ -65,22 +65,25 @@ class BaselineESD(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.5,
-                    tooltip="Guidance scale of the samples that training looks at. Published: 3.",
+                    tooltip="Higher trains on samples that show the concept more clearly. Their guidance scale. "
+                    "Published: 3.",
                 ),
                 io.Int.Input(
                     "sampling_steps",
                     default=50,
                     min=1,
                     max=1000,
-                    tooltip="DDIM steps that a whole sample would take; half of them are made in each training step "
-                    "on average, with two predictions each. Published: 50. Fewer are faster.",
+                    tooltip="Fewer are faster, and train on rougher samples. DDIM steps that a whole sample would "
+                    "take; half of them are made in each training step on average, with two predictions each. "
+                    "Published: 50.",
                 ),
                 io.Int.Input(
                     "batch",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Samples in a training step, of one concept and one timestep. Published: 1.",
+                    tooltip="Larger learns more steadily, takes longer and more memory. Samples in a training step, "
+                    "of one concept and one timestep. Published: 1.",
                 ),
                 *side_inputs("the samples"),
                 io.String.Input(

@@ -45,14 +45,15 @@ class BaselineFMN(io.ComfyNode):
                 io.Combo.Input(
                     "train",
                     options=list(PARTS),
-                    tooltip="What is trained: all weights of the cross-attentions (the code's only_optimize_ca), their "
-                    "keys and values alone, or the whole UNet (the code's example).",
+                    tooltip="Less that is trained keeps more of everything else: all weights of the cross-attentions "
+                    "(the code's only_optimize_ca), their keys and values alone, or the whole UNet (the code's "
+                    "example).",
                 ),
                 io.Boolean.Input(
                     "end_of_text",
                     default=False,
-                    tooltip="Train away the attention to end-of-text (and the padding) too, as the code's example "
-                    "does; off: the concept's words alone.",
+                    tooltip="On forgets more, and harms other prompts more: the attention to end-of-text and the "
+                    "padding is trained away too, as the code's example does. Off: the concept's words alone.",
                 ),
                 steps_input(STEPS, "35"),
                 rate_input(RATE, "AdamW"),
@@ -61,7 +62,8 @@ class BaselineFMN(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Images in a training step, each with its own concept and timestep. Published: 1.",
+                    tooltip="Larger learns more steadily, takes longer and more memory. Images in a training step, "
+                    "each with its own concept and timestep. Published: 1.",
                 ),
                 seed_input(),
             ],

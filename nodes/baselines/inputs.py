@@ -15,7 +15,8 @@ def steps_input(published: int, note: str) -> io.Int.Input:
         default=published,
         min=1,
         max=MOST_STEPS,
-        tooltip=f"Training steps over all concepts together, each with one drawn concept. Published: {note}.",
+        tooltip=f"More erase more and take longer. Training steps over all concepts together, each with one drawn "
+        f"concept. Published: {note}.",
     )
 
 
@@ -23,15 +24,20 @@ def rate_input(published: float, note: str) -> io.MultiType.Input:
     """The learning rate, as text for its many decimals."""
     return number_input(
         "learning_rate",
-        tooltip=f"Learning rate, above 0 and up to 1. auto: the published {published:g} ({note}), which is for Stable "
-        "Diffusion 1.x; a small model needs more.",
+        tooltip="Higher erases more in as many steps, and breaks more. Learning rate, above 0 and up to 1. auto: the "
+        f"published {published:g} ({note}), which is for Stable Diffusion 1.x; a small model needs more.",
     )
 
 
 def seed_input() -> io.Int.Input:
     """The seed of all draws."""
     return io.Int.Input(
-        "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, tooltip="Seed of all draws."
+        "seed",
+        default=0,
+        min=0,
+        max=2**63 - 1,
+        control_after_generate=False,
+        tooltip="Another seed trains on other draws.",
     )
 
 

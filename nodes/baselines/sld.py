@@ -95,7 +95,8 @@ class SafeLatentDiffusion(io.ComfyNode):
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default="medium",
-                    tooltip="The paper's configurations; custom takes the numbers below. MACE's tables are of medium.",
+                    tooltip="From weak to max, pictures are led further away from the concept and change more. The "
+                    "paper's configurations; custom takes the numbers below. MACE's tables are of medium.",
                 ),
                 ConceptsType.Input(
                     "concepts",
@@ -109,11 +110,31 @@ class SafeLatentDiffusion(io.ComfyNode):
                     optional=True,
                     tooltip="A safety concept of your own, in place of the concepts' names.",
                 ),
-                number("scale", MEDIUM.scale, 1e6, 1.0, "Guidance scale s_S, without unit; 0 is plain sampling."),
-                number("warmup", MEDIUM.warmup, 1e4, 1.0, "Warm-up delta: the first steps, which are not guided."),
-                number("threshold", MEDIUM.threshold, 100.0, 0.001, "Threshold lambda, in units of the noise."),
-                number("momentum", MEDIUM.momentum, 1.0, 0.05, "Momentum scale s_m, without unit."),
-                number("beta", MEDIUM.beta, 0.99, 0.05, "Momentum's decay beta_m, without unit."),
+                number(
+                    "scale",
+                    MEDIUM.scale,
+                    1e6,
+                    1.0,
+                    "Larger leads further away. Guidance scale s_S; 0 is plain sampling.",
+                ),
+                number(
+                    "warmup",
+                    MEDIUM.warmup,
+                    1e4,
+                    1.0,
+                    "More keeps the composition. Warm-up delta: the first steps, not guided.",
+                ),
+                number(
+                    "threshold",
+                    MEDIUM.threshold,
+                    100.0,
+                    0.001,
+                    "Larger guides more of the picture. Threshold lambda, in units of the noise.",
+                ),
+                number(
+                    "momentum", MEDIUM.momentum, 1.0, 0.05, "Larger goes on where it led before. Momentum scale s_m."
+                ),
+                number("beta", MEDIUM.beta, 0.99, 0.05, "Larger remembers more steps. Momentum's decay beta_m."),
                 io.Boolean.Input(
                     "scale_warmup",
                     default=True,

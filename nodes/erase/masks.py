@@ -56,13 +56,16 @@ def with_boxes(pictures: Tensor, found: Sequence[Found | None]) -> Tensor:
 def _choice_inputs() -> list:
     return [
         io.Combo.Input(
-            "choice", options=list(CHOICES), default=ALL, tooltip="Which boxes count: all, or the best of each picture."
+            "choice",
+            options=list(CHOICES),
+            default=ALL,
+            tooltip="all masks every one that is found in a picture; best only the surest, where others are mistakes.",
         ),
         io.Combo.Input(
             "combine",
             options=list(COMBINED),
             default=UNION,
-            tooltip="The mask is all things found together (union), or the largest of them.",
+            tooltip="union masks all things found; largest leaves small ones beside it as they are.",
         ),
     ]
 
@@ -90,9 +93,9 @@ def _grounded_option(backend: str, detector: str, segmenter: str) -> io.DynamicC
                 dynamic_prompts=False,
                 default="",
                 placeholder="(the concept itself; for people a face)\nTom Cruise = man",
-                tooltip="What to look for; empty: the concept's own words, or for the type celebrity face and for "
-                "explicit person, since detectors know kinds of things. A line without = is for all concepts. Full "
-                "stops or commas part several things.",
+                tooltip="Finds something else than the concept's name says. Empty: the concept's own words, or for "
+                "the type celebrity face and for explicit person, since detectors know kinds of things. A line "
+                "without = is for all concepts. Full stops or commas part several things.",
             ),
             io.Float.Input(
                 "box_threshold",
@@ -100,7 +103,7 @@ def _grounded_option(backend: str, detector: str, segmenter: str) -> io.DynamicC
                 min=0.0,
                 max=1.0,
                 step=0.01,
-                tooltip="The least score of a box. Lower finds more.",
+                tooltip="Lower finds more, and takes more for the concept that is not. The least score of a box.",
             ),
             io.Float.Input(
                 "text_threshold",
@@ -108,7 +111,8 @@ def _grounded_option(backend: str, detector: str, segmenter: str) -> io.DynamicC
                 min=0.0,
                 max=1.0,
                 step=0.01,
-                tooltip="The least score of a word in a box's label, which the overlay shows.",
+                tooltip="Lower shows more words beside each box in the overlay; the masks stay the same. The least "
+                "score of a word in a box's label.",
             ),
             *_choice_inputs(),
         ],
@@ -149,8 +153,9 @@ class MaskConcept(io.ComfyNode):
                         io.DynamicCombo.Option(EXTERNAL, []),
                         io.DynamicCombo.Option(WHOLE, []),
                     ],
-                    tooltip="attention: the model's own cross-attention, cut by Otsu's threshold. GroundingDINO + SAM, "
-                    "transformers: find by words and cut out; they need packages and weights. boxes: the boxes "
+                    tooltip="Training changes what the mask covers and leaves the rest. attention: rough, needs "
+                    "nothing more: the model's own cross-attention, cut by Otsu's threshold. GroundingDINO + SAM, "
+                    "transformers: exact outlines, found by words; they need packages and weights. boxes: the boxes "
                     "connected below, filled. external mask: the MASK connected below. whole image: no mask. Styles "
                     "always take the whole image, except with external masks.",
                 ),
@@ -174,7 +179,7 @@ class MaskConcept(io.ComfyNode):
                     min=-512,
                     max=512,
                     advanced=True,
-                    tooltip="Grow the masks by so many pixels; below 0 shrink them.",
+                    tooltip="Larger takes in the concept's edge and shadow; below 0 shrinks the masks. In pixels.",
                 ),
                 io.Int.Input(
                     "feather",
@@ -194,7 +199,8 @@ class MaskConcept(io.ComfyNode):
                     step=0.001,
                     round=0.0001,
                     advanced=True,
-                    tooltip="Leave out things that cover a smaller share of the picture than this.",
+                    tooltip="Higher leaves out small things that were found by mistake. The least share of the "
+                    "picture, 0 to 1.",
                 ),
                 io.Combo.Input(
                     "nothing_found",

@@ -42,8 +42,9 @@ class EvaluateErasure(io.ComfyNode):
                     dynamic_prompts=False,
                     default="",
                     placeholder="dog | canine, hound",
-                    tooltip="Other words for erased concepts that were not named when erasing, one concept a line "
-                    "(dog | canine, hound). They give Acc_g, and H becomes H_o of Eq. 8. Empty: H is H_c of Eq. 9.",
+                    tooltip="Shows whether the concept comes back by another name: words that were not named when "
+                    "erasing, one concept a line (dog | canine, hound). They give Acc_g, and H becomes H_o of Eq. 8. "
+                    "Empty: H is H_c of Eq. 9.",
                 ),
                 io.String.Input(
                     "keep",
@@ -51,15 +52,16 @@ class EvaluateErasure(io.ComfyNode):
                     dynamic_prompts=False,
                     default="",
                     placeholder="hot dog, cat, wolf",
-                    tooltip="Names of what is to stay, one a line or separated by commas. They give Acc_s; without "
-                    "them there is no H.",
+                    tooltip="Shows what the erasing costs: names of what is to stay, one a line or separated by "
+                    "commas. They give Acc_s; without them there is no H.",
                 ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     dynamic_prompts=False,
                     default="a photo of the {}",
-                    tooltip="Prompts, one a line, with {} for the name. Every name is drawn with each.",
+                    tooltip="More prompts make the figures surer and take longer. One a line, with {} for the name; "
+                    "every name is drawn with each.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -74,14 +76,26 @@ class EvaluateErasure(io.ComfyNode):
                     default=4,
                     min=1,
                     max=1000,
-                    tooltip="Number of seeds for each prompt, counted up from seed.",
+                    tooltip="More make the figures surer and take longer. Pictures for each prompt, of seeds counted "
+                    "up from seed.",
                 ),
                 *side_inputs("the pictures"),
                 io.Int.Input(
-                    "steps", advanced=True, default=20, min=1, max=200, tooltip="Sampling steps (the paper: 50)."
+                    "steps",
+                    advanced=True,
+                    default=20,
+                    min=1,
+                    max=200,
+                    tooltip="More draw cleaner pictures and take longer. Sampling steps (the paper: 50).",
                 ),
                 io.Float.Input(
-                    "cfg", advanced=True, default=7.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance scale."
+                    "cfg",
+                    advanced=True,
+                    default=7.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Higher follows the prompt more. Guidance scale.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
@@ -104,7 +118,7 @@ class EvaluateErasure(io.ComfyNode):
                     default=8,
                     min=1,
                     max=256,
-                    tooltip="Pictures drawn and judged together.",
+                    tooltip="Larger is faster and takes more memory. Pictures drawn and judged together.",
                 ),
                 io.Combo.Input(
                     "judge",
@@ -127,7 +141,8 @@ class EvaluateErasure(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="NudeNet's detections count from this score on (the paper: 0.6).",
+                    tooltip="Lower counts more, also what is none. NudeNet's detections count from this score on "
+                    "(the paper: 0.6).",
                 ),
             ],
             outputs=[
