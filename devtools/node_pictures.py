@@ -9,6 +9,7 @@ dev.py).
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -39,8 +40,13 @@ PLACE = """async ([kind, id, left, top]) => {
 def picture(page: Page, kind: str, number: int) -> Image.Image:
     """A node as the page draws it, with its defaults. number: of the node, another for each kind."""
     left, top, width, height = page.evaluate(PLACE, [kind, number, LEFT, TOP])
-    area = {"x": left + LEFT - 14, "y": top + TOP - TITLE - 8, "width": width + 28, "height": height + TITLE + 18}
-    return Image.open(io.BytesIO(page.screenshot(clip=area))).convert("RGB").quantize(COLOURS)
+    return taken(page, (left + LEFT - 14, top + TOP - TITLE - 8, width + 28, height + TITLE + 18))
+
+
+def taken(page: Page, area: Sequence[float], colours: int = COLOURS) -> Image.Image:
+    """A part of the page, in so many colours. area: x, y, width, height in pixels."""
+    clip = dict(zip(("x", "y", "width", "height"), area, strict=True))
+    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB").quantize(colours)
 
 
 def main() -> None:
