@@ -1,8 +1,10 @@
 """What a value holds, to be hashed: tensors, containers, and what other packs hang on a MODEL: functions and objects.
 
 A function is its code, its defaults, what it closes over and the globals it names; an object its class and attributes,
-or what it would be pickled as; a class of another pack its attributes and bases. What comes with Python, torch, numpy
-or the host itself is told by its name. What can be told in no way is new every time, so that nothing is reused for it.
+or what it would be pickled as; a class of another pack its attributes and bases. What comes with Python, torch, numpy,
+the host itself or this pack is told by its name, which says nothing of where the pack lies: what is kept on the disk is
+found again when it is moved, and with another Python. What can be told in no way is new every time, so that nothing is
+reused for it.
 """
 
 import copyreg
@@ -41,6 +43,9 @@ _SETTLED |= {
 }
 _SETTLED |= {"comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "node_helpers"}
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event)
+# The pack itself. The host names it by its folder.
+_PACK = __name__.removesuffix(".nodes.host.kept.values")
+_OURS = "mace-comfyui"
 # Py_TPFLAGS_HEAPTYPE: the class was made while running, as those of Python code are.
 _HEAP = 1 << 9
 _locks: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
@@ -67,8 +72,9 @@ class Feeder:
             self._digest.update(f"{type(value).__name__} {value!r};".encode(errors="surrogatepass"))
             return
         if _is_named(value):
-            said = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or repr(value)
-            self._say(f"{type(value).__qualname__} {getattr(value, '__module__', '')} {said}")
+            named = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or repr(value)
+            said = "" if isinstance(value, types.ModuleType) else named
+            self._say(f"{type(value).__qualname__} {_home(value)} {said}")
             return
         if id(value) in inside:
             self._say(f"above {len(inside) - inside.index(id(value))}")
@@ -96,6 +102,12 @@ class Feeder:
         self._digest.update(f"{words};".encode(errors="surrogatepass"))
 
 
+def _home(value) -> str:
+    """The module of a class or function, or a module's own name; "" where it has none."""
+    module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None) or ""
+    return _OURS + module.removeprefix(_PACK) if module.startswith(f"{_PACK}.") else module
+
+
 def _is_named(value) -> bool:
     """Whether the name of a value says everything of it."""
     if isinstance(value, types.BuiltinFunctionType):
@@ -114,7 +126,7 @@ def _parts(value) -> tuple[str, Mapping | list | tuple]:
     if isinstance(value, np.ndarray):
         return f"array {value.dtype} {value.shape}", [np.ascontiguousarray(value).tobytes()]
     if isinstance(value, type):
-        return f"class {value.__module__}.{value.__qualname__}", () if is_settled(value) else _class_parts(value)
+        return f"class {_home(value)}.{value.__qualname__}", () if is_settled(value) else _class_parts(value)
     if isinstance(value, types.FunctionType):
         return _function_parts(value)
     if isinstance(value, types.MethodType | types.BuiltinFunctionType):
@@ -135,7 +147,7 @@ def _parts(value) -> tuple[str, Mapping | list | tuple]:
 
 
 def _object_parts(value) -> tuple[str, Mapping | list]:
-    name, own = f"{type(value).__module__}.{type(value).__qualname__}", type(value)
+    name, own = f"{_home(type(value))}.{type(value).__qualname__}", type(value)
     more = {} if is_settled(own) else {"class of": own}
     if dataclasses.is_dataclass(value):
         return name, {**{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, **more}
@@ -178,7 +190,7 @@ def _slots(base: type) -> tuple[str, ...]:
 def is_settled(value) -> bool:
     """Whether a class or function can be found by its name in a package that does not change."""
     module = getattr(value, "__module__", None) or ""
-    if module.partition(".")[0] not in _SETTLED:
+    if module.partition(".")[0] not in _SETTLED and not module.startswith(f"{_PACK}."):
         return False
     found = sys.modules.get(module)
     for part in value.__qualname__.split("."):
@@ -192,7 +204,7 @@ def _function_parts(function: types.FunctionType) -> tuple[str, list]:
     if (function.__module__ or "").partition(".")[0] not in _SETTLED:
         named = _globals_of(function)
         parts += [named] if named else []
-    return f"function {function.__module__}.{function.__qualname__}", parts
+    return f"function {_home(function)}.{function.__qualname__}", parts
 
 
 def _globals_of(function: types.FunctionType) -> dict:
