@@ -87,7 +87,7 @@ def _network(kind: str, described: dict, dtype: torch.dtype, sizes: dict):
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, kind)({**_read(described["config"]), **sizes})
-    config.unet_config.update(_read(described.get("more", {})))
+    config.unet_config.update({**_read(described.get("more", {})), **sizes})
     config.set_inference_dtype(dtype, None)
     network = config.get_model({}, "").eval()
     fill(network.diffusion_model)

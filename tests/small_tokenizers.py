@@ -19,6 +19,7 @@ TEKKEN_SPECIAL = (
     "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
 )  # fmt: skip
 PIECES = 520
+TURNS = ("start", "end", "message", "channel", "endoftext")
 
 
 @cache
@@ -78,6 +79,23 @@ def tekken() -> Tensor:
     vocab = [{"rank": rank, "token_bytes": base64.b64encode(own).decode()} for rank, own in enumerate(ranked)]
     config = {"default_vocab_size": len(vocab) + len(special), "pattern": r"[^\s\p{L}]|\s?\p{L}+|\s+"}
     return _bytes(json.dumps({"config": config, "vocab": vocab, "special_tokens": special}).encode())
+
+
+@cache
+def harmony() -> Tensor:
+    """GPT-OSS's file: the tokenizers library's own, with the marks of its turns."""
+    from tokenizers import AddedToken
+
+    found = _byte_pairs()
+    found.add_special_tokens([AddedToken(f"<|{name}|>", special=True) for name in TURNS])
+    return _bytes(found.to_str().encode())
+
+
+def harmony_count(text: str) -> int:
+    """How many tokens a text has in it."""
+    from tokenizers import Tokenizer
+
+    return len(Tokenizer.from_str(bytes(harmony().tolist()).decode()).encode(text, add_special_tokens=False).ids)
 
 
 def _letters() -> dict[int, str]:

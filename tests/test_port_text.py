@@ -27,6 +27,8 @@ MODELS = {
     "pixeldit": ("pixeldit", dict(txt_max_length=300)),
     "newbie": ("newbie", dict(clip_text_dim=24)),
     "cogvideox": ("cogvideox", dict(max_text_seq_length=226)),
+    "mochi": ("mochi", dict(t5_token_length=256)),
+    "ideogram4": ("ideogram4", dict(llm_features_dim=78)),
 }
 # By CLIP: the layers edited, and those of the pooled text.
 EDITED = {
@@ -60,6 +62,10 @@ EDITED = {
     "mage_flow": (["txt_in"], []),
     "longcat": (["txt_in"], []),
     "ovis": (["txt_in"], []),
+    "ideogram4": (["llm_cond_proj"], []),
+    # The last two read the tokens once more, and their mean.
+    "mochi": (["t5_yproj", "t5_y_embedder.to_kv", "t5_y_embedder.to_q"], []),
+    "lens": (["txt_in"], []),
     "hunyuan_image21": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], []),
     "hunyuan_video15": (["txt_in.input_embedder", "txt_in.c_embedder.in_layer"], []),
 }
@@ -78,7 +84,7 @@ BEHIND_USER = (
 # Of which section the rows are, where a CLIP has several.
 READ = {"flux": "t5xxl", "anima": "t5xxl", "newbie": "gemma", "hunyuan_video": "llama"}
 # The padding whose rows a model does not hear.
-UNHEARD = {"ltxv": 0}
+UNHEARD = {"ltxv": 0, "mochi": 0}
 TEMPLATES = ("a photo of the {} at night", "{}", "the {} and a {}, (red:1.2)")
 
 
@@ -101,6 +107,8 @@ def row_tokens(name: str, clip, prompt: str, count: int) -> list:
         return tokens[tokens.index(4004) + 1 :][:count]
     if name == "joyimage":
         return tokens[34:]
+    if name == "lens":
+        return tokens[len(tokens) - count :]
     if name == "pixeldit":
         return tokens[:1] + tokens[-299:]
     if name != "hunyuan_video":

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import torch
+
 from tests.families import fill
-from tests.small_tokenizers import gemma, tekken, unigram
+from tests.small_tokenizers import gemma, harmony, harmony_count, tekken, unigram
 
 
 def t5(width: int) -> dict:
@@ -67,6 +69,10 @@ CLIPS = {
     "mage_flow": ("mage_flow", "te()", "MageFlowTokenizer", {"qwen3vl_4b": llama(24)}),
     "longcat": ("longcat_image", "te()", "LongCatImageTokenizer", {"qwen25_7b": llama(24)}),
     "ovis": ("ovis", "te()", "OvisTokenizer", {"qwen3_2b": llama(24)}),
+    # Thirteen layers of it are read.
+    "ideogram4": ("ideogram4", "te()", "Ideogram4Tokenizer", {"qwen3vl_8b": llama(6, 36)}),
+    "mochi": ("genmo", "mochi_te()", "MochiT5Tokenizer", {"t5xxl": t5(24)}),
+    "lens": ("gpt_oss", "lens_te()", "LensTokenizer", {}),
     "hunyuan_image21": (
         "hunyuan_image", "te()", "HunyuanImageTokenizer", {"qwen25_7b": llama(24, 4), "": t5(1472)},
     ),
@@ -84,8 +90,21 @@ PATTERN = "|".join((
 FILES = {
     "flux2": {"tekken_model": tekken}, "ernie": {"tekken_model": tekken}, "lumina2": {"spiece_model": gemma},
     "pixeldit": {"spiece_model": gemma}, "newbie": {"gemma_spiece_model": gemma, "jina_spiece_model": unigram},
-    "wan21": {"spiece_model": unigram},
+    "wan21": {"spiece_model": unigram}, "lens": {"tokenizer_json": harmony},
 }  # fmt: skip
+
+
+def more_options(name: str) -> dict:
+    """What the text encoder of a family is told besides sizes by encoder."""
+    if name != "lens":
+        return {}
+    from comfy.text_encoders.gpt_oss import _lens_render_chat
+
+    sizes = dict(hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, head_dim=8)
+    sizes |= dict(num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
+    # As many tokens as stand before the prompt are cut off: 97 with the published vocabulary.
+    before = harmony_count(_lens_render_chat("|").rpartition("|<|end|><|start|>assistant<|channel|>analysis")[0])
+    return {"gpt_oss_config": sizes, "selected_layers": (0, 1), "txt_offset": before}
 
 
 def build_clip(name: str, **own: dict):
@@ -100,8 +119,8 @@ def build_clip(name: str, **own: dict):
     elsewhere, _, tokenizer = tokenizer.rpartition(".")
     if elsewhere:
         module = importlib.import_module(f"comfy.text_encoders.{elsewhere}")
-    target = SimpleNamespace(params={}, clip=kind, tokenizer=getattr(module, tokenizer))
-    options = {f"{encoder}_model_config": config for encoder, config in {**sizes, **own}.items()}
+    target = SimpleNamespace(params={}, clip=_with_weights(kind), tokenizer=getattr(module, tokenizer))
+    options = {f"{encoder}_model_config": config for encoder, config in {**sizes, **own}.items()} | more_options(name)
     files = {file: make() for file, make in FILES.get(name, {}).items()}
     with _older_converter():
         found = comfy.sd.CLIP(target, model_options=options, tokenizer_data=files)
@@ -111,6 +130,18 @@ def build_clip(name: str, **own: dict):
             part.visual = None
     fill(found.cond_stage_model)
     return found
+
+
+def _with_weights(kind):
+    """The same, where weights are made as a file is loaded: of layers that may be quantised."""
+
+    def make(**given):
+        model = kind(**given)
+        late = {name: part for name, part in model.named_modules() if hasattr(part, "_orig_shape")}
+        model.load_state_dict({f"{name}.weight": torch.zeros(part._orig_shape) for name, part in late.items()}, False)
+        return model
+
+    return make
 
 
 @contextmanager

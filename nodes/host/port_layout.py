@@ -56,10 +56,11 @@ def find_layout(model, conditioning: list) -> Layout:
     if tokens is None:
         raise ValueError(f"{kind} reads nothing of this CLIP: connect the text encoder that belongs to it")
     served, pooled, streams = list(tokens), (), []
+    hidden = hidden_rows(conditioning, len(read[tokens]))
     for group, rows in read.items():
         if group == tokens:
             continue
-        if _are_served(rows, read[tokens]):
+        if _are_served(rows, read[tokens], hidden):
             served += group
         elif len(rows) == 1 and not pooled:
             pooled = group
@@ -75,7 +76,7 @@ def find_layout(model, conditioning: list) -> Layout:
     edited = (tokens, pooled) if pooled else (tokens,)
     rows = tuple(read[group] for group in edited)
     ports = TextPorts(edited, tuple(map(len, rows)), tuple(each.shape[-1] for each in rows))
-    hidden, masked = hidden_rows(conditioning, len(read[tokens])), False
+    masked = False
     if hidden is not None and hidden.any():
         other = [_with_noise(call, hidden) for call in seen[tokens[0]]]
         fed = output_with(lambda: runs.run(conditioning), network, dict.fromkeys(tokens, other))
@@ -83,13 +84,19 @@ def find_layout(model, conditioning: list) -> Layout:
     return Layout(ports, tuple(served), pooled, left, side, masked)
 
 
-def _are_served(rows: Tensor, tokens: Tensor) -> bool:
-    """Whether rows are tokens' rows and their mean, in any number: what maps the tokens maps these too."""
+def _are_served(rows: Tensor, tokens: Tensor, hidden: Tensor | None) -> bool:
+    """Whether rows are tokens' rows and their mean, in any number: what maps the tokens maps these too.
+
+    hidden: bool [n], the rows that the attention mask hides. The mean may be without them.
+    """
     if rows.shape[-1] != tokens.shape[-1]:
         return False
-    known = torch.cat([tokens, tokens.float().mean(0, keepdim=True).to(tokens)]).float()
-    nearest = torch.cdist(rows.float(), known).amin(1)
-    return bool((nearest <= MEAN_TOLERANCE * known[-1].norm()).all())
+    tokens = tokens.float()
+    means = [tokens.mean(0)]
+    if hidden is not None and not hidden.all():
+        means.append(tokens[~hidden.to(tokens.device)].mean(0))
+    nearest = torch.cdist(rows.float(), torch.stack([*means, *tokens])).amin(1)
+    return bool((nearest <= MEAN_TOLERANCE * means[0].norm()).all())
 
 
 def hidden_rows(conditioning: list, count: int) -> Tensor | None:
