@@ -96,7 +96,7 @@ class Bench:
 
     def concepts(self, count):
         """The first so many of the paper's hundred people, as the node gives them."""
-        names = [entry.target for entry in self.pack("mace.concepts.lists").PRESETS["100 celebrities"]]
+        names = [entry.target for entry in self.pack("mace.concepts.lists").PAPER_LISTS["100 celebrities"]]
         lines = "\n".join(f"{name} -> a person" for name in names[:count])
         return self.host.run("MACE_Concepts", concepts=lines, type="celebrity", preset="none", prompt_file="none")[0]
 

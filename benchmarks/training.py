@@ -2,7 +2,7 @@
 
     python dev.py run python -m benchmarks.training [--steps 50] [--concepts 10] [--repeats 3]
 
-ours: nodes.stages.training.Trainer, each concept alone, and all side by side in one batch; prompts and pictures are
+ours: nodes.stages.trainer.Trainer, each concept alone, and all side by side in one batch; prompts and pictures are
 encoded once, and counted. straightforward (see benchmarks/straightforward.py): one concept after the other, batch 1; in
 every step the host's text encoder encodes the prompt and its VAE the picture. cached: the same with both encoded once.
 
@@ -62,7 +62,7 @@ class Bench:
 
     def ours(self, concepts):
         """([(LoRA, losses [steps])], seconds a step) of concepts side by side, from pictures and prompts on."""
-        training, images, ends = self.pack("nodes.stages.training"), self.pack("nodes.stages.images"), []
+        training, images, ends = self.pack("nodes.stages.trainer"), self.pack("nodes.stages.images"), []
         trainer = training.Trainer(
             self.model, self.clip, self.options(len(concepts)), None, lambda *step: ends.append(time.perf_counter())
         )

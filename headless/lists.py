@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mace.concepts.concept import TYPES, Concept, ConceptError, merge, parse_concepts
-from mace.concepts.lists import PRESETS, RETENTION
+from mace.concepts.lists import PAPER_LISTS, RETENTION
 from mace.concepts.notation import passed_over
 from mace.concepts.strengths import strengths_of
 from mace.concepts.subjects import parse_names, parse_templates, subjects
@@ -51,8 +51,8 @@ def read_lists(options) -> Lists:
         ]
         paper = getattr(options, "paper_list", None)
         if paper is not None:
-            chosen = meant(paper, PRESETS, "--paper-list")
-            parsed.insert(0, [Concept(target, mapping, kind) for target, mapping, kind in PRESETS[chosen]])
+            chosen = meant(paper, PAPER_LISTS, "--paper-list")
+            parsed.insert(0, [Concept(target, mapping, kind) for target, mapping, kind in PAPER_LISTS[chosen]])
             lists.insert(0, ConceptList("", TYPES[0], chosen))
         whole = merge(*parsed)
         if "concepts" in vars(options) and options.needs_concepts and not whole:

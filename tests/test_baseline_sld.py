@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mace.baselines.sld import PRESETS, SafetyGuidance, SafetySettings, step_at
+from mace.baselines.sld import CONFIGURATIONS, SafetyGuidance, SafetySettings, step_at
 from tests.judge import Judge
 
 STEPS, CFG = 6, 4.0
@@ -25,7 +25,7 @@ def predictions(steps, size=40):
     return torch.randn(steps, 3, size, generator=random, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("settings", [*PRESETS.values(), EVERY])
+@pytest.mark.parametrize("settings", [*CONFIGURATIONS.values(), EVERY])
 def test_every_number_follows_the_equations(settings):
     guidance, momentum = SafetyGuidance(settings), [0.0] * 40
     for step, (plain, prompt, safety) in enumerate(predictions(18)):

@@ -3,7 +3,7 @@
 import pytest
 
 from mace.concepts.concept import lines_error
-from mace.concepts.lists import PRESETS
+from mace.concepts.lists import PAPER_LISTS
 from mace.presets.presets import PAPER
 from tests import graphs
 from tests.pages import load, queued, saved
@@ -188,7 +188,7 @@ def test_the_papers_lists_are_searched(page):
     assert page.get_by_text("The lines of this node are of type celebrity. Take a Concepts node").is_visible()
     page.get_by_role("searchbox").fill("")
     button(page, "add all: 5 celebrities").click()
-    assert text(page).splitlines()[1:] == [f"{name} -> a person" for name, _, _ in PRESETS["5 celebrities"]]
+    assert text(page).splitlines()[1:] == [f"{name} -> a person" for name, _, _ in PAPER_LISTS["5 celebrities"]]
     page.keyboard.press("Escape")
     assert not page.get_by_role("searchbox").is_visible()
 

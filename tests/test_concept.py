@@ -3,7 +3,7 @@
 import pytest
 
 from mace.concepts.concept import Concept, ConceptError, merge, parse_concepts
-from mace.concepts.lists import PRESETS
+from mace.concepts.lists import PAPER_LISTS
 from mace.concepts.templates import TEMPLATES
 
 
@@ -79,6 +79,6 @@ def test_own_prompts_come_after_the_types():
     assert concept.prompts == (*TEMPLATES["object"], "one more {}")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PAPER_LISTS)
 def test_presets_are_valid_lists(name):
-    merge([Concept(target, mapping, kind) for target, mapping, kind in PRESETS[name]])
+    merge([Concept(target, mapping, kind) for target, mapping, kind in PAPER_LISTS[name]])

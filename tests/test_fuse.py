@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from mace.method.fuse import BASE, FuseWeights, fuse, naive
+from mace.method.fuse import TO_BASE, FuseWeights, fuse, naive
 from mace.method.moments import ConceptMoments, pack
 from mace.method.refine import RefineWeights, refinement
 from tests import oracle, oracle_fuse
@@ -19,11 +19,11 @@ VALUES = [key for key in SHAPES if key.endswith("to_v")]
 REFINE = RefineWeights(lambda1=0.05, lambda3=3.0, mu=0.7)
 WEIGHTS = {
     "mu": FuseWeights(mu=0.4),
-    "mu to base": FuseWeights(mu=0.4, pull=BASE),
+    "mu to base": FuseWeights(mu=0.4, pull=TO_BASE),
     "prior": FuseWeights(lambda2=0.03),
     "preserve and mu": FuseWeights(lambda3=2.0, mu=0.4),
     "all": FuseWeights(lambda2=0.03, lambda3=2.0, mu=0.4),
-    "all, mu to base": FuseWeights(lambda2=0.03, lambda3=2.0, mu=0.4, pull=BASE),
+    "all, mu to base": FuseWeights(lambda2=0.03, lambda3=2.0, mu=0.4, pull=TO_BASE),
 }
 ALL = WEIGHTS["all"]
 
@@ -87,7 +87,7 @@ def problem(key, weights, strengths):
         if strength > 0:
             change = oracle_fuse.product(*own[key]) if key in own else torch.zeros_like(base)
             parts.append(oracle_fuse.Part(every, strength * change))
-    centre = base if weights.pull == BASE else after
+    centre = base if weights.pull == TO_BASE else after
     return oracle_fuse.Problem(
         base, after, centre, parts, PRIOR, PRESERVE, weights.lambda2, weights.lambda3, weights.mu
     )
@@ -120,7 +120,7 @@ def test_mu_pulls_to_where_it_is_told():
     for key in SHAPES:
         after = refined(key, (1.0,) * 4) - weight_of(key)
         close(exact(solve(FuseWeights(mu=1e12)), key), after, rtol=1e-6)
-        assert exact(solve(FuseWeights(mu=1e12, pull=BASE)), key).abs().max() < 1e-6 * after.abs().max()
+        assert exact(solve(FuseWeights(mu=1e12, pull=TO_BASE)), key).abs().max() < 1e-6 * after.abs().max()
 
 
 def test_a_strong_prior_keeps_the_weights():

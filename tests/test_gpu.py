@@ -148,7 +148,7 @@ def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_
     refined = refine(gpu_host, model, clip, chosen, mu="10")[0]
 
     def trained(name):
-        gpu_host.module("nodes.stages.training")._store.clear()
+        gpu_host.module("nodes.stages.trainer")._store.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         node = train(gpu_host, clip, refined, shown, steps="4")
         return node[0], report(node)
@@ -183,7 +183,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
     own = clip.patcher.model_size
 
     def trained(name, needed):
-        gpu_host.module("nodes.stages.training")._store.clear()
+        gpu_host.module("nodes.stages.trainer")._store.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         monkeypatch.setattr(clip.patcher, "model_size", lambda: own() + needed)
         return train(gpu_host, clip, refined, shown, steps="4")[0].loras[0].lora
@@ -199,7 +199,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
 
 def test_the_plan_holds(gpu_host, gpu_models, monkeypatch, tmp_path):
     """What a group takes at its peak is at most what was planned from one concept."""
-    store, training = gpu_host.module("nodes.host.kept.lora_store"), gpu_host.module("nodes.stages.training")
+    store, training = gpu_host.module("nodes.host.kept.lora_store"), gpu_host.module("nodes.stages.trainer")
     model, clip, _ = gpu_models["fp16"]
     chosen = concepts(gpu_host, "dog -> sky\nship -> ground\ncat -> sky\nairplane -> ground")
     shown = images(gpu_host, gpu_models["fp16"], chosen, width=512, height=512, count=1, steps=1)[0]

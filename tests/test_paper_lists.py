@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mace.concepts.concept import TYPES
-from mace.concepts.lists import DEFAULT_MAPPING, PRESETS, mapping_for
+from mace.concepts.lists import DEFAULT_MAPPING, PAPER_LISTS, mapping_for
 from mace.concepts.text import normalised
 
 MODULE = Path(__file__).resolve().parent.parent / "web/paper_lists.js"
@@ -14,7 +14,7 @@ MODULE = Path(__file__).resolve().parent.parent / "web/paper_lists.js"
 
 def expected() -> str:
     """The module as it is to be, one entry a line."""
-    classes = {target: mapping for target, mapping, _ in PRESETS["10 CIFAR-10 classes"]}
+    classes = {target: mapping for target, mapping, _ in PAPER_LISTS["10 CIFAR-10 classes"]}
     assert all(normalised(name) == name and mapping_for(name, "object") == classes[name] for name in classes)
 
     def entries(rows):
@@ -24,7 +24,8 @@ def expected() -> str:
         return "".join(f"  {json.dumps(row)},\n" for row in rows)
 
     lists = "".join(
-        f"  {json.dumps(name)}: [\n{entries([list(own) for own in preset])}  ],\n" for name, preset in PRESETS.items()
+        f"  {json.dumps(name)}: [\n{entries([list(own) for own in preset])}  ],\n"
+        for name, preset in PAPER_LISTS.items()
     )
     return (
         "// The paper's lists and the usual mappings, of mace/concepts/lists.py; test_paper_lists.py writes it.\n\n"

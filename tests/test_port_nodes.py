@@ -233,6 +233,6 @@ def test_what_is_for_unets_says_so(comfy_host, flux, dog):
     with pytest.raises(ValueError, match="Flux is no Stable Diffusion UNet.*choose another back-end than attention"):
         masks.make_masks(model, text, [shown], masks.ATTENTION)
     assert masks.make_masks(model, text, [shown], masks.WHOLE)[0][0].shape == (2, 64, 64)
-    training = comfy_host.module("nodes.stages.training")
+    training = comfy_host.module("nodes.stages.trainer")
     with pytest.raises(ValueError, match="CFR Refine and Erase Concepts take it"):
         training.Trainer(model, text, training.TrainOptions(), None, print)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mace.method.focus import READING_FLOOR, directions
-from mace.method.fuse import BASE, REFINED, FuseWeights, fuse
+from mace.method.fuse import TO_BASE, TO_REFINED, FuseWeights, fuse
 from mace.method.metric import RIDGE, reading_metric
 from mace.method.moments import ConceptMoments, pack
 from mace.method.refine import READING, RefineWeights, refinement
@@ -79,7 +79,7 @@ def test_refinement_is_the_least_squares_solution(values, tokens):
     torch.testing.assert_close(found + torch.eye(WIDTH, dtype=torch.float64), expected)
 
 
-@pytest.mark.parametrize("pull", [REFINED, BASE])
+@pytest.mark.parametrize("pull", [TO_REFINED, TO_BASE])
 def test_fusion_is_the_least_squares_solution(values, tokens, pull):
     """Eq. 7 with mu tr((W* - W') R (W* - W')^T), or W in place of W'."""
     f, g, every = tokens
@@ -91,7 +91,7 @@ def test_fusion_is_the_least_squares_solution(values, tokens, pull):
     refined = weight + weight @ delta
     root = mu**0.5 * square_root(metric)
     left = torch.cat([every, root], dim=1)
-    pulled = refined if pull == REFINED else weight
+    pulled = refined if pull == TO_REFINED else weight
     right = torch.cat([(refined + up.double() @ down.double()) @ every, pulled @ root], dim=1)
     expected = torch.linalg.lstsq(left.mT, right.mT).solution.mT
     fused = fuse([concept], [{"k": (up, down)}], weights, FuseWeights(mu=mu, pull=pull), metric=metric)

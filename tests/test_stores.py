@@ -23,7 +23,7 @@ def test_stores_share_a_budget(comfy_host):
 
 def test_every_store_of_the_pack_is_in_the_budget(comfy_host):
     module = comfy_host.module("nodes.host.kept.store")
-    names = ("stages.images", "host.text", "stages.training")
+    names = ("stages.images", "host.text", "stages.trainer")
     stores = [comfy_host.module(f"nodes.{name}")._store for name in names]
     stores += [comfy_host.module("nodes.host.text")._embeddings]
     stores += [getattr(comfy_host.module("nodes.host.gallery"), name) for name in ("_pictures", "_seen")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mace.concepts.lists import DEFAULT_MAPPING, PRESETS, RETENTION, SYNONYMS, TABLE10, Preset, mapping_for
+from mace.concepts.lists import DEFAULT_MAPPING, PAPER_LISTS, RETENTION, SYNONYMS, TABLE10, Listed, mapping_for
 from mace.concepts.templates import TEMPLATES, TemplateError, read_templates
 
 TYPES = ("object", "celebrity", "style", "explicit")
@@ -105,21 +105,21 @@ def test_own_templates_that_cannot_serve(text, message):
     ],
 )
 def test_presets(name, size, kind, mapping, first, last):
-    preset = PRESETS[name]
+    preset = PAPER_LISTS[name]
     assert len({entry.target.lower() for entry in preset}) == len(preset) == size
     assert {(entry.mapping, entry.type) for entry in preset} == {(mapping, kind)}
     assert (preset[0].target, preset[-1].target) == (first, last)
 
 
 def test_objects():
-    preset = PRESETS["10 CIFAR-10 classes"]
-    assert preset[0] == Preset("airplane", "ground", "object")
-    assert preset[-1] == Preset("truck", "sky", "object")
+    preset = PAPER_LISTS["10 CIFAR-10 classes"]
+    assert preset[0] == Listed("airplane", "ground", "object")
+    assert preset[-1] == Listed("truck", "sky", "object")
     assert [entry.target for entry in preset] == list(SYNONYMS) == list(TABLE10["object"]["identity"])
     assert len(preset) == 10
     assert SYNONYMS["bird"] == ("avian", "fowl", "winged creature")
     assert all(len(names) == 3 for names in SYNONYMS.values())
-    assert len(PRESETS) == 7
+    assert len(PAPER_LISTS) == 7
 
 
 def test_lists_to_keep_are_apart_from_lists_to_erase():
@@ -130,15 +130,15 @@ def test_lists_to_keep_are_apart_from_lists_to_erase():
         "Aaron Paul",
         "Robert De Niro",
     )
-    assert not set(people) & {entry.target for entry in PRESETS["100 celebrities"]}
+    assert not set(people) & {entry.target for entry in PAPER_LISTS["100 celebrities"]}
     kind, artists = RETENTION["100 artists to keep"]
     assert (kind, len(set(artists)), artists[0], artists[-1]) == ("style", 100, "A.J.Casson", "Alex Garant")
-    assert not set(artists) & {entry.target for entry in PRESETS["100 artists"]}
-    assert {"Claude Monet", "Briton Rivière"} < {entry.target for entry in PRESETS["100 artists"]}
+    assert not set(artists) & {entry.target for entry in PAPER_LISTS["100 artists"]}
+    assert {"Claude Monet", "Briton Rivière"} < {entry.target for entry in PAPER_LISTS["100 artists"]}
 
 
 def test_names_carry_no_traces_of_the_pages_line_breaks():
-    names = {entry.target for preset in PRESETS.values() for entry in preset}
+    names = {entry.target for preset in PAPER_LISTS.values() for entry in preset}
     names |= {name for _, group in RETENTION.values() for name in group}
     assert {name for name in names if "-" in name} == {
         "Catrin Welz-Stein",

@@ -16,7 +16,7 @@ LAST_VALUES = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_v
 
 def forget(host):
     """As in a new process with an empty user folder."""
-    host.module("nodes.stages.training")._store.clear()
+    host.module("nodes.stages.trainer")._store.clear()
     for path in host.module("nodes.host.kept.lora_store").store().folder.glob("*"):
         path.unlink()
 
@@ -36,7 +36,7 @@ def parts(comfy_host, demo, listed):
 @pytest.fixture
 def store(comfy_host, tmp_path, monkeypatch):
     """The store of trained LoRAs, emptied; as it was before the test afterwards. The one on disk is a new folder."""
-    store, disk = comfy_host.module("nodes.stages.training")._store, comfy_host.module("nodes.host.kept.lora_store")
+    store, disk = comfy_host.module("nodes.stages.trainer")._store, comfy_host.module("nodes.host.kept.lora_store")
     before, size = store._entries.copy(), store.bytes
     monkeypatch.setattr(disk, "store", lambda: disk.LoraStore(tmp_path / "loras"))
     store.clear()
@@ -102,7 +102,7 @@ def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, parts, listed):
 @pytest.fixture
 def untrained(comfy_host, monkeypatch):
     """How many concepts each run of the node would have trained; none is."""
-    module = comfy_host.module("nodes.stages.training")
+    module = comfy_host.module("nodes.stages.trainer")
     counts = []
 
     def run(self, work):
@@ -167,7 +167,7 @@ def test_what_stands_between_refinement_and_training_counts(comfy_host, demo, pa
     longer = refine(comfy_host, model, clip, concepts(comfy_host, "cat", more=listed), mu="10")[0]
     train(comfy_host, clip, between(refined, 0.01), parts[2])
     assert untrained == [2]
-    trainer = comfy_host.module("nodes.stages.training").Trainer
+    trainer = comfy_host.module("nodes.stages.trainer").Trainer
     options = comfy_host.module("mace.pipeline.train_options").TrainOptions()
     masks = torch.ones(2, 64, 64)
 
@@ -268,7 +268,7 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy
 
 def counting(host, monkeypatch, fits):
     """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
-    module, training = host.module("mace.pipeline.material"), host.module("nodes.stages.training")
+    module, training = host.module("mace.pipeline.material"), host.module("nodes.stages.trainer")
     tried, recomputed, losses, blocks = [], [False], module.losses, training.recomputed_blocks
 
     @contextmanager

@@ -37,7 +37,7 @@ class SafetySettings:
 
 
 # The paper's four configurations. (The release's own SafetyConfig has 20 for the scale of weak.)
-PRESETS = {
+CONFIGURATIONS = {
     "weak": SafetySettings(200.0, 15, 0.0, 0.0, 0.0),
     "medium": SafetySettings(1000.0, 10, 0.01, 0.3, 0.4),
     "strong": SafetySettings(2000.0, 7, 0.025, 0.5, 0.7),

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from .text import normalised
 
 
-class Preset(NamedTuple):
-    """One concept of a preset list: what is erased, what it becomes, and its type."""
+class Listed(NamedTuple):
+    """One concept of one of the paper's lists: what is erased, what it becomes, and its type."""
 
     target: str
     mapping: str
@@ -43,20 +43,20 @@ def mapping_for(target: str, type: str) -> str:
     return entry["mapping"] if entry else DEFAULT_MAPPING[type]
 
 
-def _preset(type: str, targets: list[str], mapping: str | None = None) -> tuple[Preset, ...]:
-    return tuple(Preset(target, mapping or mapping_for(target, type), type) for target in targets)
+def _listed(type: str, targets: list[str], mapping: str | None = None) -> tuple[Listed, ...]:
+    return tuple(Listed(target, mapping or mapping_for(target, type), type) for target in targets)
 
 
 # The paper's erasures. Those of 5 and 10 celebrities take the first of the 100 (Table 7). Names stand as
 # printed there, for they are the prompts the paper's numbers belong to.
-PRESETS: dict[str, tuple[Preset, ...]] = {
-    "10 CIFAR-10 classes": _preset("object", list(_OBJECTS)),
-    "1 celebrity": _preset("celebrity", ["Melania Trump"], "a woman"),
-    "5 celebrities": _preset("celebrity", _CELEBRITIES[:5]),
-    "10 celebrities": _preset("celebrity", _CELEBRITIES[:10]),
-    "100 celebrities": _preset("celebrity", _CELEBRITIES),
-    "100 artists": _preset("style", _PAPER["artists"]["erase"]),
-    "4 explicit concepts": _preset("explicit", _PAPER["explicit"]),
+PAPER_LISTS: dict[str, tuple[Listed, ...]] = {
+    "10 CIFAR-10 classes": _listed("object", list(_OBJECTS)),
+    "1 celebrity": _listed("celebrity", ["Melania Trump"], "a woman"),
+    "5 celebrities": _listed("celebrity", _CELEBRITIES[:5]),
+    "10 celebrities": _listed("celebrity", _CELEBRITIES[:10]),
+    "100 celebrities": _listed("celebrity", _CELEBRITIES),
+    "100 artists": _listed("style", _PAPER["artists"]["erase"]),
+    "4 explicit concepts": _listed("explicit", _PAPER["explicit"]),
 }
 
 # The concepts to preserve of Tables 7 and 9: type and names.

@@ -13,7 +13,17 @@ from ..method.prior import Prior, PriorError
 from .lora_reading import layout_of
 from .lora_set import ErasureLora, LoraSet, LoraSetError, Recipe
 from .prior_file import prior_from_file, prior_to_file
-from .records import BASE, BLOCKS, LORAS, RECIPE, ConceptRecord, LoraRecord, MomentsRecord, RecipeRecord, read_record
+from .records import (
+    BASE_RECORD,
+    BLOCKS,
+    LORAS,
+    RECIPE,
+    ConceptRecord,
+    LoraRecord,
+    MomentsRecord,
+    RecipeRecord,
+    read_record,
+)
 
 FORMAT = "mace-erasure-loras-1"
 _FAMILY = FORMAT.rpartition("-")[0] + "-"
@@ -130,7 +140,7 @@ def _check_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet:
     listed = read_record(LORAS, metadata["loras"], "loras")
     blocks = read_record(BLOCKS, metadata["blocks"], "blocks")
-    base = read_record(BASE, metadata["base"], "base")
+    base = read_record(BASE_RECORD, metadata["base"], "base")
     recipe = _recipe(read_record(RECIPE, metadata["recipe"], "recipe"), tensors, metadata)
     loras = tuple(_erasure(i, entry, tensors) for i, entry in enumerate(listed))
     owners: dict[str, str] = {}

@@ -144,7 +144,7 @@ class AdapterRecord(Record):
 
 _STRICT = ConfigDict(strict=True)
 LORAS = TypeAdapter(Annotated[tuple[LoraRecord, ...], Field(min_length=1)], config=_STRICT)
-BASE = TypeAdapter(BaseRecord | None)
+BASE_RECORD = TypeAdapter(BaseRecord | None)
 RECIPE = TypeAdapter(RecipeRecord | None)
 # num_res_blocks of a UNet, one a level.
 BLOCKS = TypeAdapter(

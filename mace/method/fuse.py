@@ -22,8 +22,8 @@ from .moments import unpack, working_device
 from .refine import RefineWeights, add_scaled_metric, factorise, refinement, solve_rows, weight_delta
 from .sums import Moments, total_sum
 
-REFINED = "refined"
-BASE = "base"
+TO_REFINED = "refined"
+TO_BASE = "base"
 # Ranks of one projection's LoRAs that are kept as they are.
 MOST_STACKED = 128
 
@@ -39,13 +39,13 @@ class FuseWeights:
     lambda2: float = 0.0
     lambda3: float = 0.0
     mu: float = 0.0
-    pull: str = REFINED
+    pull: str = TO_REFINED
 
     def __post_init__(self):
         if not all(0.0 <= w < float("inf") for w in (self.lambda2, self.lambda3, self.mu)):
             raise ValueError("lambda2, lambda3 and mu must be finite and not negative")
-        if self.pull not in (REFINED, BASE):
-            raise ValueError(f'pull is "{REFINED}" or "{BASE}", not "{self.pull}"')
+        if self.pull not in (TO_REFINED, TO_BASE):
+            raise ValueError(f'pull is "{TO_REFINED}" or "{TO_BASE}", not "{self.pull}"')
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def fuse(
     where = working_device(device or torch.device("cpu"))
 
     system = unpack(total_sum(moments, [1.0] * len(moments) if strengths is None else strengths, where))
-    if fuse_weights.pull == REFINED:
+    if fuse_weights.pull == TO_REFINED:
         add_scaled_metric(system, fuse_weights.mu, metric)
     block = transform_delta @ system
-    if fuse_weights.pull == BASE:
+    if fuse_weights.pull == TO_BASE:
         add_scaled_metric(system, fuse_weights.mu, metric)
     for weight, moment in ((fuse_weights.lambda2, prior), (fuse_weights.lambda3, preserve)):
         if weight and moment is not None:

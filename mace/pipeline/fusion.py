@@ -10,9 +10,7 @@ from ..concepts.concept import Concept, normalised, phrases_by_key
 from ..concepts.strengths import strengths_of
 from ..formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of, refinement_digest
 from ..formats.provenance import concept_record, prior_record
-from ..method.fuse import BASE as PULL_BASE
-from ..method.fuse import REFINED as PULL_REFINED
-from ..method.fuse import FuseWeights, fuse, naive
+from ..method.fuse import TO_BASE, TO_REFINED, FuseWeights, fuse, naive
 from ..method.lora import Lora
 from ..method.prior import PROBE_TOLERANCE, Prior, probe_distance
 from ..method.refine import Refinement, pooled_weight_delta
@@ -24,7 +22,7 @@ from .refine import check_preserved, reading, solve_pooled
 from .written import read_weights
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
-TOWARDS = {"refined weights (release)": PULL_REFINED, "original weights (Eq. 7)": PULL_BASE}
+TOWARDS = {"refined weights (release)": TO_REFINED, "original weights (Eq. 7)": TO_BASE}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
 from comfy_api.latest import io, ui
 
-from ...mace.baselines.sld import PRESETS, PUBLISHED_STEPS, SafetyGuidance, SafetySettings, step_at
+from ...mace.baselines.sld import CONFIGURATIONS, PUBLISHED_STEPS, SafetyGuidance, SafetySettings, step_at
 from ...mace.baselines.words import joined
 from ..schema import COMPARE, ConceptsType
 from .negative import encoded
 
 CUSTOM = "custom"
-MEDIUM = PRESETS["medium"]
+MEDIUM = CONFIGURATIONS["medium"]
 
 
 class SafetyHooks:
@@ -93,7 +93,7 @@ class SafeLatentDiffusion(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Combo.Input(
                     "preset",
-                    options=[*PRESETS, CUSTOM],
+                    options=[*CONFIGURATIONS, CUSTOM],
                     default="medium",
                     tooltip="From weak to max, pictures are led further away from the concept and change more. The "
                     "paper's configurations; custom takes the numbers below. MACE's tables are of medium.",
@@ -165,7 +165,7 @@ class SafeLatentDiffusion(io.ComfyNode):
         safety = text.strip() or joined(concepts)
         if not safety:
             raise ValueError("there is nothing to guide away from: connect concepts, or write a safety concept")
-        settings = PRESETS.get(preset) or SafetySettings(scale, warmup, threshold, momentum, beta)
+        settings = CONFIGURATIONS.get(preset) or SafetySettings(scale, warmup, threshold, momentum, beta)
         guided = model.clone()
         if settings.scale > 0:
             hooks = SafetyHooks(settings, encoded(clip, safety), scale_warmup)

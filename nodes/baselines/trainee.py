@@ -17,7 +17,7 @@ from ...mace.pipeline.batches import chunks
 from ..host.model.forward import trainable_copy
 from ..host.model.fp8 import FP8, fp8_note
 from ..host.model.predict import predict, sigmas_at
-from ..host.model.unet import ATTACHMENT, BASE, REFINED, REFINEMENT, add_changes, is_quantised
+from ..host.model.unet import ATTACHMENT, BASE_MODEL, REFINED_BY, REFINEMENT, add_changes, is_quantised
 from ..host.progress import LossProgress, listed
 from ..host.text import TextEncoder
 
@@ -182,7 +182,7 @@ def result(
     }
     done.set_attachments(ATTACHMENT, (*(model.get_attachment(ATTACHMENT) or ()), record))
     # It is no longer the refinement of its base: whatever comes next starts from it as it is.
-    for name in (BASE, REFINEMENT, REFINED):
+    for name in (BASE_MODEL, REFINEMENT, REFINED_BY):
         done.remove_attachments(name)
     tenth = max(len(losses) // 10, 1)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())

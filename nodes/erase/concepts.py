@@ -11,7 +11,7 @@ from ...mace.concepts.concept import (
     merge,
     parse_concepts,
 )
-from ...mace.concepts.lists import PRESETS
+from ...mace.concepts.lists import PAPER_LISTS
 from ...mace.concepts.notation import passed_over
 from ...mace.concepts.templates import read_templates
 from ...mace.presets.presets import PAPER
@@ -35,7 +35,7 @@ def listed(text: str, type: str, preset: str, prompt_file: str) -> tuple[Concept
     templates = read_prompt_file(prompt_file)
     chosen = [
         Concept(target, mapping, kind, (), templates if kind == type else ())
-        for target, mapping, kind in PRESETS.get(preset, ())
+        for target, mapping, kind in PAPER_LISTS.get(preset, ())
     ]
     return merge(chosen, parse_concepts(text, type, templates))
 
@@ -76,7 +76,7 @@ class Concepts(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=[files.NONE, *PRESETS],
+                    options=[files.NONE, *PAPER_LISTS],
                     default=files.NONE,
                     tooltip="A list of the paper (Tables 6, 7, 9) with its mappings and type, added before the lines",
                 ),

@@ -14,8 +14,8 @@ from .kept.content import base_of
 from .model.fp8 import fp8_note
 from .model.unet import (
     ATTACHMENT,
-    BASE,
-    REFINED,
+    BASE_MODEL,
+    REFINED_BY,
     REFINEMENT,
     cross_attention_keys,
     effective_weight,
@@ -95,8 +95,8 @@ class ModelWeights:
         if edit.refinement is not None:
             if edit.keys:
                 changes = tuple(found.patches[key][-1][1][1][0] for key in edit.keys)
-                found.set_attachments(REFINED, (*(model.get_attachment(REFINED) or ()), *changes))
-            found.set_attachments(BASE, base_of(model))
+                found.set_attachments(REFINED_BY, (*(model.get_attachment(REFINED_BY) or ()), *changes))
+            found.set_attachments(BASE_MODEL, base_of(model))
             found.set_attachments(REFINEMENT, edit.refinement)
         return ModelWeights(found, self.layout), notes
 

@@ -12,7 +12,7 @@ from ...mace.pipeline.train_options import TrainOptions
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import REFINEMENT
 from ..host.progress import LossProgress
-from .training import Trainer, Work
+from .trainer import Trainer, Work
 
 
 def train_loras(

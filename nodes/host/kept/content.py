@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..model.fp8 import Wide
 from ..model.sampling import numbers_of
-from ..model.unet import ATTACHMENT, BASE, REFINED, weights_sha256
+from ..model.unet import ATTACHMENT, BASE_MODEL, REFINED_BY, weights_sha256
 from .modules import hooks_of, settings_of
 from .values import Feeder, is_settled
 
@@ -112,7 +112,7 @@ def module_sha256(module: nn.Module) -> str:
 
 def base_of(model):
     """The MODEL that refinements were made from, or the MODEL itself."""
-    return model.get_attachment(BASE) or model
+    return model.get_attachment(BASE_MODEL) or model
 
 
 def training_key(model) -> str:
@@ -131,4 +131,4 @@ def training_key(model) -> str:
         # As it was for those without, so that what is kept stays found.
         how += ["own_words"] if stage.get("own_words") else []
         stages.append([how, prior.get("source"), prior.get("preserved")])
-    return content_sha256(_model_sha256(model, model.get_attachment(REFINED) or ()), stages)
+    return content_sha256(_model_sha256(model, model.get_attachment(REFINED_BY) or ()), stages)

@@ -20,9 +20,9 @@ _ATTN2 = {name: re.compile(rf"{_BLOCKS}\.attn2\.to_[{letters}]\.weight$") for na
 # What was done to a MODEL travels with it: a tuple of records for the provenance, oldest first.
 ATTACHMENT = "mace_stages"
 # The MODEL before any refinement, and the last Refinement, travel with a refined MODEL too.
-BASE, REFINEMENT = "mace_base", "mace_refinement"
+BASE_MODEL, REFINEMENT = "mace_base", "mace_refinement"
 # The differences that refinements put on its weights, so that they can be told from what else is there.
-REFINED = "mace_refined"
+REFINED_BY = "mace_refined"
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
