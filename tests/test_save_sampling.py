@@ -90,7 +90,14 @@ def predicted(host, model, sigma=1.5):
         return host.module("nodes.host.model.predict").predict(model, x, sigmas, contexts, pooled)
 
 
-@pytest.mark.parametrize("case", CASES)
+# One of each kind of marker, and of what no file can say; the others when asked for.
+USUAL = ("sdxl", "sdxl to v", "sdxl to v zsnr", "sdxl to eps zsnr", "sdxl to edm v", "sdxl to playground otherwise")
+USUAL += ("sdxl_v to eps", "sdxl_edm", "sd15 to v", "sd21", "sd21 to eps")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in USUAL else pytest.param(case, marks=pytest.mark.long) for case in CASES]
+)
 def test_the_file_is_sampled_as_the_model_was(comfy_host, case):
     """What is in the file, without writing it: it is large."""
     import comfy.sd
