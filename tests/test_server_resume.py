@@ -26,7 +26,7 @@ def post(server, path, body):
 
 def test_freeing_memory_empties_the_caches(server):
     """Then images are drawn again; trained LoRAs come back from disk."""
-    graph = erasure(concepts="cow -> sky", train={"steps": "2"}.items())
+    graph = erasure(concepts="dog -> sky", train={"steps": "2"}.items())
     server.client.queue(graph)
     post(server, "/free", {"free_memory": True, "unload_models": True})
     # The host does its own part when its worker wakes up; until then all is there.
