@@ -110,3 +110,19 @@ def lines_of(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def loaded_once(loaded_quickly, monkeypatch):
+    """Checkpoints that several commands of a test open are read once, for time, as a graph's loader keeps them."""
+    import comfy.sd
+
+    load, kept = comfy.sd.load_checkpoint_guess_config, {}
+
+    def once(path, *arguments, **options):
+        key = (path, repr(arguments), repr(options))
+        if key not in kept:
+            kept[key] = load(path, *arguments, **options)
+        return kept[key]
+
+    monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", once)

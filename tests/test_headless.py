@@ -100,7 +100,7 @@ def output_of_base(comfy_host, tmp_path) -> Path:
 
 
 def test_a_stopped_training_goes_on_and_ends_as_if_it_had_not_been(
-    comfy_host, headless, lines_of, tmp_path, monkeypatch
+    comfy_host, headless, loaded_once, lines_of, tmp_path, monkeypatch
 ):
     """Ctrl-C in the middle: exit code 130, no file, and the next run goes on from that step."""
     given = (

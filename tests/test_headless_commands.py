@@ -11,7 +11,7 @@ pytestmark = pytest.mark.host
 pytest_plugins = ["tests.headless_runs"]
 
 
-def test_a_prior_a_refinement_a_training_and_a_fusion(comfy_host, headless, lines_of, tmp_path):
+def test_a_prior_a_refinement_a_training_and_a_fusion(comfy_host, headless, loaded_once, lines_of, tmp_path):
     """Each command reads what another wrote."""
     (tmp_path / "captions.txt").write_text("a cat on a mat\na red rose\na dog in a park\n")
     model = ("--model", comfy_host.demo_checkpoint)

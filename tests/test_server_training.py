@@ -17,7 +17,7 @@ from tests.stages import FUSE, IMAGES, TRAIN
 pytestmark = pytest.mark.server
 
 
-def erasure(concepts="dog -> sky\nship -> ground", strengths="", train=(), **fuse) -> dict:
+def erasure(concepts="dog -> sky\nship -> sky", strengths="", train=(), **fuse) -> dict:
     """Loader 1, concepts 2, refinement 3, images 4, masks 5, training 6, fusion 7, checkpoint 8."""
     graph = graphs.refine(concepts=concepts)
     return {
@@ -65,13 +65,13 @@ def test_a_new_strength_runs_the_fusion_alone(server):
     with safe_open(path, framework="pt") as saved:
         (stage,) = json.loads(saved.metadata()["mace.provenance"])["stages"]
     assert [concept["strength"] for concept in stage["concepts"]] == [0.5, 1.0]
-    longer = server.client.queue(erasure(concepts="dog -> sky\ncat -> sky\nship -> ground"))
+    longer = server.client.queue(erasure(concepts="dog -> sky\ncat -> sky\nship -> sky"))
     assert "1 LoRAs trained, 2 of 3 kept from before" in longer.outputs["6"]["text"][0]
 
 
 def test_an_interrupted_training_resumes(server):
     """POST /interrupt in the middle of the second concept: the first is not trained again."""
-    graph = training("dog -> sky\nship -> ground", side_by_side="1", steps="24")
+    graph = training("dog -> sky\nship -> sky", side_by_side="1", steps="24")
     seen = []
 
     def stop(title, value, most):
