@@ -12,13 +12,14 @@ from typing import TextIO
 
 import torch
 
-from .commands import COMMANDS, Session, targets
+from .commands import COMMANDS
 from .errors import BAD_INPUT, DONE, FAILED, STATUS, STOPPED, BadInput
 from .files import target_of, write_text
 from .host import Host
 from .lists import Lists, read_lists
 from .places import PACK, Place
 from .progress import Lines, Silent, shown
+from .session import Session, targets
 from .settings import parser
 
 # ComfyUI's folders under a base directory of its own.

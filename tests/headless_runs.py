@@ -1,11 +1,39 @@
 """The headless command in the test process, on the host that is open there."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from devtools.identity_layers import skip_identity_layers
 from headless.cli import main
+
+TRAINED_STEPS = 4
+SMALL = ("--width", 64, "--height", 64)
+# Of the training images.
+FEW = (*SMALL, "--images", 2, "--image-steps", 2, "--seed", 3)
+
+
+def tensors(path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}
+
+
+def same(first, second) -> bool:
+    first, second = tensors(first), tensors(second)
+    assert list(first) == list(second)
+    return all(torch.equal(own, second[key]) and own.dtype == second[key].dtype for key, own in first.items())
+
+
+def settings_of(path) -> dict:
+    with safe_open(path, "pt") as opened:
+        return json.loads(opened.metadata()["mace.provenance"])
+
+
+def stage_of(report: dict, node: str) -> dict:
+    return next(stage for stage in report["stages"] if stage["node"] == node)
 
 
 class Headless:
@@ -61,3 +89,40 @@ def loaded_quickly(comfy_host, monkeypatch):
 
     monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", quick)
     monkeypatch.setattr(comfy.sd, "load_clip", quick_clip)
+
+
+@pytest.fixture
+def short(comfy_host, monkeypatch):
+    """A preset that trains a few steps on few pictures, for time."""
+    erasing, presets = (comfy_host.module(name) for name in ("nodes.stages.erasing", "mace.presets.presets"))
+    chosen = presets.Preset(lambda type: presets.LoraRow(2, TRAINED_STEPS, 3e-3))
+    monkeypatch.setitem(presets.PRESETS, presets.PAPER, chosen)
+    monkeypatch.setattr(erasing, "IMAGES", 2)
+    monkeypatch.setattr(erasing, "SAMPLING", {**erasing.SAMPLING, "steps": 2})
+
+
+@pytest.fixture
+def lines_of(tmp_path):
+    """A list of concepts in a file."""
+
+    def write(text: str, name: str = "list.txt") -> Path:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def loaded_once(loaded_quickly, monkeypatch):
+    """Checkpoints that several commands of a test open are read once, for time, as a graph's loader keeps them."""
+    import comfy.sd
+
+    load, kept = comfy.sd.load_checkpoint_guess_config, {}
+
+    def once(path, *arguments, **options):
+        key = (path, repr(arguments), repr(options))
+        if key not in kept:
+            kept[key] = load(path, *arguments, **options)
+        return kept[key]
+
+    monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", once)

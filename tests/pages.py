@@ -3,6 +3,7 @@
 import time
 
 from devtools import host
+from tests import graphs
 
 
 def load(page, workflow: dict) -> None:
@@ -11,30 +12,31 @@ def load(page, workflow: dict) -> None:
     page.wait_for_function("count => window.app.graph.nodes.length === count", arg=len(workflow["nodes"]))
 
 
-def fewer_steps(workflow: dict) -> dict:
-    """The workflow with hardly any sampling, where its pictures only have to appear."""
-    for node in workflow["nodes"]:
-        if node["type"] == "KSampler":
-            node["widgets_values"][2] = 2
-    return workflow
-
-
 def press_queue(page, server, timeout: float = 300) -> dict:
-    """Press the queue button; the history's entry of the run once it has succeeded."""
-    before = set(_history(server))
-    page.click('[data-testid="queue-button"]')
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        done = {key: entry for key, entry in _history(server).items() if key not in before}
-        if done:
-            break
-        time.sleep(0.5)
-    ((_, entry),) = done.items()
+    """Press the queue button; the history's entry of the run once it has succeeded and the page knows all of it."""
+    page.evaluate(
+        """() => {
+            if (window.ended) return;
+            window.ended = [];
+            for (const kind of ['success', 'error', 'interrupted'])
+                window.app.api.addEventListener(`execution_${kind}`, said => window.ended.push(said.detail.prompt_id));
+        }"""
+    )
+    # What was queued before may still run.
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/prompt")) as own:
+        page.click('[data-testid="queue-button"]')
+    prompt = own.value.json()["prompt_id"]
+    page.wait_for_function("prompt => window.ended.includes(prompt)", arg=prompt, timeout=1000 * timeout)
+    # The page is told a moment before the history has it.
+    deadline = time.monotonic() + 60
+    while not (entry := host.get_json(f"{server.url}/history/{prompt}")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    entry = entry[prompt]
     assert entry["status"]["status_str"] == "success", entry["status"]
     return entry
 
 
-def wait_for_pictures(page, nodes: int = 2, each: int = 6) -> None:
+def wait_for_pictures(page, nodes: int = 2, each: int = graphs.FEW) -> None:
     """Until as many Preview Image nodes show as many pictures, drawn."""
     page.wait_for_function(
         """([nodes, each]) => window.app.graph.nodes.filter(n => n.type === 'PreviewImage' && n.imgs &&
@@ -66,7 +68,3 @@ def queued(page) -> dict:
 def without_titles(prompt: dict) -> dict:
     """A prompt without what only the page needs."""
     return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
-
-
-def _history(server) -> dict:
-    return host.get_json(server.url + "/history")

@@ -32,9 +32,10 @@ def test_a_workflow_round_trips(kept_page, server, name):
     assert without_titles(to_prompt(saved(page), info)) == prompt
 
 
-def test_queue_from_the_page(page, server):
+def test_queue_from_the_page(kept_page, server):
     """The queue button runs the example: the save node names the file, the pictures appear."""
-    load(page, graphs.workflow("refine"))
+    page = kept_page
+    load(page, graphs.drawn_quickly(graphs.workflow("refine")))
     press_queue(page, server)
     wait_for_pictures(page)
     said = reports(page)
@@ -46,7 +47,8 @@ def test_queue_from_the_page(page, server):
     assert not any("report" in node["inputs"] for node in prompt.values())
 
 
-def test_an_error_in_the_lines_stands_on_the_node(page, server):
+def test_an_error_in_the_lines_stands_on_the_node(kept_page):
+    page = kept_page
     load(page, graphs.workflow("refine"))
     page.evaluate(
         """() => {
@@ -61,7 +63,7 @@ def test_an_error_in_the_lines_stands_on_the_node(page, server):
     assert "line 2: more than one '->'" in errors[0]["details"]
 
 
-def test_the_help_page_is_served(page):
+def test_the_help_page_is_served(kept_page):
     """From where the page's help panel reads it."""
-    text = page.evaluate("fetch('/extensions/mace-comfyui/docs/MACE_CFRRefine.md').then(r => r.text())")
+    text = kept_page.evaluate("fetch('/extensions/mace-comfyui/docs/MACE_CFRRefine.md').then(r => r.text())")
     assert "lambda1" in text

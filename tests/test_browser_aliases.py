@@ -48,7 +48,8 @@ def open_example(page, chosen=""):
         for output in node["outputs"]:
             output["links"] = [link for link in output["links"] if link in left]
         if node["type"] == "MACE_ConceptImages":
-            node["widgets_values"][0] = 1
+            # One picture, in few steps.
+            node["widgets_values"][0], node["widgets_values"][4] = 1, 6
         if node["type"] == "MACE_FindAliases":
             # Few words, three of them drawn; the lines are saved by a node of the core's.
             node["widgets_values"] = ["stag, hart, horse, ship", "", 300, 0.5, 8, 1, 0, 8, 3, chosen]

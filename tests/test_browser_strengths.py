@@ -10,7 +10,7 @@ from mace.concepts.notation import written
 from mace.concepts.strengths import parse_strengths
 from mace.concepts.text import TextError, normalised
 from tests import graphs
-from tests.pages import fewer_steps, load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
+from tests.pages import load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
 from tests.test_notation import nasty
 
 pytestmark = pytest.mark.browser
@@ -120,7 +120,9 @@ def test_sliders_and_text_are_one(page, server):
 
 def test_sliders_before_and_after_a_run(page, server):
     """Without a word in the text: none before the run, all that were fused after it, and what they say is fused."""
-    load(page, fewer_steps(graphs.workflow("fuse")))
+    load(page, graphs.drawn_quickly(graphs.workflow("fuse")))
+    # The pictures before and after are the next test's.
+    page.evaluate(f"() => {{ {NODE} node.widgets.find(w => w.name === 'preview_prompt').value = ''; }}")
     write(page, "")
     assert sliders(page) == {}
     press_queue(page, server)
@@ -140,22 +142,21 @@ def test_sliders_before_and_after_a_run(page, server):
 
 def test_a_slider_moves_the_picture_after_and_draws_none_before(page, server):
     """Fuse LoRAs alone, in both renderers."""
-    workflow = graphs.workflow("fuse")
-    for node in workflow["nodes"]:
-        if node["type"] == "KSampler":
-            node["widgets_values"][2] = 1
+    workflow = graphs.drawn_quickly(graphs.workflow("fuse"))
     load(page, workflow)
     page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
     shown = [shown_pictures(press_queue(page, server), server)]
     page.get_by_role("slider", name="divider between before and after").wait_for()
     slider(page, "ship").press("End")
     shown.append(shown_pictures(press_queue(page, server), server))
+    same_graph = saved(page)
     (before, after), (same, moved) = shown
     assert before == same and len(before) == 2 and after[0] != moved[0] and before[0] != moved[0]
     try:
         page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
         page.wait_for_function("window.LiteGraph.vueNodesMode")
-        load(page, workflow)
+        # As it was fused last, so that it is drawn from what is kept.
+        load(page, same_graph)
         page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
         press_queue(page, server)
         page.locator('[data-testid="image-compare-viewport"] img').nth(1).wait_for()
@@ -171,7 +172,7 @@ def shown_pictures(entry, server):
 
 @pytest.mark.long
 def test_the_one_node_version_runs_and_has_them_too(page, server):
-    load(page, fewer_steps(graphs.workflow("quick")))
+    load(page, graphs.drawn_quickly(graphs.workflow("quick")))
     slider(page, "dog").wait_for()
     assert sliders(page) == {"dog": 1} and text(page) == ""
     slider(page, "dog").press("ArrowLeft")

@@ -7,11 +7,17 @@ import pytest
 from devtools import host
 from tests import graphs
 from tests.conftest import open_page
-from tests.pages import fewer_steps, load, press_queue, queued, reports
+from tests.pages import load, press_queue, queued, reports
 
 pytestmark = pytest.mark.browser
 
 BLUEPRINT = "Erase concepts, stage by stage (MACE)"
+
+
+@pytest.fixture
+def page(kept_page):
+    """One page for all: every test begins with a graph of its own."""
+    return kept_page
 
 
 def of_refine(page) -> dict:
@@ -21,7 +27,7 @@ def of_refine(page) -> dict:
 
 def test_numbers_of_other_nodes_are_linked(page, server):
     """A number goes into what may also be auto; what was written before stays where nothing is linked."""
-    load(page, graphs.workflow("refine"))
+    load(page, graphs.drawn_quickly(graphs.workflow("refine")))
     written = of_refine(page)["lambda3"]
     made = page.evaluate(
         """() => {
@@ -113,7 +119,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
 
 def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(browser, page, server):
     """What the host wrote into a PNG made with the pack loads and runs."""
-    workflow = fewer_steps(graphs.workflow("refine"))
+    workflow = graphs.drawn_quickly(graphs.workflow("refine"))
     for node in workflow["nodes"]:
         if node["type"] == "PreviewImage":
             node["type"], node["widgets_values"] = "SaveImage", ["dragged"]
@@ -121,7 +127,6 @@ def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(browser, page, ser
     entry = press_queue(page, server)
     picture = next(image for output in entry["outputs"].values() for image in output.get("images", []))
     assert picture["type"] == "output" and picture["filename"].endswith(".png")
-    page.close()
     page = open_page(browser, server)
     # The graph that a fresh page begins with must not be taken for the picture's, nor block the page as it comes.
     page.wait_for_function("window.app.graph.nodes.length > 0 && !document.querySelector('.p-blockui-mask')")

@@ -1,6 +1,7 @@
 """The demo: its progress lines, its graphs, its sheet, and the whole of it in the real server."""
 
 import io
+import json
 import os
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from devtools import demo
 from devtools.client import _refusal
 from devtools.progress import ProgressLine, clock
 from devtools.sheet import contact_sheet, set_aside
-from tests.graphs import REPO
+from tests.graphs import REPO, drawn_quickly
 from tests.judge import Judge
 
 
@@ -78,7 +79,8 @@ def test_the_sheet_and_the_one_before(tmp_path):
 
 @pytest.fixture
 def run_demo(server, tmp_path, monkeypatch, capsys):
-    """Run the demo of a model, with one picture a row, for time; how often the judge sees a name in a row.
+    """Run the demo of a model, for time with one picture a row and its workflow's own pictures hardly drawn; how often
+    the judge sees a name in a row.
 
     Gives (before, after), each a function of a row's number and a name, and the same rows' pictures.
     """
@@ -86,6 +88,9 @@ def run_demo(server, tmp_path, monkeypatch, capsys):
     drawn, draw = [], demo.draw
     monkeypatch.setattr(demo, "OUTPUT", tmp_path)
     monkeypatch.setattr(demo, "PICTURES", 1)
+    shipped = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
+    (tmp_path / "full.json").write_text(json.dumps(drawn_quickly(shipped)), encoding="utf-8")
+    monkeypatch.setattr(demo, "WORKFLOW", tmp_path / "full.json")
     monkeypatch.setattr(demo, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
 
     def counted(rows):

@@ -82,7 +82,7 @@ def test_the_log_is_clean(server):
 def test_example_workflow_requeue_and_reload(server):
     """The shipped workflow runs, a second queue runs nothing again, and the saved checkpoint gives the same
     latents in a plain txt2img graph as the patched model does."""
-    prompt = to_prompt(graphs.workflow("refine"), server.client.object_info())
+    prompt = to_prompt(graphs.drawn_quickly(graphs.workflow("refine")), server.client.object_info())
     # Other tests may have queued the same workflow on this server, which would run nothing of it again.
     listed = next(node["inputs"] for node in prompt.values() if node["class_type"] == "MACE_Concepts")
     listed["concepts"] += "\n# anew"
@@ -196,7 +196,7 @@ def test_text_may_come_from_another_node(server):
 def test_interrupt_leaves_the_host_usable(server):
     """An interrupt in the middle of the encoding ends the run; the next one is whole."""
     graph = {
-        **graphs.refine(concepts="cat\nfrog", mu="3"),
+        **graphs.refine(concepts="cat", mu="3"),
         "4": graphs.save(prefix="checkpoints/cut"),
     }
 
@@ -216,7 +216,7 @@ def test_interrupt_leaves_the_host_usable(server):
 def test_prior_is_built_saved_and_loaded(server):
     graph = {
         "1": graphs.node("CheckpointLoaderSimple", ckpt_name=graphs.CHECKPOINT),
-        "2": graphs.node("MACE_Concepts", concepts="airplane\ncat", type="object", preset="none", prompt_file="none"),
+        "2": graphs.node("MACE_Concepts", concepts="airplane", type="object", preset="none", prompt_file="none"),
         "3": graphs.node(
             "MACE_Prior",
             clip=("1", 1),

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from devtools import host as hosts
 from devtools.client import Client
-from tests.test_server_training import erasure
+from tests.test_server_training import training
 
 pytestmark = pytest.mark.server
 
@@ -26,7 +26,7 @@ def post(server, path, body):
 
 def test_freeing_memory_empties_the_caches(server):
     """Then images are drawn again; trained LoRAs come back from disk."""
-    graph = erasure(concepts="cow -> sky", train={"steps": "2"}.items())
+    graph = training(steps="2")
     server.client.queue(graph)
     post(server, "/free", {"free_memory": True, "unload_models": True})
     # The host does its own part when its worker wakes up; until then all is there.
@@ -39,7 +39,7 @@ def test_freeing_memory_empties_the_caches(server):
 
 def test_a_killed_server_resumes_at_the_step(server_base, demo_checkpoint):
     """SIGKILL in the middle of a training: the next process goes on from the last state on disk."""
-    graph = erasure(concepts="dog -> sky", train={"steps": "2000", "side_by_side": "1"}.items())
+    graph = training(steps="2000", side_by_side="1")
     start, base = dict(cpu=True, checkpoint=demo_checkpoint), server_base("killed")
     folder = base / "user" / "mace" / "loras"
     with hosts.start(os.environ["MACE_COMFYUI"], sys.executable, base, **start) as first:

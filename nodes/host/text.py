@@ -1,6 +1,5 @@
 """The host's text encoder as the numerics need it: tokens, pairings, batched embeddings, a fingerprint."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ from .model.unet import cross_attention_keys, pooled_key
 from .prompts import check_prompt, parts_of, tokens_of
 from .tokenizers import token_name, tokenizer_options, vocabulary
 
-MAPPING_CACHE = 256
 # The encoder whose pooled text models read besides the tokens (CLIP-G: SDXL and its kin).
 POOLING = "g"
 CHANGES_IN_SAMPLING = (
@@ -60,7 +58,6 @@ class TextEncoder:
         self.window = len(first)
         self._end = first[1][0]
         self.pads_with_end = all(section[0][-1][0] == self._end for section in empty.values())
-        self._mappings: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._known: dict[str, tuple[Hashable, ...]] = {}
 
     def tokenize(self, text: str) -> tuple[Hashable, ...]:
@@ -116,15 +113,19 @@ class TextEncoder:
         return embeddings.reshape(len(prompts), -1, embeddings.shape[-1]), pooled
 
     def encoded(self, prompts: Sequence[str]) -> torch.Tensor:
-        """As `encode`, where the prompts are likely to be asked for again: the last ones are kept, on the CPU."""
-        keys = [(self.identity, prompt) for prompt in prompts]
-        kept = [_embeddings.get(key) for key in keys]
-        if any(embedding is None for embedding in kept):
-            found = self._encoded_with_pooled(prompts)
-            for key, embedding in zip(keys, found, strict=True):
-                _keep(key, embedding)
-            return found
-        return torch.stack(kept)
+        """As `encode`, where the prompts are likely to be asked for again, as those of mapping concepts are by every
+        concept that is mapped to them: the last ones are kept, on the CPU, and only what is not there is computed."""
+        known = {prompt: _embeddings.get((self.identity, prompt)) for prompt in prompts}
+        missing = [prompt for prompt, own in known.items() if own is None]
+        if missing:
+            found = self._encoded_with_pooled(missing)
+            for prompt, embedding in zip(missing, found, strict=True):
+                _keep((self.identity, prompt), embedding)
+            if len(missing) == len(prompts):
+                return found
+            known |= dict(zip(missing, found, strict=True))
+            return torch.stack([known[prompt].to(found) for prompt in prompts])
+        return torch.stack([known[prompt] for prompt in prompts])
 
     def _encoded_with_pooled(self, prompts: Sequence[str]) -> torch.Tensor:
         """As `encode`; the pooled texts, which one pass gives too, are kept for `pooled`."""
@@ -259,19 +260,9 @@ class TextEncoder:
             if own_words:
                 pairings = [pairing.with_own_words() for pairing in pairings]
             targets = self.encoded([fill(template, phrase) for template, phrase in part])
-            mappings = self._mapping_embeddings([fill(template, concept.mapping) for template, _ in part])
+            mappings = self.encoded([fill(template, concept.mapping) for template, _ in part])
             yield targets, mappings, pairings
             step(len(part))
-
-    def _mapping_embeddings(self, prompts: list[str]) -> torch.Tensor:
-        """Embeddings of mapping prompts, which many concepts share, each encoded once."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._mappings]
-        if missing:
-            self._mappings.update(zip(missing, self._encoded_with_pooled(missing), strict=True))
-        embeddings = torch.stack([self._mappings[prompt] for prompt in prompts])
-        while len(self._mappings) > MAPPING_CACHE:
-            self._mappings.popitem(last=False)
-        return embeddings
 
     def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(sum e e^T over all tokens of the prompts [d, d], the same over their pooled texts [c, c]), float64.
