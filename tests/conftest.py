@@ -91,6 +91,15 @@ def demo(comfy_host):
     return comfy_host.load_checkpoint(comfy_host.demo_checkpoint)
 
 
+@pytest.fixture(scope="module")
+def few_templates(comfy_host):
+    """Three prompts a phrase in place of thirty while a module's tests run: for tests that are not about erasing."""
+    with pytest.MonkeyPatch.context() as patched:
+        few = ("a photo of the {}", "the {} on a table", "{}")
+        patched.setitem(comfy_host.module("mace.concepts.concept").TEMPLATES, "object", few)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server_base(tmp_path_factory):
     """Makes base directories for servers that skip the demo model's identity layers."""

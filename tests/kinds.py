@@ -1,5 +1,7 @@
 """Diffusion models of every kind with random weights (see devtools.random_models), without a file or a CLIP."""
 
+from functools import lru_cache
+
 import torch
 
 from devtools import random_models
@@ -18,16 +20,28 @@ def unet(kind, dtype=torch.float32, **options):
         return _made(kind, dtype, options)
 
 
-def _made(kind, dtype, options):
-    import comfy.sd
-
+# Some tests make a model of one kind over and over. Two, for they are large.
+@lru_cache(maxsize=2)
+def _state(kind):
+    """The tensors of a diffusion model's file, float32."""
     prefix, v_bias = "model.diffusion_model.", random_models.KINDS[kind].v_bias
     state = {}
     for key, tensor in random_models.layout(kind, small=True).items():
         if key.startswith(prefix):
-            state[key[len(prefix) :]] = random_models.filled(key, tensor.shape, 0, v_bias=v_bias).to(dtype)
+            state[key[len(prefix) :]] = random_models.filled(key, tensor.shape, 0, v_bias=v_bias)
         elif not tensor.is_meta:
             state[key] = tensor
+    return state
+
+
+def _made(kind, dtype, options):
+    import comfy.sd
+
+    markers = {name for name, _ in random_models.KINDS[kind].extra}
+    # The model may take the tensors for its own: it gets copies.
+    state = {
+        key: tensor.clone() if key in markers else tensor.to(dtype, copy=True) for key, tensor in _state(kind).items()
+    }
     model = comfy.sd.load_diffusion_model_state_dict(state, model_options=options)
     # How the host makes a second one, as its loaders say it of files.
     model.cached_patcher_init = (lambda disable_dynamic=True: _made(kind, dtype, options), ())

@@ -8,7 +8,7 @@ from tests.kinds import PATCHED, latents, sampled_as
 from tests.stages import FUSE, IMAGES, TRAIN, report
 from tests.test_refine_node import concepts, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 CPU = torch.device("cpu")
 
@@ -19,15 +19,6 @@ FEW = {**TRAIN, "rank": "1", "steps": "2"}
 
 # One of each family and way of predicting; the others cross them.
 USUAL = ("sd15_inpaint", "sd21", "sdxl_edm", "lcm")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_templates(comfy_host):
-    """Two prompts a phrase in place of thirty: what is encoded is not what is tested."""
-    with pytest.MonkeyPatch.context() as patched:
-        few = ("a photo of the {}", "the {} on a table")
-        patched.setitem(comfy_host.module("mace.concepts.concept").TEMPLATES, "object", few)
-        yield
 
 
 def kinds():

@@ -11,7 +11,7 @@ from tests.stages import delta_of
 from tests.test_refine_node import concepts, refine
 from tests.text_encoders import CLIPS, build_clip
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 SD3_SIZES = dict(
     context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},

@@ -113,10 +113,17 @@ def modules(comfy_host):
     return {name: comfy_host.module(f"nodes.host.model.{name}") for name in names}
 
 
+@pytest.fixture(scope="module")
+def plain(comfy_host):
+    return unet("sd15")
+
+
 @pytest.fixture(params=OTHERS, ids=lambda make: make.__name__)
-def other(request, comfy_host):
+def other(request, plain):
     """A MODEL with one of them."""
-    return request.param(unet("sd15"))
+    made = request.param(plain)
+    assert made is not plain and made.cached_patcher_init is plain.cached_patcher_init
+    return made
 
 
 def load(model):
@@ -131,7 +138,7 @@ def test_is_what_the_hosts_sampling_computes(modules, other):
     # The sizes of HyperTile's tiles are drawn anew in every call.
     torch.manual_seed(0)
     schedule = torch.tensor([6.0, 0.4, 0.0])
-    for theirs, sigma, expected in own_sampling(other, latents(2, 16), latents(2, 16, 2), schedule, contexts, pooled):
+    for theirs, sigma, expected in own_sampling(other, latents(2), latents(2, seed=2), schedule, contexts, pooled):
         load(other)
         torch.manual_seed(0)
         with torch.inference_mode():
@@ -145,7 +152,7 @@ def test_is_what_the_hosts_sampling_computes(modules, other):
 def test_samples_at_several_sigmas_are_each_alone(modules, other):
     module = modules["predict"]
     contexts, pooled = conditioning(other, 3)
-    x, sigmas = latents(3, 16), torch.tensor(SIGMAS)
+    x, sigmas = latents(3), torch.tensor(SIGMAS)
     load(other)
     with torch.inference_mode():
         found = module.predict(other, x, sigmas, contexts, pooled)
@@ -156,10 +163,9 @@ def test_samples_at_several_sigmas_are_each_alone(modules, other):
                 torch.testing.assert_close(found[own], alone, rtol=1e-3, atol=1e-4)
 
 
-def test_without_them_one_call_is_enough(modules):
-    model = unet("sd15")
-    assert [rows.tolist() for rows in modules["predict"].together(model, torch.tensor(SIGMAS))] == [[0, 1, 2]]
-    parted = modules["predict"].together(deep_shrink(model), torch.tensor(SIGMAS))
+def test_without_them_one_call_is_enough(modules, plain):
+    assert [rows.tolist() for rows in modules["predict"].together(plain, torch.tensor(SIGMAS))] == [[0, 1, 2]]
+    parted = modules["predict"].together(deep_shrink(plain), torch.tensor(SIGMAS))
     assert [rows.tolist() for rows in parted] == [[0, 2], [1]]
 
 
@@ -167,10 +173,10 @@ def batch_of(forward, model, rows=(0, 1, 2)):
     contexts, _ = conditioning(model, 3)
     tokens = torch.zeros(3, 77)
     tokens[:, 5] = 1
-    masks = torch.zeros(3, 128, 128)
+    masks = torch.zeros(3, 64, 64)
     for place in range(3):
-        masks[place, : 32 * (place + 1), :64] = 1
-    whole = Batch(latents(3, 16), torch.tensor(SIGMAS), contexts, tokens, masks)
+        masks[place, : 16 * (place + 1), :32] = 1
+    whole = Batch(latents(3), torch.tensor(SIGMAS), contexts, tokens, masks)
     return whole.only(torch.tensor(rows))
 
 
@@ -187,7 +193,6 @@ def stack_of(model, keys, rows=(0, 1, 2)):
 def test_training_beside_others_is_training_alone(modules, other):
     """Eq. 3's loss and its gradients of three concepts at two sigmas, each as if it were alone."""
     forward = modules["forward"]
-    other.cached_patcher_init = unet("sd15").cached_patcher_init
     keys = modules["unet"].cross_attention_keys(other)
     random = bool(other.model_options["transformer_options"].get("patches", {}).get("attn1_output_patch"))
     with forward.trainable_copy(other) as copy:
@@ -210,7 +215,6 @@ def test_training_beside_others_is_training_alone(modules, other):
 
 def test_recomputed_blocks_have_the_same_gradients(modules, other):
     forward, recompute = modules["forward"], modules["recompute"]
-    other.cached_patcher_init = unet("sd15").cached_patcher_init
     keys = modules["unet"].cross_attention_keys(other)
     gradients = []
     with forward.trainable_copy(other) as copy:
@@ -228,5 +232,5 @@ def test_recomputed_blocks_have_the_same_gradients(modules, other):
 def test_attention_maps(modules, other):
     contexts, _ = conditioning(other)
     with torch.inference_mode():
-        maps = modules["attention_maps"].concept_maps(other, latents(2, 16), contexts[0], [4, 5], None, "dog")
+        maps = modules["attention_maps"].concept_maps(other, latents(2), contexts[0], [4, 5], None, "dog")
     assert maps.shape[0] == 2 and torch.isfinite(maps).all() and maps.std() > 0
