@@ -8,7 +8,7 @@ import pytest
 from tests.test_refine_node import concepts, refine
 
 ASSET = Path(__file__).parent.parent / "assets/demo/judge.safetensors"
-# The fewest in which the judge knows what the demo model draws.
+# Enough for the judge to know what the demo model draws.
 STEPS = 4
 SETTINGS = dict(
     synonyms="dog: canine, hound",

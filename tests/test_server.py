@@ -196,7 +196,7 @@ def test_text_may_come_from_another_node(server):
 def test_interrupt_leaves_the_host_usable(server):
     """An interrupt in the middle of the encoding ends the run; the next one is whole."""
     graph = {
-        **graphs.refine(concepts="cat", mu="3"),
+        **graphs.refine(concepts="cat\nfrog", mu="3"),
         "4": graphs.save(prefix="checkpoints/cut"),
     }
 

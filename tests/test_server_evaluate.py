@@ -7,7 +7,6 @@ import pytest
 from devtools.client import PromptError
 from devtools.graph import to_prompt
 from tests import graphs
-from tests.evaluation import STEPS
 
 pytestmark = pytest.mark.server
 
@@ -26,7 +25,7 @@ def test_the_example_measures_the_erasure(server, example):
     """Dog and ship go, the others stay; queueing again runs nothing, and one more seed draws that seed alone."""
     prompt, node = example
     prompt["90"] = graphs.node("PreviewAny", source=(node, 1))
-    prompt[node]["inputs"].update(steps=STEPS, seeds=1)
+    prompt[node]["inputs"].update(steps=6, seeds=1)
     steps = []
     first = server.client.queue(prompt, lambda title, *step: steps.append(step) if title == TITLE else None)
     results = json.loads(first.outputs["90"]["text"][0])
@@ -38,7 +37,7 @@ def test_the_example_measures_the_erasure(server, example):
     assert "Acc_e" in first.outputs[node]["text"][0]
     (sheet,) = (out["images"] for key, out in first.outputs.items() if prompt[key]["class_type"] == "PreviewImage")
     values = [value for value, _ in steps if value is not None]
-    assert len(sheet) == 1 and values == sorted(values) and steps[-1] == (24 * STEPS, 24 * STEPS)
+    assert len(sheet) == 1 and values == sorted(values) and steps[-1] == (24 * 6, 24 * 6)
     assert not set(server.client.queue(prompt).executed) & set(prompt)
     prompt[node]["inputs"]["seeds"] += 1
     again = json.loads(server.client.queue(prompt).outputs["90"]["text"][0])
