@@ -120,10 +120,10 @@ def test_what_cannot_be_written_is_an_error_of_the_disk(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is told in this unit on Linux")
-def test_a_hundred_concepts_of_full_size_take_little_memory():
-    """0.95 GB of moments in memory otherwise; torch, the LoRAs and the synthetic model are 0.8."""
-    found = json.loads(in_process("--one", "100"))
-    assert found["concepts"] == 100 and found["peak_bytes"] < 1.2e9
+def test_two_hundred_concepts_of_full_size_take_little_memory():
+    """1.9 GB of moments in memory otherwise; torch, the LoRAs and the synthetic model are 0.8."""
+    found = json.loads(in_process("--one", "200"))
+    assert found["concepts"] == 200 and found["peak_bytes"] < 1.2e9
 
 
 def in_process(*arguments):
