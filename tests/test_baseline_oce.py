@@ -199,6 +199,7 @@ def test_node_equals_the_numerics_on_the_hosts_embeddings(comfy_host, demo):
 
 
 @pytest.mark.host
+@pytest.mark.long
 def test_the_dog_goes_and_others_stay(comfy_host, demo, without_dog):
     model, clip, vae = demo
     judge = Judge(Path(__file__).parent.parent / "assets/demo/judge.safetensors")

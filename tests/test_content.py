@@ -207,92 +207,6 @@ def test_what_holds_itself_has_a_key(content):
     assert content.content_sha256(one) != content.content_sha256(other)
 
 
-def test_a_models_key(comfy_host, demo, content):
-    """Patches, attention patches and wrappers count by their content; the loaded clone does not matter."""
-    model = demo[0]
-    key = "diffusion_model.out.2.bias"
-
-    def changed(value):
-        clone = model.clone()
-        clone.add_patches({key: ("diff", (torch.full((4,), value),))})
-        return clone
-
-    base = content.model_sha256(model)
-    assert content.model_sha256(model.clone()) == base
-    assert content.model_sha256(changed(0.1)) == content.model_sha256(changed(0.1)) != base
-    assert content.model_sha256(changed(0.1)) != content.model_sha256(changed(0.2))
-    weaker = model.clone()
-    weaker.add_patches({key: ("diff", (torch.full((4,), 0.1),))}, 0.5)
-    assert content.model_sha256(weaker) != content.model_sha256(changed(0.1))
-
-    def wrapped(put):
-        clone = model.clone()
-        put(clone)
-        return content.model_sha256(clone)
-
-    puts = {
-        "attention": lambda value: lambda m: m.set_model_attn2_patch(scaled(value)),
-        "function": lambda value: lambda m: m.set_model_unet_function_wrapper(Scaled(value)),
-        "wrapper": lambda value: lambda m: m.add_wrapper("apply_model", scaled(value)),
-        "callback": lambda value: lambda m: m.add_callback("on_pre_run", scaled(value)),
-        "weight": lambda value: lambda m: m.add_weight_wrapper(key, scaled(value)),
-    }
-    puts |= {
-        "global": lambda value: lambda m: m.set_model_unet_function_wrapper(HOLDERS["global"](value)),
-        "class": lambda value: lambda m: m.set_model_sampler_cfg_function(HOLDERS["class"](value).__class__),
-        "injection": lambda value: lambda m: m.set_injections("a", [Scaled(value)]),
-        "part": lambda value: lambda m: m.add_object_patch("diffusion_model.out.1", set_on(torch.nn.SiLU(), value)),
-        "itself": lambda value: lambda m: m.set_model_unet_function_wrapper(lambda *args: (m, value)),
-        "network": lambda value: lambda m: m.set_model_unet_function_wrapper(lambda *args: (m.model, value)),
-        "sampling": lambda value: lambda m: m.add_object_patch("model_sampling", sampling_of(m, value)),
-    }
-    seen = {base}
-    for put in puts.values():
-        assert wrapped(put(1.0)) == wrapped(put(1.0))
-        seen |= {wrapped(put(1.0)), wrapped(put(0.2))}
-    assert len(seen) == 1 + 2 * len(puts)
-    comfy_host.sample(changed(0.1), demo[1], "a dog", steps=1)
-    assert content.model_sha256(model) == base
-    hook = model.model.diffusion_model.register_forward_hook(scaled(None))
-    assert content.model_sha256(model) != base
-    hook.remove()
-    out = model.model.diffusion_model.out
-    out.forward = lambda x: x
-    assert content.model_sha256(model) != base
-    del out.forward
-    assert content.model_sha256(model) == base
-
-
-def sampling_of(model, factor):
-    """Another pack's sampling: a class of its own with a method of its own."""
-    theirs = type(model.model.model_sampling)
-
-    class Own(theirs):
-        def calculate_denoised(self, sigma, output, given):
-            return super().calculate_denoised(sigma, output, given) * factor
-
-    return Own(model.model.model_config)
-
-
-def test_pictures_are_of_the_function_that_is_there(comfy_host, demo):
-    """A function around the model that leaves it alone, then one that does not."""
-    dog = comfy_host.run("MACE_Concepts", concepts="dog", type="object", preset="none", prompt_file="none")[0]
-    shown = []
-    for factor in (1.0, 0.2, 1.0):
-        model = demo[0].clone()
-        model.set_model_unet_function_wrapper(
-            pack(
-                f"F = {factor}\ndef f(apply, given): return F * apply(given['input'], given['timestep'], **given['c'])"
-            ).f
-        )
-        settings = dict(
-            count=1, width=64, height=64, seed=5, steps=2, cfg=1.0, sampler_name="euler", scheduler="normal"
-        )
-        given = {"model": model, "clip": demo[1], "vae": demo[2], "concepts": dog, "prompt": "auto", "negative": ""}
-        shown.append(comfy_host.run("MACE_ConceptImages", **given, **settings)[1].clone())
-    assert not torch.equal(shown[0], shown[1]) and torch.equal(shown[0], shown[2])
-
-
 def test_formats_that_cannot_be_edited_have_a_key(content):
     """Packed bytes of other packs, and the host's own quantised tensors with their scales."""
     from comfy_kitchen.tensor import QuantizedTensor
@@ -309,13 +223,3 @@ def test_formats_that_cannot_be_edited_have_a_key(content):
     kinds = [QuantizedTensor.from_float(weight * f, "TensorCoreFP8E4M3Layout", scale="recalculate") for f in (1, 1, 2)]
     keys = [content.content_sha256(kind) for kind in kinds]
     assert keys[0] == keys[1] != keys[2]
-
-
-@pytest.mark.parametrize("pooled", [None, torch.full((3, 3), 2.0, dtype=torch.float64)])
-def test_loras_know_their_refinement_by_its_content(comfy_host, content, pooled):
-    """Sets that were saved hold this hash, so that what it is of stays as it is."""
-    digest = comfy_host.module("mace.formats.lora_set").refinement_digest
-    delta = torch.arange(16, dtype=torch.float64).reshape(4, 4)
-    refinement = types.SimpleNamespace(transform_delta=delta, strength=0.5, projections="keys", pooled_delta=pooled)
-    assert digest(refinement) == content.content_sha256(delta, 0.5, "keys", *([] if pooled is None else [pooled]))
-    assert digest(None) == ""

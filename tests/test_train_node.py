@@ -1,53 +1,32 @@
 """Train Erasure LoRA in the real host, on the trained demo model."""
 
-import re
-from contextlib import contextmanager
-
 import pytest
 import torch
 
-from tests.stages import fuse, images, report, stages, train
-from tests.test_refine_node import concepts, refine, weights_hash
+from tests.stages import fuse, images, report, train
+from tests.test_refine_node import concepts, refine
+from tests.trained import same
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
+pytest_plugins = ["tests.trained"]
 
 LAST_VALUES = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_v.weight"
 
 
-def forget(host):
-    """As in a new process with an empty user folder."""
-    host.module("nodes.stages.trainer")._store.clear()
-    for path in host.module("nodes.host.kept.lora_store").store().folder.glob("*"):
-        path.unlink()
-
-
-@pytest.fixture(scope="module")
-def listed(comfy_host):
-    return concepts(comfy_host, "dog | pooch -> sky\nship -> ground")
-
-
-@pytest.fixture(scope="module")
-def parts(comfy_host, demo, listed):
-    """(refined MODEL, refinement, images, LoraSet), all trained on this list's refinement."""
-    forget(comfy_host)
-    return stages(comfy_host, demo, listed)
-
-
 @pytest.fixture
-def store(comfy_host, tmp_path, monkeypatch):
-    """The store of trained LoRAs, emptied; as it was before the test afterwards. The one on disk is a new folder."""
-    store, disk = comfy_host.module("nodes.stages.trainer")._store, comfy_host.module("nodes.host.kept.lora_store")
-    before, size = store._entries.copy(), store.bytes
-    monkeypatch.setattr(disk, "store", lambda: disk.LoraStore(tmp_path / "loras"))
-    store.clear()
-    yield store
-    store._entries, store.bytes = before, size
+def untrained(comfy_host, monkeypatch):
+    """How many concepts each run of the node would have trained; none is."""
+    module = comfy_host.module("nodes.stages.trainer")
+    counts = []
 
+    def run(self, work):
+        counts.append(len(work))
+        lora = comfy_host.module("mace.formats.lora_set").ErasureLora
+        pair = {self.keys[0]: (torch.zeros(320, 1), torch.zeros(1, 768))}
+        return {item.key: lora(item.images.concept, pair, torch.ones(1)) for item in work}
 
-def same(one, other, **tolerance):
-    for key, pair in one.lora.items():
-        for a, b in zip(pair, other.lora[key], strict=True):
-            torch.testing.assert_close(a, b, **tolerance)
+    monkeypatch.setattr(module.Trainer, "run", run)
+    return counts
 
 
 def test_what_is_trained(comfy_host, demo, parts, listed):
@@ -97,22 +76,6 @@ def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, parts, listed):
         same(one, other, rtol=0, atol=0)
     again = train(comfy_host, clip, refined, shown)
     assert "0 LoRAs trained, 3 of 3 kept" in report(again)
-
-
-@pytest.fixture
-def untrained(comfy_host, monkeypatch):
-    """How many concepts each run of the node would have trained; none is."""
-    module = comfy_host.module("nodes.stages.trainer")
-    counts = []
-
-    def run(self, work):
-        counts.append(len(work))
-        lora = comfy_host.module("mace.formats.lora_set").ErasureLora
-        pair = {self.keys[0]: (torch.zeros(320, 1), torch.zeros(1, 768))}
-        return {item.key: lora(item.images.concept, pair, torch.ones(1)) for item in work}
-
-    monkeypatch.setattr(module.Trainer, "run", run)
-    return counts
 
 
 @pytest.mark.parametrize(
@@ -236,114 +199,6 @@ def test_a_model_fused_before_can_be_trained_on(comfy_host, demo, parts, untrain
     again = refine(comfy_host, fused, clip, concepts(comfy_host, "horse"), mu="10")[0]
     train(comfy_host, clip, again, images(comfy_host, demo, concepts(comfy_host, "horse"))[0])
     assert untrained == [1]
-
-
-def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy_host, demo, parts, store, monkeypatch):
-    from comfy import model_management
-
-    model, clip, _ = demo
-    refined, _, shown, loras = parts
-    before = weights_hash(model)
-    picture = comfy_host.sample(refined, clip, "a photo of the dog", steps=2)
-    module = comfy_host.module("nodes.host.progress")
-    seen = []
-
-    def report_and_interrupt(self, names, step, losses, steps):
-        seen.append((names, step))
-        if names == ["ship"] and step == 2:
-            model_management.interrupt_current_processing()
-
-    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
-        patched.setattr(module.LossProgress, "report", report_and_interrupt)
-        train(comfy_host, clip, refined, shown, side_by_side="1")
-    assert not model_management.processing_interrupted() and not model_management.in_training
-    assert seen[-1] == (["ship"], 2) and len(store) == 1
-    assert weights_hash(model) == before
-    assert torch.equal(comfy_host.sample(refined, clip, "a photo of the dog", steps=2), picture)
-    resumed = train(comfy_host, clip, refined, shown, side_by_side="1")
-    assert "1 LoRAs trained, 1 of 2 kept" in report(resumed) and "1 go on from step 2" in report(resumed)
-    assert len(resumed[0].loras[1].losses) == 3
-    same(resumed[0].loras[1], loras.loras[1], rtol=2e-2, atol=2e-4)
-
-
-def counting(host, monkeypatch, fits):
-    """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
-    module, training = host.module("mace.pipeline.material"), host.module("nodes.stages.trainer")
-    tried, recomputed, losses, blocks = [], [False], module.losses, training.recomputed_blocks
-
-    @contextmanager
-    def noted(network):
-        recomputed[0] = True
-        with blocks(network):
-            yield
-        recomputed[0] = False
-
-    def limited(copy, batch, *rest):
-        tried.append(len(batch.latents))
-        if not fits(len(batch.latents), recomputed[0]):
-            raise torch.cuda.OutOfMemoryError("no memory")
-        return losses(copy, batch, *rest)
-
-    monkeypatch.setattr(module, "losses", limited)
-    monkeypatch.setattr(training, "recomputed_blocks", noted)
-    return tried
-
-
-def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, monkeypatch):
-    """What was stopped in the middle trains beside what is new: other steps, other numbers of concepts."""
-    from comfy import model_management
-
-    _, clip, _ = demo
-    module = comfy_host.module("nodes.host.progress")
-    report_step = module.LossProgress.report
-
-    def stop(self, names, step, losses, steps):
-        report_step(self, names, step, losses, steps)
-        if step == 2:
-            model_management.interrupt_current_processing()
-
-    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
-        patched.setattr(module.LossProgress, "report", stop)
-        train(comfy_host, clip, parts[0], parts[2], side_by_side="2")
-    longer = concepts(comfy_host, "cat", more=listed)
-    node = train(comfy_host, clip, parts[0], images(comfy_host, demo, longer)[0], side_by_side="3")
-    assert "3 LoRAs trained" in report(node) and "2 go on from step 2" in report(node)
-    own = {entry.concept.target: entry for entry in node[0].loras}
-    for one, other in zip((own["dog"], own["ship"]), parts[3].loras, strict=True):
-        same(one, other, rtol=2e-2, atol=2e-4)
-
-
-def test_one_concept_is_measured_and_the_plan_is_said(comfy_host, demo, parts, store, monkeypatch):
-    tried = counting(comfy_host, monkeypatch, lambda size, saving: True)
-    node = train(comfy_host, demo[1], parts[0], parts[2])
-    assert tried[0] == 1 and tried[-3:] == [2, 2, 2]
-    assert re.search(r"2 concepts, 2 side by side, \d+\.\d GB beside the model, \d+ (s|min|h) at most", report(node))
-
-
-def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):
-    """A size that failed is not tried again in the run."""
-    _, clip, _ = demo
-    refined, _, shown, loras = parts
-    tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1)
-    node = train(comfy_host, clip, refined, shown)
-    assert tried.count(2) == 1 and "2 side by side did not fit; 1 from there on" in report(node)
-    same(node[0].loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
-
-
-def test_blocks_are_recomputed_where_one_alone_does_not_fit(comfy_host, demo, parts, store, monkeypatch):
-    _, clip, _ = demo
-    refined, _, shown, loras = parts
-    tried = counting(comfy_host, monkeypatch, lambda size, saving: saving)
-    node = train(comfy_host, clip, refined, shown)
-    assert "one concept does not fit without save_memory: it is on" in report(node)
-    assert tried[0] == 1 and tried[-1] == 2
-    same(node[0].loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
-
-
-def test_out_of_memory_with_everything_saved_says_what_to_do(comfy_host, demo, parts, store, monkeypatch):
-    counting(comfy_host, monkeypatch, lambda size, saving: False)
-    with pytest.raises(RuntimeError, match="training .dog. alone, with save_memory on: use smaller images"):
-        train(comfy_host, demo[1], parts[0], parts[2])
 
 
 def test_the_hosts_own_lora_nodes_take_the_outputs(comfy_host, demo, parts):
