@@ -15,6 +15,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from .pages import open_page
+
 DOCS = Path(__file__).resolve().parent.parent / "web/docs"
 COLOURS = 64
 LEFT, TOP, TITLE = 700, 200, 30
@@ -56,10 +58,7 @@ def main() -> None:
     (DOCS / "pictures").mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=os.environ.get("MACE_BROWSER"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1400})
-        page.goto(url)
-        page.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
-        page.wait_for_selector('[data-testid="queue-button"]', timeout=60_000)
+        page = open_page(browser, url, height=1400)
         for number, kind in enumerate(kinds, start=50):
             picture(page, kind, number).save(DOCS / f"pictures/{kind}.png", optimize=True)
         browser.close()

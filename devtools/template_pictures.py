@@ -10,18 +10,19 @@ dev.py).
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
-from .host import get_json
 from .node_pictures import taken
+from .pages import load, open_page, press_queue
 
 REPO = Path(__file__).resolve().parent.parent
 CHECKPOINT = "mace_demo.safetensors"
 # The demo model's own size, and the steps and guidance it draws well with.
 SIDE, STEPS, CFG = 64, 12, 4.0
+# Seconds for a run, also on a busy machine.
+RUN = 1800
 # Where the graph is put in the page: right of and below what the page lays over it.
 LEFT, TOP, MARGIN, WIDE = 70, 110, 20, 430
 COMMON = {"ckpt_name": CHECKPOINT, "width": SIDE, "height": SIDE, "steps": STEPS, "cfg": CFG}
@@ -75,35 +76,20 @@ SHOW = """([left, top, margin, wide]) => {
 }"""
 
 
-def queue(page: Page, url: str) -> None:
-    """Press the button, and wait until the run is in the history. Raises RuntimeError where it fails."""
-    before = set(get_json(url + "/history"))
-    page.click('[data-testid="queue-button"]')
-    while not (done := set(get_json(url + "/history")) - before):
-        time.sleep(1)
-    status = get_json(url + "/history")[done.pop()]["status"]
-    if status["status_str"] != "success":
-        raise RuntimeError(f"the run failed: {json.dumps(status)[-1000:]}")
-
-
 def main() -> None:
     """Queue both templates and take their pictures."""
     (url,) = sys.argv[1:]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=os.environ.get("MACE_BROWSER"), args=["--no-sandbox"])
         for name, (template, vue, values, prompt) in PICTURES.items():
-            page = browser.new_page(viewport={"width": 1900, "height": 1500})
-            page.goto(url)
-            page.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
-            page.wait_for_selector('[data-testid="queue-button"]', timeout=60_000)
+            page = open_page(browser, url, 1900, 1500)
             for setting, value in (("Comfy.VueNodes.Enabled", vue), ("Comfy.Minimap.Visible", False)):
                 page.evaluate("given => window.app.extensionManager.setting.set(...given)", [setting, value])
             workflow = json.loads((REPO / f"example_workflows/{template}.json").read_text(encoding="utf-8"))
-            page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
-            page.wait_for_function("count => window.app.graph.nodes.length === count", arg=len(workflow["nodes"]))
+            load(page, workflow)
             page.evaluate(SET, [{**COMMON, **values}, prompt])
-            queue(page, url)
-            # The pictures come to the page after the history has the run, and the nodes grow with them.
+            press_queue(page, RUN)
+            # The nodes grow with the pictures that they fetch.
             page.wait_for_timeout(5000)
             for _ in range(2):
                 area = page.evaluate(SHOW, [LEFT, TOP, MARGIN, WIDE])

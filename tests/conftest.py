@@ -164,19 +164,12 @@ def browser():
         chromium.close()
 
 
-def open_page(browser, server):
-    """ComfyUI's page of a server, ready."""
-    opened = browser.new_page(viewport={"width": 1600, "height": 1000})
-    opened.goto(server.url)
-    opened.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=60_000)
-    opened.wait_for_selector('[data-testid="queue-button"]', timeout=60_000)
-    return opened
-
-
 @pytest.fixture
 def page(browser, server):
     """ComfyUI's page in it, ready."""
-    opened = open_page(browser, server)
+    from devtools.pages import open_page
+
+    opened = open_page(browser, server.url)
     yield opened
     opened.close()
 
@@ -184,6 +177,8 @@ def page(browser, server):
 @pytest.fixture(scope="module")
 def kept_page(browser, server):
     """One page for tests that only load workflows into it."""
-    opened = open_page(browser, server)
+    from devtools.pages import open_page
+
+    opened = open_page(browser, server.url)
     yield opened
     opened.close()

@@ -3,8 +3,9 @@
 import pytest
 
 from devtools.graph import to_prompt
+from devtools.pages import load, press_queue
 from tests import graphs
-from tests.pages import load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
+from tests.pages import queued, reports, saved, wait_for_pictures, without_titles
 
 pytestmark = pytest.mark.browser
 
@@ -36,7 +37,7 @@ def test_queue_from_the_page(kept_page, server):
     """The queue button runs the example: the save node names the file, the pictures appear."""
     page = kept_page
     load(page, graphs.drawn_quickly(graphs.workflow("refine")))
-    press_queue(page, server)
+    press_queue(page)
     wait_for_pictures(page)
     said = reports(page)
     assert "|T - I|" in said["MACE_CFRRefine"] and "mu 10 (auto)" in said["MACE_CFRRefine"]

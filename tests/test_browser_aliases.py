@@ -3,10 +3,11 @@
 import pytest
 
 from devtools.graph import to_prompt
+from devtools.pages import load, press_queue
 from mace.concepts.subjects import parse_chosen
 from mace.concepts.text import TextError, normalised
 from tests import graphs
-from tests.pages import load, press_queue, queued, reports, saved, without_titles
+from tests.pages import queued, reports, saved, without_titles
 
 pytestmark = pytest.mark.browser
 
@@ -30,10 +31,10 @@ LINES = [
 
 
 @pytest.fixture(scope="module")
-def page(kept_page, server):
+def page(kept_page):
     """The example after a run of few words, which later runs of it find kept."""
     open_example(kept_page)
-    press_queue(kept_page, server)
+    press_queue(kept_page)
     return kept_page
 
 
@@ -98,9 +99,7 @@ def test_boxes_and_text_are_one_and_what_is_ticked_is_used(page, server):
     assert chosen(page) == "deer | " + ", ".join([*(word for word, on in first.items() if on), "horse"])
     page.get_by_role("checkbox", name="stag for deer").press("Space")
     assert "stag" not in chosen(page) and ticked(page)["stag"] is False
-    press_queue(page, server)
-    # The history has the run before the page has its report.
-    page.wait_for_function(f"() => {{ {NODE} return node.widgets.some(w => w.element?.value?.includes('(chosen)')); }}")
+    press_queue(page)
     said = reports(page)["MACE_FindAliases"]
     assert said.startswith("deer: hart ") and "horse " in said and "(chosen); then stag " in said
     assert "asked in" not in said and ticked(page) == {**first, "stag": False, "horse": True}
@@ -113,9 +112,9 @@ def test_boxes_and_text_are_one_and_what_is_ticked_is_used(page, server):
     assert chosen(page) == "" and ticked(page) == first
 
 
-def test_a_text_with_an_error_and_words_of_ones_own(page, server):
+def test_a_text_with_an_error_and_words_of_ones_own(page):
     open_example(page, chosen='deer | elk, "a, b"  # mine')
-    press_queue(page, server)
+    press_queue(page)
     page.get_by_role("checkbox", name="elk for deer").wait_for()
     shown = ticked(page)
     assert shown == {"hart": False, "stag": False, "horse": False, "ship": False, "elk": True, "a, b": True}
@@ -130,12 +129,12 @@ def test_a_text_with_an_error_and_words_of_ones_own(page, server):
     assert page.get_by_role("checkbox", name="hart for deer").is_disabled()
 
 
-def test_where_nodes_are_drawn_with_vue(page, server):
+def test_where_nodes_are_drawn_with_vue(page):
     try:
         page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
         page.wait_for_function("window.LiteGraph.vueNodesMode")
         open_example(page)
-        press_queue(page, server)
+        press_queue(page)
         box = page.get_by_role("checkbox", name="horse for deer")
         box.wait_for()
         before = box.is_checked()

@@ -5,12 +5,13 @@ import random
 import pytest
 
 from devtools.graph import to_prompt
+from devtools.pages import load, press_queue
 from mace.concepts.concept import parse_concepts
 from mace.concepts.notation import written
 from mace.concepts.strengths import parse_strengths
 from mace.concepts.text import TextError, normalised
 from tests import graphs
-from tests.pages import load, press_queue, queued, reports, saved, wait_for_pictures, without_titles
+from tests.pages import queued, reports, saved, wait_for_pictures, without_titles
 from tests.test_notation import nasty
 
 pytestmark = pytest.mark.browser
@@ -118,21 +119,21 @@ def test_sliders_and_text_are_one(page, server):
     slider(page, "ship").wait_for(state="detached")
 
 
-def test_sliders_before_and_after_a_run(page, server):
+def test_sliders_before_and_after_a_run(page):
     """Without a word in the text: none before the run, all that were fused after it, and what they say is fused."""
     load(page, graphs.drawn_quickly(graphs.workflow("fuse")))
     # The pictures before and after are the next test's.
     page.evaluate(f"() => {{ {NODE} node.widgets.find(w => w.name === 'preview_prompt').value = ''; }}")
     write(page, "")
     assert sliders(page) == {}
-    press_queue(page, server)
+    press_queue(page)
     wait_for_pictures(page)
     slider(page, "dog").wait_for()
     names = list(sliders(page))
     assert {"dog", "ship", "airplane", "Twemoji"} <= set(names) and set(sliders(page).values()) == {1}
     slider(page, names[0]).press("Home")
     slider(page, names[1]).press("ArrowLeft")
-    press_queue(page, server)
+    press_queue(page)
     page.wait_for_function(
         """words => window.app.graph.nodes.some(n => n.type === 'MACE_FuseLoras' &&
             n.widgets.find(w => w.name === 'report').element.value.includes(words))""",
@@ -145,10 +146,10 @@ def test_a_slider_moves_the_picture_after_and_draws_none_before(page, server):
     workflow = graphs.drawn_quickly(graphs.workflow("fuse"))
     load(page, workflow)
     page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
-    shown = [shown_pictures(press_queue(page, server), server)]
+    shown = [shown_pictures(press_queue(page), server)]
     page.get_by_role("slider", name="divider between before and after").wait_for()
     slider(page, "ship").press("End")
-    shown.append(shown_pictures(press_queue(page, server), server))
+    shown.append(shown_pictures(press_queue(page), server))
     same_graph = saved(page)
     (before, after), (same, moved) = shown
     assert before == same and len(before) == 2 and after[0] != moved[0] and before[0] != moved[0]
@@ -158,7 +159,7 @@ def test_a_slider_moves_the_picture_after_and_draws_none_before(page, server):
         # As it was fused last, so that it is drawn from what is kept.
         load(page, same_graph)
         page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
-        press_queue(page, server)
+        press_queue(page)
         page.locator('[data-testid="image-compare-viewport"] img').nth(1).wait_for()
     finally:
         page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
@@ -171,13 +172,13 @@ def shown_pictures(entry, server):
 
 
 @pytest.mark.long
-def test_the_one_node_version_runs_and_has_them_too(page, server):
+def test_the_one_node_version_runs_and_has_them_too(page):
     load(page, graphs.drawn_quickly(graphs.workflow("quick")))
     slider(page, "dog").wait_for()
     assert sliders(page) == {"dog": 1} and text(page) == ""
     slider(page, "dog").press("ArrowLeft")
     assert text(page) == "dog = 0.95"
-    press_queue(page, server)
+    press_queue(page)
     wait_for_pictures(page)
     fused = page.evaluate(f"() => {{ {NODE} return window.app.nodeOutputs[node.id].concepts; }}")
     assert fused == [["dog", 0.95]]

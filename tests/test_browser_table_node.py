@@ -2,9 +2,10 @@
 
 import pytest
 
+from devtools.pages import load
 from mace.presets.presets import PAPER
 from tests import graphs
-from tests.pages import load, saved
+from tests.pages import saved
 from tests.tables import DRAWN, FOUND, LINES, button, cell, new_concept, place, sent, text
 
 pytestmark = pytest.mark.browser

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from devtools import host
+from devtools.pages import load, open_page, press_queue
 from tests import graphs
-from tests.conftest import open_page
-from tests.pages import load, press_queue, queued, reports
+from tests.pages import queued, reports
 
 pytestmark = pytest.mark.browser
 
@@ -25,7 +25,7 @@ def of_refine(page) -> dict:
     return next(node["inputs"] for node in queued(page).values() if node["class_type"] == "MACE_CFRRefine")
 
 
-def test_numbers_of_other_nodes_are_linked(page, server):
+def test_numbers_of_other_nodes_are_linked(page):
     """A number goes into what may also be auto; what was written before stays where nothing is linked."""
     load(page, graphs.drawn_quickly(graphs.workflow("refine")))
     written = of_refine(page)["lambda3"]
@@ -45,7 +45,7 @@ def test_numbers_of_other_nodes_are_linked(page, server):
     assert made == [True, True]
     inputs = of_refine(page)
     assert isinstance(inputs["mu"], list) and isinstance(inputs["lambda1"], list) and inputs["lambda3"] == written
-    press_queue(page, server)
+    press_queue(page)
     said = reports(page)["MACE_CFRRefine"]
     assert "mu 7.5\n" in f"{said}\n" and "lambda1 0\n" in said and f"lambda3 {written}\n" in said
 
@@ -112,7 +112,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     assert kinds == sorted(
         [*(node["type"] for node in inside["nodes"]), "CheckpointLoaderSimple", "MACE_SaveErasedModel"]
     )
-    entry = press_queue(page, server)
+    entry = press_queue(page)
     said = json.dumps(entry["outputs"])
     assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said
 
@@ -124,10 +124,10 @@ def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(browser, page, ser
         if node["type"] == "PreviewImage":
             node["type"], node["widgets_values"] = "SaveImage", ["dragged"]
     load(page, workflow)
-    entry = press_queue(page, server)
+    entry = press_queue(page)
     picture = next(image for output in entry["outputs"].values() for image in output.get("images", []))
     assert picture["type"] == "output" and picture["filename"].endswith(".png")
-    page = open_page(browser, server)
+    page = open_page(browser, server.url)
     # The graph that a fresh page begins with must not be taken for the picture's, nor block the page as it comes.
     page.wait_for_function("window.app.graph.nodes.length > 0 && !document.querySelector('.p-blockui-mask')")
     page.evaluate("window.app.graph.nodes.forEach(n => { n.title = 'before the drop'; })")
@@ -151,7 +151,7 @@ def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(browser, page, ser
         """() => window.app.graph.nodes.filter(n => n.type === 'SaveImage')
             .forEach(n => { n.widgets[0].value = 'dragged_again'; })"""
     )
-    again = press_queue(page, server)
+    again = press_queue(page)
     names = [image["filename"] for output in again["outputs"].values() for image in output.get("images", [])]
     assert names and all(name.startswith("dragged_again") for name in names)
     page.close()

@@ -10,9 +10,10 @@ import pytest
 
 from devtools import host, random_models
 from devtools.client import Client
+from devtools.pages import open_page, press_queue
 from tests.archive import build_archive, install_archive
-from tests.conftest import REPO, open_page
-from tests.pages import press_queue, queued, reports
+from tests.conftest import REPO
+from tests.pages import queued, reports
 
 pytestmark = pytest.mark.browser
 
@@ -49,7 +50,7 @@ def clean(comfy_host, server_base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(browser, clean):
-    opened = open_page(browser, clean)
+    opened = open_page(browser, clean.url)
     opened.console = []
     opened.on("console", lambda message: opened.console.append((message.type, message.text, message.location)))
     opened.on("pageerror", lambda error: opened.console.append(("error", str(error), {})))
@@ -108,7 +109,7 @@ def test_a_template_runs_on_a_strangers_checkpoint(page, clean, name, kind):
         next(n for n in first.values() if n["class_type"].startswith("Check"))["inputs"]["ckpt_name"] == KINDS["sd15"]
     )
     choose(page, ckpt_name=clean.checkpoint(kind), width=SIDE, height=SIDE, steps=STEPS)
-    entry = press_queue(page, clean, PATIENCE)
+    entry = press_queue(page, PATIENCE)
     said = reports(page)["MACE_EraseConcepts"]
     words = json.loads((clean.pack / f"example_workflows/{name}.json").read_text())
     count = 1 if name == TEMPLATES[0] else 3
@@ -145,13 +146,13 @@ def test_the_divider_moves_by_mouse_and_keyboard(page, clean):
 
 @pytest.mark.long
 def test_the_cores_compare_where_nodes_are_drawn_with_vue(browser, clean):
-    opened = open_page(browser, clean)
+    opened = open_page(browser, clean.url)
     try:
         opened.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
         opened.wait_for_function("window.LiteGraph.vueNodesMode")
         open_template(opened, TEMPLATES[0])
         choose(opened, width=SIDE, height=SIDE, steps=STEPS)
-        press_queue(opened, clean, PATIENCE)
+        press_queue(opened, PATIENCE)
         opened.locator('[data-testid="image-compare-viewport"] img').nth(1).wait_for()
         assert opened.locator('[data-testid="before-batch"]').count() == 1
         assert opened.get_by_role("slider", name="divider between before and after").count() == 0
