@@ -3,10 +3,9 @@
 from comfy_api.latest import io, ui
 
 from .host.progress import send_text
+from .schema import MOST_SEED
 from .stages.erasing import COMPARED
 from .stages.preview import before_and_after
-
-MOST_SEED = 2**63 - 1
 
 
 def read_prompt(text: str) -> str:

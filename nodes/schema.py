@@ -24,6 +24,7 @@ OF_CONCEPTS = "that of the concepts"
 SHOWN = 64
 # Of pictures, in pixels.
 MOST_SIDE, AUTO_SIZE = 4096, 0
+MOST_SEED = 2**63 - 1
 
 
 def side_inputs(what: str, **more) -> list[io.Int.Input]:
@@ -41,6 +42,19 @@ def side_inputs(what: str, **more) -> list[io.Int.Input]:
             **more,
         )
         for side in ("width", "height")
+    ]
+
+
+def seed_input(tooltip: str, most: int = MOST_SEED, **more) -> io.Int.Input:
+    """A seed that stays as it is after a run. most: the largest that what draws by it takes."""
+    return io.Int.Input("seed", default=0, min=0, max=most, control_after_generate=False, tooltip=tooltip, **more)
+
+
+def sampling_inputs(steps: str, cfg: str) -> list[io.Int.Input | io.Float.Input]:
+    """Steps and guidance scale of a sampler, advanced, with their tooltips."""
+    return [
+        io.Int.Input("steps", advanced=True, default=20, min=1, max=200, tooltip=steps),
+        io.Float.Input("cfg", advanced=True, default=7.0, min=0.0, max=30.0, step=0.5, tooltip=cfg),
     ]
 
 

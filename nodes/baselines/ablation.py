@@ -17,8 +17,8 @@ from ...mace.method.train import stream
 from ..host.model.family import sized
 from ..host.progress import LossProgress, send_text
 from ..host.text import TextEncoder
-from ..schema import COMPARE, ConceptsType, side_inputs
-from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
+from ..schema import COMPARE, ConceptsType, seed_input, side_inputs
+from .inputs import OTHER_DRAWS, checked_rate, outputs, rate_input, rate_of, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 PARTS = {"cross-attention (to_k, to_v)": keys_and_values, "full": whole}
@@ -132,7 +132,7 @@ class BaselineAC(io.ComfyNode):
                     "the code's examples sample with 6.",
                 ),
                 *side_inputs("the anchor images"),
-                seed_input(),
+                seed_input(OTHER_DRAWS),
             ],
             outputs=outputs("the trained weights"),
             has_intermediate_output=True,

@@ -11,9 +11,9 @@ from ...mace.method.schedule import Uniform
 from ...mace.method.tokens import fill
 from ..host.model.family import sized
 from ..host.text import TextEncoder
-from ..schema import COMPARE, ConceptsType, side_inputs
+from ..schema import COMPARE, ConceptsType, seed_input, side_inputs
 from ..stages.images import template_of
-from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
+from .inputs import OTHER_DRAWS, checked_rate, outputs, rate_input, rate_of, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 METHODS = {"ESD-x (cross-attention)": cross_attention, "ESD-u (all but cross-attention)": unconditional}
@@ -92,7 +92,7 @@ class BaselineESD(io.ComfyNode):
                     tooltip="The prompt that is erased, with {} for the concept's phrase. Published: the phrase alone. "
                     "auto: by type, as in Concept Images.",
                 ),
-                seed_input(),
+                seed_input(OTHER_DRAWS),
             ],
             outputs=outputs("the trained weights"),
             has_intermediate_output=True,

@@ -13,8 +13,8 @@ from ...mace.pipeline.attention_loss import Batch, losses
 from ..host.model.forward import ModelDenoiser
 from ..host.model.predict import noisy
 from ..host.text import TextEncoder
-from ..schema import COMPARE, ImagesType
-from .inputs import checked_rate, outputs, rate_input, rate_of, seed_input, steps_input
+from ..schema import COMPARE, ImagesType, seed_input
+from .inputs import OTHER_DRAWS, checked_rate, outputs, rate_input, rate_of, steps_input
 from .trainee import Texts, Trainee, result, train_baseline
 
 PARTS = {"cross-attention": cross_attention, "keys and values": keys_and_values, "full": whole}
@@ -65,7 +65,7 @@ class BaselineFMN(io.ComfyNode):
                     tooltip="Larger learns more steadily, takes longer and more memory. Images in a training step, "
                     "each with its own concept and timestep. Published: 1.",
                 ),
-                seed_input(),
+                seed_input(OTHER_DRAWS),
             ],
             outputs=outputs("the trained weights"),
             has_intermediate_output=True,

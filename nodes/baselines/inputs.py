@@ -6,6 +6,7 @@ from ...mace.pipeline.written import MOST_RATE, read_number
 from ..schema import number_input
 
 MOST_STEPS = 100_000
+OTHER_DRAWS = "Another seed trains on other draws."
 
 
 def steps_input(published: int, note: str) -> io.Int.Input:
@@ -26,18 +27,6 @@ def rate_input(published: float, note: str) -> io.MultiType.Input:
         "learning_rate",
         tooltip="Higher erases more in as many steps, and breaks more. Learning rate, above 0 and up to 1. auto: the "
         f"published {published:g} ({note}), which is for Stable Diffusion 1.x; a small model needs more.",
-    )
-
-
-def seed_input() -> io.Int.Input:
-    """The seed of all draws."""
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=2**63 - 1,
-        control_after_generate=False,
-        tooltip="Another seed trains on other draws.",
     )
 
 

@@ -24,7 +24,7 @@ from ...mace.pipeline.batches import chunks
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
 from ..host.text import TextEncoder
-from ..schema import COMPARE, ConceptsType
+from ..schema import COMPARE, ConceptsType, seed_input
 from .closed_form import (
     BY_TYPE,
     MAPPINGS,
@@ -133,15 +133,7 @@ class NullSpaceErasure(io.ComfyNode):
                     "for all, as published for cartoon characters.",
                 ),
                 projections_input(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    advanced=True,
-                    tooltip="Seed of the copies, and of the centres that stand for the empty prompt.",
-                ),
+                seed_input("Seed of the copies, and of the centres that stand for the empty prompt.", advanced=True),
             ],
             outputs=[io.Model.Output("model", tooltip="The edited model: the input with patches on to_v (or to_k).")],
             has_intermediate_output=True,

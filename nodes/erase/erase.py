@@ -6,10 +6,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ...mace.concepts.concept import TYPES, ConceptError, ConceptList, lines_error, merge, parse_concepts, preset_of
 from ...mace.concepts.strengths import parse_strengths
 from ...mace.presets.presets import PAPER
-from ..compared import MOST_SEED, compared_pictures, read_prompt
+from ..compared import compared_pictures, read_prompt
 from ..host.model.family import sized
 from ..host.preset_files import find_preset, preset_stamp, presets
-from ..schema import ERASE, ConceptsType, LorasType, PriorType, side_inputs
+from ..schema import ERASE, ConceptsType, LorasType, PriorType, seed_input, side_inputs
 from ..stages.erasing import Wanted, check_vae, erase, sampling
 
 
@@ -44,14 +44,7 @@ class EraseConcepts(io.ComfyNode):
                     "goes before what was chosen in Concepts.",
                 ),
                 *side_inputs("the training images"),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MOST_SEED,
-                    control_after_generate=False,
-                    tooltip="Seed of images and training.",
-                ),
+                seed_input("Seed of images and training."),
                 io.String.Input(
                     "strengths",
                     multiline=True,

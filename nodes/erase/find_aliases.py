@@ -10,7 +10,7 @@ from ...mace.concepts.notation import written
 from ...mace.concepts.subjects import parse_chosen, parse_names
 from ...mace.concepts.text import TextError
 from ..host.progress import duration, send_text
-from ..schema import ERASE, ConceptsType, ImagesType
+from ..schema import ERASE, ConceptsType, ImagesType, seed_input
 from ..stages.alias_choice import draw_candidates, small
 from ..stages.alias_search import AliasSettings, find_aliases
 
@@ -77,15 +77,7 @@ class FindAliases(io.ComfyNode):
                     advanced=True,
                     tooltip="How many of a concept's pictures are looked at, each at three levels of noise.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    advanced=True,
-                    tooltip="Seed of the noise.",
-                ),
+                seed_input("Seed of the noise.", 2**64 - 1, advanced=True),
                 io.Int.Input(
                     "neighbours",
                     default=8,

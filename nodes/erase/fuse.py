@@ -6,11 +6,11 @@ from ...mace.concepts.concept import preset_of
 from ...mace.concepts.strengths import parse_strengths
 from ...mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
 from ...mace.pipeline.written import is_auto, read_weight
-from ..compared import MOST_SEED, compared_pictures, read_prompt
+from ..compared import compared_pictures, read_prompt
 from ..host.pipeline import ModelWeights, text_of
 from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..host.progress import NodeProgress
-from ..schema import ERASE, LorasType, PriorType, RefinementType, number_input, side_inputs
+from ..schema import ERASE, MOST_SEED, LorasType, PriorType, RefinementType, number_input, side_inputs
 from ..stages.erasing import sampling
 from ..stages.nearby import fused_lines
 

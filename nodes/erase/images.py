@@ -10,7 +10,7 @@ from ...mace.concepts.images import chain
 from ...mace.pipeline.written import AUTO
 from ..host.kept.on_disk import written
 from ..lists import joined_images, joined_pictures, takes_lists
-from ..schema import ERASE, SHOWN, ConceptsType, ImagesType, side_inputs
+from ..schema import ERASE, SHOWN, ConceptsType, ImagesType, sampling_inputs, seed_input, side_inputs
 from ..stages.images import make_images, own_images, template_of
 
 
@@ -40,30 +40,10 @@ class ConceptImagesNode(io.ComfyNode):
                     "concept.",
                 ),
                 *side_inputs("the images"),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Another seed draws other images of the same kind: the seed of the noise.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    advanced=True,
-                    default=20,
-                    min=1,
-                    max=200,
-                    tooltip="More draw cleaner images and take longer. Sampling steps.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    advanced=True,
-                    default=7.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.5,
-                    tooltip="Larger holds the images closer to the prompt. Guidance scale.",
+                seed_input("Another seed draws other images of the same kind: the seed of the noise.", 2**64 - 1),
+                *sampling_inputs(
+                    "More draw cleaner images and take longer. Sampling steps.",
+                    "Larger holds the images closer to the prompt. Guidance scale.",
                 ),
                 io.Combo.Input(
                     "sampler_name",

@@ -11,7 +11,7 @@ from ...mace.pipeline.prior import BUILT_IN, Drawn, build_prior, keepers
 from ..host import files
 from ..host.pipeline import captions_of, text_of
 from ..host.progress import NodeProgress
-from ..schema import ERASE, ConceptsType, PriorType
+from ..schema import ERASE, ConceptsType, PriorType, seed_input
 
 MOST_CAPTIONS = 1_000_000
 SHOWN = 8
@@ -62,14 +62,7 @@ class BuildPrior(io.ComfyNode):
                     "captions, so lambda1 means the same for any count. The built-in grammar gives up to "
                     f"{MAX_CAPTIONS:,}.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="Which captions the grammar makes, or which ones of a longer file are drawn.",
-                ),
+                seed_input("Which captions the grammar makes, or which ones of a longer file are drawn.", 2**32 - 1),
                 io.String.Input(
                     "preserve",
                     multiline=True,

@@ -13,7 +13,7 @@ from ..host.lora_files import slug
 from ..host.model.unet import PROJECTIONS, REFINEMENT
 from ..host.preset_files import find_preset, preset_stamp, presets
 from ..lists import all_masks, joined_images, takes_lists
-from ..schema import ERASE, OF_CONCEPTS, ImagesType, LorasType, number_input
+from ..schema import ERASE, OF_CONCEPTS, ImagesType, LorasType, number_input, seed_input
 from ..stages.mask_making import fitted, whole_image, without_skipped
 from ..stages.train import train_loras
 
@@ -129,14 +129,9 @@ class TrainErasureLora(io.ComfyNode):
                     advanced=True,
                     tooltip="Larger trains less beyond t1 and t2: how steeply the density of Eq. 5 falls off.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="Another seed gives another training of the same kind: initial values and draws, in "
-                    "streams of its own for every concept.",
+                seed_input(
+                    "Another seed gives another training of the same kind: initial values and draws, in "
+                    "streams of its own for every concept."
                 ),
                 number_input(
                     "side_by_side",

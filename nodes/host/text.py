@@ -121,8 +121,6 @@ class TextEncoder:
             found = self._encoded_with_pooled(missing)
             for prompt, embedding in zip(missing, found, strict=True):
                 _keep((self.identity, prompt), embedding)
-            if len(missing) == len(prompts):
-                return found
             known |= dict(zip(missing, found, strict=True))
             return torch.stack([known[prompt].to(found) for prompt in prompts])
         return torch.stack([known[prompt] for prompt in prompts])

@@ -13,7 +13,7 @@ from ..host.gallery import galleries
 from ..host.judges.judge_files import KINDS, file_error, file_stamps, judge_files
 from ..host.judges.judges import judge_of
 from ..host.model.family import sized
-from ..schema import MEASURE, ConceptsType, side_inputs
+from ..schema import MEASURE, ConceptsType, sampling_inputs, seed_input, side_inputs
 from .evaluation_report import contact_sheet, table_text
 
 
@@ -63,14 +63,7 @@ class EvaluateErasure(io.ComfyNode):
                     tooltip="More prompts make the figures surer and take longer. One a line, with {} for the name; "
                     "every name is drawn with each.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=False,
-                    tooltip="The first seed. Both models draw from the same noise, a KSampler's of this seed.",
-                ),
+                seed_input("The first seed. Both models draw from the same noise, a KSampler's of this seed."),
                 io.Int.Input(
                     "seeds",
                     default=4,
@@ -80,22 +73,9 @@ class EvaluateErasure(io.ComfyNode):
                     "up from seed.",
                 ),
                 *side_inputs("the pictures"),
-                io.Int.Input(
-                    "steps",
-                    advanced=True,
-                    default=20,
-                    min=1,
-                    max=200,
-                    tooltip="More draw cleaner pictures and take longer. Sampling steps (the paper: 50).",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    advanced=True,
-                    default=7.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.5,
-                    tooltip="Higher follows the prompt more. Guidance scale.",
+                *sampling_inputs(
+                    "More draw cleaner pictures and take longer. Sampling steps (the paper: 50).",
+                    "Higher follows the prompt more. Guidance scale.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
