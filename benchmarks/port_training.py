@@ -15,7 +15,6 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +24,14 @@ from torch import Tensor
 
 from benchmarks.erasure.questions import SEED
 from benchmarks.erasure.tasks import TEN
+from benchmarks.port_loras import WIDTH, WINDOW, Attention, with_loras
 from benchmarks.small_model import EVERY_CAPTION, SD3, Small
 from benchmarks.transformer import ALONE, FOUND, MODEL, RESULTS
 from devtools.demo_prior import captions
 from mace.masks.maps import average_maps, mask_of_map
 from mace.method.focus import directions, selected_moment
 from mace.method.fuse import FuseWeights, fuse
-from mace.method.lora import per_sample
-from mace.method.loss import SQUARED, grid_mask, masked_loss, spread_over, token_attention
+from mace.method.loss import SQUARED, grid_mask, masked_loss, spread_over
 from mace.method.metric import RIDGE
 from mace.method.moments import ConceptMoments, Gram, concept_moments, pack, pooled_moments
 from mace.method.prior import COCO_CAPTIONS
@@ -42,8 +41,8 @@ from mace.method.train import Example, TrainSettings, train
 
 PICTURES = dict(count=8, width=64, height=64, steps=10, cfg=4.0, sampler_name="euler", scheduler="normal", seed=0)
 TOKENS, POOLED = "diffusion_model.context_embedder.weight", "diffusion_model.y_embedder.mlp.0.weight"
-# Numbers of CLIP-L in the texts, rows of text, the model's patches.
-WIDTH, WINDOW, PATCH, END_OF_TEXT = 768, 77, 2, 49407
+# The model's patches, and CLIP-L's token.
+PATCH, END_OF_TEXT = 2, 49407
 # At which timesteps the model's attention says where a thing is.
 LOOKED_AT = (100, 250, 400)
 
@@ -69,43 +68,6 @@ SEARCHED: tuple[bool | Way, ...] = (
     *(Way(1e-3, lambda2=lambda2, mu=mu) for lambda2, mu in ((0.0, None), (1e-4, 1e4), (1e-6, 1e2))),
 )
 CHOSEN: tuple[bool | Way, ...] = (True, Way(1e-3, lambda2=1e-6, mu=1e2))
-
-
-class Attention:
-    """A host's attention override that keeps what picture rows give to text rows, [B, heads, pixels, 77]."""
-
-    def __init__(self):
-        self.seen: list[Tensor] = []
-
-    def __call__(self, func, q, k, v, heads, *args, **options):
-        from comfy.ldm.modules.attention import attention_pytorch
-
-        self.seen.append(token_attention(q[:, WINDOW:], k, heads)[..., :WINDOW])
-        return attention_pytorch(q, k, v, heads, *args, **options)
-
-
-@contextmanager
-def with_loras(network, stacked):
-    """Each sample's own LoRA at the ports. stacked: (B [C, d_out, r], A [C, r, d]) by weight."""
-
-    def adding(pair):
-        def hook(module, given, out):
-            x = given[0] if given[0].dim() == 3 else given[0][:, None]
-            return out + per_sample(x[..., :WIDTH], *pair).view_as(out)
-
-        return hook
-
-    handles = [
-        network.get_submodule(key.removeprefix("diffusion_model.").removesuffix(".weight")).register_forward_hook(
-            adding(pair)
-        )
-        for key, pair in stacked.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Ports:
