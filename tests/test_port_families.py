@@ -22,10 +22,10 @@ def ports_module(comfy_host):
     return comfy_host.module("nodes.host.model.ports")
 
 
-# How a family is made: by its class with sizes of ours, or by the host from a file's weights.
+# How a family is made: by its class with sizes of ours, or by the host from a file's weights, with larger networks.
+DETECTED = ("flux", "sd3")
 WAYS = [(name, False) for name in FAMILIES] + [
-    # Anima's adapter has 140 M weights in every file.
-    pytest.param((name, True), marks=pytest.mark.long if name == "anima" else ())
+    pytest.param((name, True), marks=() if name in DETECTED else pytest.mark.long)
     for name in FAMILIES
     if "detected" in FAMILIES[name]
 ]
