@@ -22,8 +22,18 @@ def webui(tmp_path, demo_checkpoint):
     models.mkdir(parents=True)
     loras.mkdir()
     (models / "demo.safetensors").symlink_to(demo_checkpoint)
+
+    def names():
+        return sorted(path.stem for path in models.iterdir())
+
     return choices.WebUI(
-        lambda: ["demo"], lambda name: models / f"{name}.safetensors", lambda: models, lambda: loras, list, str
+        names,
+        lambda name: models / f"{name}.safetensors",
+        lambda: models,
+        lambda: loras,
+        list,
+        str,
+        lambda *given: given,
     )
 
 
@@ -74,6 +84,20 @@ def test_nothing_is_replaced(webui):
     (webui.models() / "demo_erased_2.safetensors").touch()
     arguments = choices.arguments_of(webui, CHOSEN)
     assert arguments[arguments.index("--out") + 1] == webui.models() / "demo_erased_3.safetensors"
+
+
+def test_before_and_after_are_those_of_the_last_run(webui, demo_checkpoint):
+    """By their files, whatever the web UI calls them; in words where there is nothing to compare."""
+    source, made = webui.models() / "demo.safetensors", webui.models() / "demo_erased.safetensors"
+    made.touch()
+    report = {"exit_code": 0, "model": str(source), "files": {"out": str(made)}}
+    assert choices.compared(webui, report) == ("demo", "demo_erased")
+    for none in (None, {"exit_code": 1, "status": "failed"}, {**report, "files": {}}):
+        with pytest.raises(ValueError, match="erase something first"):
+            choices.compared(webui, none)
+    made.unlink()
+    with pytest.raises(ValueError, match="no longer in its folder"):
+        choices.compared(webui, report)
 
 
 def test_a_bad_list_is_refused_with_its_line(webui, job):
