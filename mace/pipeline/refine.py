@@ -1,9 +1,10 @@
 """The refinement as a stage: its weights, what must go together, the patches and the record of it (Section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept, normalised, phrases_by_key
@@ -14,6 +15,7 @@ from ..method.prior import Prior
 from ..method.refine import (
     ALIKE,
     READING,
+    LowRank,
     Refinement,
     RefineWeights,
     SingularSystem,
@@ -147,6 +149,32 @@ def mean_square(moments: Moments, width: int) -> float:
     return size / (pairs * width) if pairs and size > 0 else 1.0
 
 
+def _rounded(delta: Tensor | LowRank | None, device: torch.device) -> Tensor | LowRank | None:
+    """T - I in float32 on a device."""
+    if isinstance(delta, LowRank):
+        return LowRank(*(part.float().to(device) for part in (delta.left, delta.right)))
+    return None if delta is None else delta.float().to(device)
+
+
+def refined_by(
+    model: Weights, result: Refinement, strengths: Sequence[float] | None, step: Callable[[int], None]
+) -> tuple[Weights, list[str]]:
+    """(the model with a Refinement that was solved for it, here or elsewhere; lines for the artist). At strength 0 it
+    computes as it did. step(1): after each weight."""
+    if result.strength == 0:
+        return model.edited(Edit(refinement=result), step)
+    keys = model.tokens(result.projections)
+    ports = () if result.pooled_delta is None else model.pooled
+    # Rounded once, where the products are.
+    delta, pooled = (_rounded(part, model.device) for part in (result.transform_delta, result.pooled_delta))
+
+    def change(key: str, weight: Tensor) -> Tensor:
+        return pooled_weight_delta(weight, pooled) if key in ports else weight_delta(weight, delta)
+
+    record = refinement_record(result, strengths)
+    return model.edited(Edit((*keys, *ports), change, result.strength, record, result), step)
+
+
 def refine_model(
     model: Weights,
     text: Text,
@@ -217,9 +245,6 @@ def refine_model(
             )
             ports = ()
 
-    def change(key: str, weight: Tensor) -> Tensor:
-        return pooled_weight_delta(weight, pooled_delta) if key in ports else weight_delta(weight, delta)
-
     result = Refinement(
         concepts,
         moments,
@@ -236,10 +261,7 @@ def refine_model(
     )
     if strength == 0:
         step(len(keys))
-        edit = Edit(refinement=result)
-    else:
-        edit = Edit((*keys, *ports), change, strength, refinement_record(result, strengths), result)
-    refined, notes = model.edited(edit, step)
+    refined, notes = refined_by(model, result, strengths, step)
     lines += notes
     lines += [
         f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs"
