@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from .units import Unit
@@ -204,6 +204,13 @@ def signed(unit_key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
 def as_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """A result as it is sent."""
     return save(tensors, metadata)
+
+
+def from_bytes(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file's bytes."""
+    # Its header behind its size in eight bytes. The library's own reader of bytes leaves the metadata out.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return load(data), header.get("__metadata__", {})
 
 
 def as_file(tensors: dict[str, Tensor], metadata: dict[str, str]):

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 # Raised when what a unit does changes in a way that nothing in its key shows.
 VERSION = 1
 MOMENTS, LORAS = "moments", "loras"
-# Concepts in a unit of each kind, unless others are asked for.
-SIZES = {MOMENTS: 32, LORAS: 8}
 NAMED = 3
 
 

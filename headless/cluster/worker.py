@@ -6,18 +6,18 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_bytes
 
 from ..cli import open_host
-from ..models import Files, load
+from ..models import load
 from ..places import Place, find
-from .folder import Folder, as_bytes, as_file, signed
-from .units import LORAS, MOMENTS
+from .folder import Folder, as_bytes, as_file, from_bytes, signed
+from .plain import concept_from, files_from, model_key, training_from
+from .units import MOMENTS
 
 
 class Worker:
-    """opening: plain values: comfy and base (see `Place`), arguments (ComfyUI's own), files (see `Files`), model (the
-    key that `model_key` must give), folder (where results are written, None where they are sent)."""
+    """opening: plain values: comfy and base (see `Place`), arguments (ComfyUI's own), files (see `Files`), model (what
+    `model_key` must give for them), folder (where results are written, None where they are sent)."""
 
     def __init__(self, opening: dict):
         self._opening = opening
@@ -39,11 +39,11 @@ class Worker:
             import comfy.utils
 
             comfy.utils.set_progress_bar_enabled(False)
+            files = files_from(given["files"])
+            if model_key(files) != given["model"]:
+                raise ValueError(f"{files.model} is another model on {platform.node()}")
             with torch.inference_mode():
-                self._loaded = load(self._host, files_from(given["files"]))
-                found = model_key(self._host, self._loaded)
-            if found != given["model"]:
-                raise ValueError(f"{given['files']['model']} is another model here")
+                self._loaded = load(self._host, files)
         import comfy.model_management
 
         device = str(comfy.model_management.get_torch_device())
@@ -105,61 +105,10 @@ class Worker:
 
     def _refined_by(self, refinement: bytes):
         """The refined MODEL, made once for each refinement."""
-        import hashlib
-        import json
-
-        digest = hashlib.sha256(refinement).hexdigest()
-        if self._refined is None or self._refined[0] != digest:
-            size = int.from_bytes(refinement[:8], "little")
-            metadata = json.loads(refinement[8 : 8 + size])["__metadata__"]
-            result = self._host.module("mace.formats.recipe_file").refinement_from_file(
-                load_bytes(bytes(refinement)), metadata
-            )
-            _, weights = self._host.module("nodes.host.pipeline").text_and_weights(
-                self._loaded.model, self._loaded.clip
-            )
-            refined, _ = self._host.module("mace.pipeline.refine").refined_by(
-                weights, result, None, lambda count: None
-            )
-            self._refined = (digest, refined.model)
+        if self._refined is None or self._refined[0] != refinement:
+            module, loaded = self._host.module, self._loaded
+            result = module("mace.formats.recipe_file").refinement_from_file(*from_bytes(refinement))
+            _, weights = module("nodes.host.pipeline").text_and_weights(loaded.model, loaded.clip)
+            refined, _ = module("mace.pipeline.refine").refined_by(weights, result, None, lambda count: None)
+            self._refined = (refinement, refined.model)
         return self._refined[1]
-
-
-def files_from(plain: dict) -> Files:
-    """`Files` of plain values."""
-    paths = {"model": Path(plain["model"]), "clip": tuple(map(Path, plain["clip"]))}
-    return Files(**{**plain, **paths, "vae": plain["vae"] and Path(plain["vae"])})
-
-
-def concept_from(host, plain: dict):
-    """The pack's Concept of plain values."""
-    own = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-    return host.module("mace.concepts.concept").Concept(**own)
-
-
-def model_key(host, loaded) -> str:
-    """SHA-256 (hex) of a model's weights, its text encoder's and its VAE's."""
-    content = host.module("nodes.host.kept.content")
-    return content.content_sha256(content.model_sha256(loaded.model), text_key(host, loaded.clip), vae_key(host, loaded))
-
-
-def text_key(host, clip) -> str:
-    """SHA-256 (hex) of a text encoder, at the layer it is set to."""
-    content = host.module("nodes.host.kept.content")
-    options = host.module("nodes.host.tokenizers").tokenizer_options(clip)
-    return content.content_sha256(content.module_sha256(clip.cond_stage_model), clip.layer_idx, options)
-
-
-def vae_key(host, loaded) -> str:
-    """SHA-256 (hex) of a VAE; "" for none."""
-    return "" if loaded.vae is None else host.module("nodes.host.kept.content").module_sha256(loaded.vae.first_stage_model)
-
-
-def training_from(host, plain: dict):
-    """The pack's TrainOptions of plain values; see `training_to`."""
-    schedule = host.module("mace.method.schedule")
-    row = host.module("mace.presets.table10").LoraRow
-    rows = {kind: row(*own) for kind, own in plain["rows"].items()}
-    timesteps = schedule.Uniform() if plain["cfis"] is None else schedule.Cfis(*plain["cfis"])
-    options = host.module("mace.pipeline.train_options").TrainOptions
-    return options(**plain["same"], timesteps=timesteps, by_type=rows.__getitem__)
