@@ -28,7 +28,8 @@ class Silent:
 
     def cluster(self, event: dict) -> None:
         """What became of a unit of work or of a worker, as `cluster.pool` tells it."""
-        if event["state"] in ("again", "lost") or event["event"] == "worker" and event["state"] == "failed":
+        told = {"unit": ("again",), "worker": ("lost", "failed", "waiting")}
+        if event["state"] in told[event["event"]]:
             about = ", ".join(event.get("concepts", ())) or f"{event.get('node', '')} {event.get('pid', '')}".strip()
             self.warn(f"{event['event']} {event['state']}: {about}: {event.get('error', '')}".rstrip(": "))
 

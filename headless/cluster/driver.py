@@ -143,7 +143,7 @@ class OnCluster:
     def _run(self, kind: str, units: list[Unit], given: Callable) -> list[Outcome]:
         title = {MOMENTS: "Moments", LORAS: "Pictures, masks and LoRAs"}[kind]
         with self.session.timed(f"cluster {kind}", f"{title}, on {self.count} workers") as entry:
-            outcomes = self.pool.run(units, self.folder, given)
+            outcomes = self.pool.run(units, self.folder, given, self.session.progress.step)
             counts = {o.state: sum(own.state == o.state for own in outcomes) for o in outcomes}
             entry["text"] = [f"{len(units)} units: " + ", ".join(f"{count} {state}" for state, count in counts.items())]
         self.outcomes += outcomes

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..errors import BadInput
@@ -62,7 +63,9 @@ def connected(address: str, workers: int | None) -> Iterator:
 
     Raises BadInput where there is no such cluster.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Nothing is told to anybody, nothing is measured, and a worker without a GPU is as it would be without Ray.
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_enable_metrics_collection", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ[name] = "0"
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "mace"}
@@ -104,7 +107,8 @@ class Pool:
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
         self.hands = [Hand(kind.options(**options).remote(str(pack), opening)) for _ in range(count)]
         self._waits: dict = {}
-        self._problem = ""
+        self._problem, self._ended = "", lambda: None
+        self._alone = time.monotonic() + ALONE
         self.lost = 0
         for hand in self.hands:
             self._ask(hand, hand.actor.open.remote())
@@ -132,9 +136,13 @@ class Pool:
         """A value for many calls, which each machine is sent once."""
         return self._ray.put(value)
 
-    def run(self, units: Sequence[Unit], folder: Folder, given: Callable[[Unit], tuple]) -> list[Outcome]:
-        """Do units, in their order; what became of each. given(unit): what `Worker.work` takes."""
+    def run(
+        self, units: Sequence[Unit], folder: Folder, given: Callable[[Unit], tuple], step: Callable[[int, int], None]
+    ) -> list[Outcome]:
+        """Do units, in their order; what became of each. given(unit): what `Worker.work` takes.  step(concepts, of all)
+        when a unit has ended."""
         outcomes = [Outcome(unit) for unit in units]
+        self._ended = partial(_count, outcomes, step)
         for outcome in outcomes:
             self._check()
             if folder.holds(outcome.unit):
@@ -183,6 +191,11 @@ class Pool:
         self._check()
         if not self.hands:
             raise RuntimeError(f"no worker is left: {self._problem}")
+        if any(hand.about for hand in self.hands):
+            self._alone = time.monotonic() + ALONE
+        elif time.monotonic() > self._alone:
+            self._alone = float("inf")
+            self._told({"event": "worker", "state": "waiting", "error": "the cluster has no room for a worker yet"})
         if not self._waits:
             time.sleep(LOOK)
             return
@@ -266,12 +279,18 @@ class Pool:
             outcome.error = ""
         folder.release(outcome.unit)
         self._tell(outcome, state, hand)
+        self._ended()
 
     def _tell(self, outcome: Outcome, state: str, hand: Hand | None) -> None:
         event = {"event": "unit", "state": state, "kind": outcome.unit.kind, "key": outcome.unit.key}
         event |= {"concepts": outcome.unit.targets, **((hand and hand.about) or {})}
         event |= {"seconds": round(outcome.seconds, 3), "bytes": outcome.bytes} if state == "now" else {}
         self._told({**event, **({"error": outcome.error} if outcome.error else {})})
+
+
+def _count(outcomes: Sequence[Outcome], step: Callable[[int, int], None]) -> None:
+    ended = sum(len(outcome.unit.concepts) for outcome in outcomes if outcome.state)
+    step(ended, sum(len(outcome.unit.concepts) for outcome in outcomes))
 
 
 def _actor_class() -> type:

@@ -18,6 +18,9 @@ from .folder import Folder
 from .plain import files_to, model_key
 from .pool import Pool, connected, how_many
 
+# Those of Mask Concept's widgets that every back-end has.
+MASK_SETTINGS = ("grow", "feather", "min_area", "nothing_found")
+
 
 @contextlib.contextmanager
 def on_cluster(session) -> Iterator["Clustered"]:
@@ -69,9 +72,8 @@ class Clustered(OnCluster):
                 return erased.model, None
             stage.check_vae(loaded.vae)
             with self.moments(loaded, concepts) as kept, session.timed("refinement", "Refinement") as entry:
-                _, refinement, entry["text"], prior = stage.refine_as_preset(
-                    loaded.model, loaded.clip, kept, preset, prior
-                )
+                found = stage.refine_as_preset(loaded.model, loaded.clip, kept, preset, prior)
+                _, refinement, entry["text"], prior = found
             how = {"prompt": "auto", "negative": "", "drawing": stage.drawn_with(wanted), "backend": stage.ATTENTION}
             options = stage.preset_training(wanted)
             loras, lines = self.loras(kept, refinement, {**how, "masks": {}}, options)
@@ -97,13 +99,13 @@ class Clustered(OnCluster):
             raise BadInput("--model: no LoRA is trained for this kind of model; erase and refine take it")
         found, kept = self.refine(loaded, concepts, refining, prior)
         module, concept = session.host.module("nodes.erase.train"), session.host.module("mace.concepts.concept")
-        settings, drawing, masking = dict(settings), dict(drawing), dict(masking)
+        settings, drawing = dict(settings), dict(drawing)
         name = settings.pop("preset")
         if name == module.OF_CONCEPTS:
             name = concept.preset_of(kept)
         options = module.read_training(module.find_preset(name), **settings)
         how = {"prompt": drawing.pop("prompt"), "negative": drawing.pop("negative"), "drawing": drawing}
-        how |= {"backend": masking.pop("backend"), "masks": masking}
+        how |= {"backend": masking["backend"], "masks": {name: masking[name] for name in MASK_SETTINGS}}
         with torch.inference_mode():
             loras, lines = self.loras(kept, found[1], how, options)
         session.stages[-1]["text"] += lines
