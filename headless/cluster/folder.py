@@ -59,7 +59,8 @@ class Folder:
             check(path, unit.key)
         except BrokenResult as error:
             logging.warning("MACE: %s is made again: %s", path.name, error)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             return False
         return True
 

@@ -66,6 +66,8 @@ def connected(address: str, workers: int | None) -> Iterator:
     # Nothing is told to anybody, nothing is measured, and a worker without a GPU is as it would be without Ray.
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_enable_metrics_collection", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
         os.environ[name] = "0"
+    # Its own processes write into this one's stderr otherwise, of what they do without.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "mace"}
