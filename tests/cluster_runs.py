@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from devtools import process
 from devtools.cache import REPO
 from devtools.overlay import overlay
 
-LIMIT = 600
+LIMIT = 300
 # One concept a unit, so that there is something to share out.
 ONE_BY_ONE = ("--unit-moments", 1, "--unit-loras", 1)
 TRAINED = ("--width", 64, "--height", 64, "--images", 2, "--image-steps", 2, "--seed", 3, "--steps", 6, "--rank", 2)
@@ -45,6 +46,10 @@ class Run:
             env=environment(), stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
         self.base = base
+        # One that waits for ever is ended, and then fails for what it did not say.
+        self._limit = threading.Timer(LIMIT, self.process.kill)
+        self._limit.daemon = True
+        self._limit.start()
 
     def said(self) -> Iterator[dict]:
         """Its events, as they come."""
@@ -79,6 +84,7 @@ class Run:
 
     def stop(self) -> None:
         """End it and all below it."""
+        self._limit.cancel()
         process.stop(self.process)
         self._log.close()
 

@@ -132,8 +132,9 @@ def test_an_erasure_is_that_of_one_process_to_the_bit(started, demo_checkpoint, 
         (presets / "short.json").write_text(preset)
         out, loras = tmp_path / f"{name}.safetensors", tmp_path / f"{name}_loras.safetensors"
         run = started(
-            tmp_path / name, "erase", "--model", demo_checkpoint, "--concepts", tmp_path / "list.txt", "--preset", "short",
-            "--width", 64, "--height", 64, "--strengths", "dog = 0.5", "--out", out, "--loras", loras, *more,
+            tmp_path / name, "erase", "--model", demo_checkpoint, "--concepts", tmp_path / "list.txt",
+            "--preset", "short", "--width", 64, "--height", 64, "--strengths", "dog = 0.5",
+            "--out", out, "--loras", loras, *more,
         )  # fmt: skip
         report = run.report()
         assert report["status"] == "done", report.get("error")
@@ -173,16 +174,14 @@ def test_a_driver_killed_and_started_again(alone, fresh, started, training, node
 
 def test_two_drivers_on_one_folder(alone, fresh, started, training, nodes):
     base, shared = fresh
-    runs = [
-        started(base / name, *training(base / name / "out", "--ray", nodes.address, "--ray-workers", 1, "--shared", shared))
-        for name in ("one", "two")
-    ]  # fmt: skip
+    how = ("--ray", nodes.address, "--ray-workers", 1, "--shared", shared)
+    runs = [started(base / name, *training(base / f"{name}.safetensors", *how)) for name in ("one", "two")]
     reports = [run.report() for run in runs]
     assert [report["status"] for report in reports] == ["done", "done"], [report.get("error") for report in reports]
     assert sorted(unit for run in runs for unit in run.units(state="now")) == sorted((name,) for name in CONCEPTS)
     assert sorted(unit for run in runs for unit in run.units(state="started")) == sorted((name,) for name in CONCEPTS)
     assert all(units(report)["failed"] == 0 for report in reports) and claims(shared) == []
-    assert same(base / "one/out", alone[0]) and same(base / "two/out", alone[0])
+    assert same(base / "one.safetensors", alone[0]) and same(base / "two.safetensors", alone[0])
 
 
 def test_a_unit_that_always_fails_is_told_and_the_others_are_done(alone, fresh, started, training, nodes):

@@ -4,26 +4,18 @@ ever.
 A unit belongs to this run from its claim in the folder to its result, whatever becomes of the workers that try it.
 """
 
-import contextlib
-import logging
-import os
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import BadInput
 from .folder import Folder
 from .units import Unit
 
-LOCAL, AUTO, LOOPBACK = "local", "auto", "127.0.0.1"
 # How often a unit is tried that fails by itself, and one whose workers are lost.
 TRIES, LOSSES = 2, 3
-# Memory that a worker without a GPU is given, where nobody says how many there are to be.
-EACH_BYTES = 16e9
 # Seconds between two looks at what was asked of us and at others' claims; and without a worker until that is said.
 LOOK, ALONE = 0.5, 60.0
 
@@ -57,47 +49,6 @@ class Hand:
     losses: int = 0
 
 
-@contextlib.contextmanager
-def connected(address: str, workers: int | None) -> Iterator:
-    """Ray, connected to a cluster, or with one of this machine's own that ends with us and listens on loopback alone.
-
-    Raises BadInput where there is no such cluster.
-    """
-    # Nothing is told to anybody, nothing is measured, and a worker without a GPU is as it would be without Ray.
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_enable_metrics_collection", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        os.environ[name] = "0"
-    # Its own processes write into this one's stderr otherwise, of what they do without.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "mace"}
-    # Ray puts its own in their place.
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        if address == LOCAL:
-            own = {"num_cpus": workers} if workers else {}
-            ray.init("local", include_dashboard=False, _node_ip_address=LOOPBACK, **own, **quiet)
-        else:
-            ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BadInput(f"--ray {address}: {' '.join(str(error).split())}") from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def how_many(resources: dict, asked: int | None) -> int:
-    """How many workers: as asked; one a GPU; or, without any, as many as memory and processors hold."""
-    if asked:
-        return asked
-    gpus = int(resources.get("GPU", 0))
-    return gpus or max(1, min(int(resources.get("CPU", 1)), int(resources.get("memory", 0) // EACH_BYTES)))
-
-
 class Pool:
     """count workers. opening: see `Worker`.  told(event): of units and workers, as plain values.  check(): raises where
     we are to stop."""
@@ -109,6 +60,8 @@ class Pool:
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
         self.hands = [Hand(kind.options(**options).remote(str(pack), opening)) for _ in range(count)]
         self._waits: dict = {}
+        # Workers that are to be asked to open the model again, and when.
+        self._later: list[tuple[float, Hand]] = []
         self._problem, self._ended = "", lambda: None
         self._alone = time.monotonic() + ALONE
         self.lost = 0
@@ -198,6 +151,10 @@ class Pool:
         elif time.monotonic() > self._alone:
             self._alone = float("inf")
             self._told({"event": "worker", "state": "waiting", "error": "the cluster has no room for a worker yet"})
+        now = time.monotonic()
+        for entry in [entry for entry in self._later if entry[0] <= now]:
+            self._later.remove(entry)
+            self._ask(entry[1], entry[1].actor.open.remote())
         if not self._waits:
             time.sleep(LOOK)
             return
@@ -244,6 +201,10 @@ class Pool:
 
     def _lost(self, hand: Hand, error: Exception, run: dict) -> None:
         """A worker's process or machine is gone; Ray starts another where there is room."""
+        if hand.about is None and isinstance(error, self._ray.exceptions.ActorUnavailableError):
+            # It is being started again.
+            self._later.append((time.monotonic() + LOOK, hand))
+            return
         said = " ".join(str(error).split())[:300]
         outcome, hand.job = hand.job, None
         self.lost += 1
@@ -259,7 +220,7 @@ class Pool:
         if hand.losses >= LOSSES:
             self._drop(hand, said)
             return
-        self._ask(hand, hand.actor.open.remote())
+        self._later.append((time.monotonic() + LOOK, hand))
 
     def _drop(self, hand: Hand, said: str) -> None:
         """Go on without a worker that cannot open the model."""

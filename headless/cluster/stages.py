@@ -13,10 +13,11 @@ from ..errors import BadInput
 from ..models import files_of
 from ..places import PACK
 from ..settings import REFINE
+from .connect import connected, how_many
 from .driver import OnCluster
 from .folder import Folder
 from .plain import files_to, model_key
-from .pool import Pool, connected, how_many
+from .pool import Pool
 
 # Those of Mask Concept's widgets that every back-end has.
 MASK_SETTINGS = ("grow", "feather", "min_area", "nothing_found")
@@ -49,7 +50,7 @@ def on_cluster(session) -> Iterator["Clustered"]:
 class Clustered(OnCluster):
     """The commands' parts."""
 
-    def estimate(self, loaded, concepts, settings: dict) -> tuple[dict[str, float], list[str]]:
+    def estimate(self, concepts, settings: dict) -> tuple[dict[str, float], list[str]]:
         """(seconds by part, lines) of an erasure. settings: of Erase Concepts."""
         names = ("width", "height", "seed", "strengths", "find_aliases", "preset")
         return self.estimated(concepts, {**{name: settings[name] for name in names}, "lean": settings["gentle_strong"]})
