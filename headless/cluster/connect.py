@@ -93,7 +93,7 @@ def how_many(resources: dict, asked: int | None) -> int:
 
 def _reached(address: str) -> None:
     """Raise OSError where nobody listens, which Ray finds out in many minutes; ValueError for what is no address."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("it is auto, local or a host and a port, such as 10.0.0.1:6379")
     socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
