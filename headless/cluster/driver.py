@@ -59,9 +59,7 @@ class OnCluster:
 
     def estimated(self, concepts: Sequence, wanted: dict) -> tuple[dict[str, float], list[str]]:
         """(seconds by part, lines) of an erasure on these workers; measured on one of them, for its first concept."""
-        hand = self.pool.first()
-        sent = [asdict(concept) for concept in concepts]
-        found = self.pool.result(hand.actor.estimate.remote(sent, wanted))
+        found = self.pool.estimate([asdict(concept) for concept in concepts], wanted)
         together = min(self.count, -(-len(concepts) // self.session.options.unit_loras))
         seconds = {name: own / together for name, own in found["seconds"].items()}
         total = self._module("nodes.host.progress").duration(sum(seconds.values()))

@@ -81,11 +81,20 @@ class Pool:
                 return ready[0]
             self._look({})
 
-    def result(self, ref):
-        """What a call gives, looking meanwhile whether we are to stop."""
-        while not self._ray.wait([ref], timeout=LOOK)[0]:
-            self._check()
-        return self._ray.get(ref)
+    def estimate(self, *given) -> dict:
+        """What a worker measures; see `Worker.estimate`. Raises what it raises there."""
+        for _ in range(LOSSES):
+            hand = self.first()
+            ref = hand.actor.estimate.remote(*given)
+            while not self._ray.wait([ref], timeout=LOOK)[0]:
+                self._check()
+            try:
+                return self._ray.get(ref)
+            except self._ray.exceptions.RayTaskError as error:
+                raise getattr(error, "cause", None) or error from None
+            except self._ray.exceptions.RayError as error:
+                self._lost(hand, error, {})
+        raise RuntimeError(f"{LOSSES} workers were lost while they measured what a picture takes")
 
     def shared(self, value):
         """A value for many calls, which each machine is sent once."""
