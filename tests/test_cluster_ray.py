@@ -85,7 +85,7 @@ def units(report: dict, kind: str = "loras") -> dict:
 
 
 def claims(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if not path.name.endswith(".safetensors")]
+    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
 
 
 def ended(pids) -> bool:
@@ -115,9 +115,12 @@ def test_several_workers_make_the_same_bytes(alone, started, training, tmp_path)
     assert report["status"] == "done", report.get("error")
     assert len({event["pid"] for event in run.events if event["event"] == "worker"}) > 1
     assert same(tmp_path / "out", alone[0])
-    there = sorted(path.name for path in alone[2].iterdir())
+    there = sorted(path.name for path in alone[2].iterdir() if path.is_file())
     folder = Path(report["cluster"]["folder"])
-    assert folder == tmp_path / "base/user/mace/units" and sorted(path.name for path in folder.iterdir()) == there
+    assert (
+        folder == tmp_path / "base/user/mace/units"
+        and sorted(path.name for path in folder.iterdir() if path.is_file()) == there
+    )
     assert all(same(folder / name, alone[2] / name) for name in there)
 
 

@@ -108,7 +108,19 @@ def test_a_claim_is_one_runs_until_it_gives_it_back(folder):
     second.close()
     assert first.claim(unit()) and first.claim(unit(OTHER))
     first.close()
-    assert list(first.path.iterdir()) == []
+    assert [path.name for path in first.path.rglob("*")] == ["claims"]
+
+
+def test_what_was_left_half_written_long_ago_is_removed(folder):
+    own = folder()
+    put(own)
+    for name, age in ((".old.tmp", 7200), (".new.tmp", 0)):
+        (own.path / name).touch()
+        os.utime(own.path / name, (time.time() - age,) * 2)
+    own.tidy()
+    assert {path.name for path in own.path.iterdir()} == {own.file(unit()).name, ".new.tmp", "claims"}
+    own.forget(unit())
+    assert not own.holds(unit())
 
 
 def test_of_many_that_want_a_unit_one_gets_it(folder):
@@ -134,7 +146,7 @@ def test_a_claim_that_is_not_touched_is_taken_over_once(folder):
     """The clock of the folder is what counts; who held it may come back, and gives back what is his alone."""
     dead, second, third = folder(beat=1000), folder(beat=1000), folder(beat=1000)
     assert dead.claim(unit()) and not second.claim(unit())
-    path = next(dead.path.glob("*.1.claim"))
+    path = next(dead.path.glob("claims/*.1.claim"))
     written = json.loads(path.read_text())
     assert written["machine"] == machine() and written["pid"] == os.getpid()
     os.utime(path, (time.time() - 61,) * 2)
@@ -148,7 +160,7 @@ def test_a_claim_that_is_not_touched_is_taken_over_once(folder):
 def test_a_held_claim_is_touched(folder):
     own, other = folder(beat=0.05), folder(stale=30)
     assert own.claim(unit())
-    path = next(own.path.glob("*.claim"))
+    path = next(own.path.glob("claims/*.claim"))
     os.utime(path, (time.time() - 1000,) * 2)
     end = time.monotonic() + 20
     while time.time() - path.stat().st_mtime > 500 and time.monotonic() < end:
@@ -162,7 +174,7 @@ def test_a_claim_of_a_process_that_is_gone_is_nobodys(folder):
     assert first.claim(unit())
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (path,) = first.path.glob("*.claim")
+    (path,) = first.path.glob("claims/*.claim")
     path.write_text(json.dumps({**json.loads(path.read_text()), "pid": gone.pid}))
     here = path.read_text()
     path.write_text(here.replace(json.dumps(machine()), '"elsewhere"'))

@@ -111,11 +111,14 @@ class OnCluster:
 
         def key_of(some: Sequence) -> str:
             rows = {kind: row for kind, row in training["rows"].items() if kind in {c.type for c in some}}
-            return self._key(LORAS, some, {**how, "training": {**training, "rows": rows}}, refined)
+            same = {**training["same"], "again": False}
+            return self._key(LORAS, some, {**how, "training": {**training, "same": same, "rows": rows}}, refined)
 
         blob = as_bytes(*self._module("mace.formats.recipe_file").refinement_to_file(refinement))
         ref = self.pool.shared(blob)
         units = units_of(LORAS, concepts, size, key_of)
+        for unit in units if options.again else ():
+            self.folder.forget(unit)
         outcomes = self._run(LORAS, units, lambda unit: (unit.kind, unit.key, list(unit.concepts), how, ref))
         self._sent += len(blob) * min(self.count, sum(outcome.state == "now" for outcome in outcomes))
         module = self._module("mace.formats.lora_set_file")

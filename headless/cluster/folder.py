@@ -27,6 +27,7 @@ from .units import Unit
 
 # Seconds between two touches, and without one until a claim is nobody's.
 BEAT, STALE = 5.0, 60.0
+OLD = 3600.0
 # What the network's file systems may take to show a new file.
 PATIENCE = 30.0
 KEY, DIGEST = "mace.unit", "mace.sha256"
@@ -37,10 +38,10 @@ class BrokenResult(ValueError):
 
 
 class Folder:
-    """path: made when something is written.  beat, stale: seconds, see above."""
+    """path: made when something is written; claims have a folder in it.  beat, stale: seconds, see above."""
 
     def __init__(self, path: Path, beat: float = BEAT, stale: float = STALE):
-        self.path, self._beat, self._stale = path, beat, stale
+        self.path, self._claims, self._beat, self._stale = path, path / "claims", beat, stale
         self._owner = uuid.uuid4().hex
         self._held: dict[str, Path] = {}
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -87,15 +88,28 @@ class Folder:
             temporary.unlink(missing_ok=True)
         return size
 
+    def forget(self, unit: Unit) -> None:
+        """Remove a unit's result."""
+        self.file(unit).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what workers that were killed left half written, an hour ago and before."""
+        self._claims.mkdir(parents=True, exist_ok=True)
+        now = self._now()
+        for path in self.path.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if now - path.stat().st_mtime > OLD:
+                    path.unlink()
+
     def claim(self, unit: Unit) -> bool:
         """Whether this unit is ours to do now; False while somebody else has it."""
         if unit.key in self._held:
             return True
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._claims.mkdir(parents=True, exist_ok=True)
         number, last = self._last(unit.key)
         if last is not None and not self._given_up(last):
             return False
-        mine = self.path / f"{unit.key}.{number + 1}.claim"
+        mine = self._claims / f"{unit.key}.{number + 1}.claim"
         if not self._made(mine):
             return False
         with self._lock:
@@ -115,7 +129,7 @@ class Folder:
         # The highest last: as long as it is there, those below it say nothing.
         for below in range(1, number + 1):
             with contextlib.suppress(OSError):
-                (self.path / f"{unit.key}.{below}.claim").unlink(missing_ok=True)
+                (self._claims / f"{unit.key}.{below}.claim").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give all claims back."""
@@ -125,18 +139,18 @@ class Folder:
         for key in list(self._held):
             self.release(Unit("", 0, (), key))
         with contextlib.suppress(OSError):
-            (self.path / f".{self._owner}.clock").unlink(missing_ok=True)
+            (self._claims / f".{self._owner}.clock").unlink(missing_ok=True)
 
     def _last(self, key: str) -> tuple[int, Path | None]:
         """(number of a unit's last claim, its file), or (0, None)."""
-        found = {int(path.name.split(".")[1]): path for path in self.path.glob(f"{key}.*.claim")}
+        found = {int(path.name.split(".")[1]): path for path in self._claims.glob(f"{key}.*.claim")}
         return max(found.items(), default=(0, None))
 
     def _made(self, path: Path) -> bool:
         """Whether a claim's file could be made, which it cannot where there is one."""
         # Written under another name and linked, so that nobody reads half of it.
         text = json.dumps({"owner": self._owner, "machine": machine(), "pid": os.getpid(), "started": _started(None)})
-        temporary = self.path / f".{uuid.uuid4().hex}.tmp"
+        temporary = self._claims / f".{uuid.uuid4().hex}.tmp"
         try:
             temporary.write_text(text, encoding="utf-8")
             os.link(temporary, path)
@@ -167,7 +181,7 @@ class Folder:
 
     def _now(self) -> float:
         """The time by the folder's own clock, for machines do not agree on it."""
-        clock = self.path / f".{self._owner}.clock"
+        clock = self._claims / f".{self._owner}.clock"
         clock.touch()
         return clock.stat().st_mtime
 

@@ -35,6 +35,7 @@ def on_cluster(session) -> Iterator["Clustered"]:
         key = model_key(files)
         where = Path(options.shared).expanduser().absolute() if options.shared else None
         folder = Folder(where or Path(host.folder_paths.get_user_directory()) / "mace" / "units")
+        folder.tidy()
         opening = {**host.opened_as, "files": files_to(files), "model": key, "folder": where and str(where)}
         check = comfy.model_management.throw_exception_if_processing_interrupted
         pool = Pool(ray, PACK, opening, count, session.progress.cluster, check)
