@@ -17,7 +17,7 @@ PAPER = "paper (Table 10)"
 class WebUI:
     """What the tab needs of the web UI it is in. checkpoints: the names that can be chosen.  file_of: a name's file.
     models, loras: the folders where results land.  refresh: look for new checkpoints.  comfyui: a ComfyUI folder to
-    use, "" for the pinned one."""
+    use, "" for the pinned one.  draw(name, prompt, seed, side): a checkpoint's picture by the web UI's own sampler."""
 
     checkpoints: Callable[[], list]
     file_of: Callable[[str], Path]
@@ -25,6 +25,7 @@ class WebUI:
     loras: Callable[[], Path]
     refresh: Callable[[], None]
     comfyui: Callable[[], str]
+    draw: Callable[[str, str, int, int], object]
 
 
 def presets() -> list:
@@ -63,6 +64,17 @@ def arguments_of(webui: WebUI, chosen: dict) -> list:
     if chosen["lora"]:
         arguments += ["--lora", free_name(Path(webui.loras()), name), "--rank", int(chosen["rank"])]
     return arguments
+
+
+def compared(webui: WebUI, report: dict | None) -> tuple:
+    """The names of the checkpoints before and after the last run. Raises ValueError, in words, where there is none."""
+    if report is None or report["exit_code"] or "out" not in report["files"]:
+        raise ValueError("erase something first: its checkpoint is drawn beside the one it was made of")
+    named = {Path(webui.file_of(name)).resolve(): name for name in webui.checkpoints()}
+    found = tuple(named.get(Path(path).resolve()) for path in (report["model"], report["files"]["out"]))
+    if None in found:
+        raise ValueError("one of the two checkpoints is no longer in its folder")
+    return found
 
 
 def bar(state) -> str:

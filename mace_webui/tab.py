@@ -4,7 +4,7 @@ import time
 
 import gradio as gr
 
-from .choices import PAPER, TYPES, WebUI, arguments_of, bar, ended, presets
+from .choices import PAPER, TYPES, WebUI, arguments_of, bar, compared, ended, presets
 from .job import Job
 
 # Seconds between two looks at the process.
@@ -52,6 +52,15 @@ def build(webui: WebUI, job: Job) -> gr.Blocks:
                 progress = gr.HTML("", elem_id="mace_bar")
                 status = gr.Markdown("", elem_id="mace_status")
                 log = gr.Textbox(label="Log", lines=16, max_lines=16, interactive=False, elem_id="mace_log")
+                with gr.Row():
+                    prompt = gr.Textbox(label="A prompt to see before and after", elem_id="mace_prompt")
+                    shown_side = gr.Number(512, label="Side in pixels", elem_id="mace_shown_side")
+                    shown_seed = gr.Number(0, label="Seed", elem_id="mace_shown_seed")
+                compare = gr.Button("Before and after", elem_id="mace_compare")
+                said = gr.Markdown("", elem_id="mace_said")
+                with gr.Row():
+                    before = gr.Image(label="before", interactive=False, type="pil", elem_id="mace_before")
+                    after = gr.Image(label="after", interactive=False, type="pil", elem_id="mace_after")
         outputs = [progress, status, log, checkpoint]
 
         def seen():
@@ -83,9 +92,25 @@ def build(webui: WebUI, job: Job) -> gr.Blocks:
             webui.refresh()
             return gr.update(choices=webui.checkpoints())
 
+        def drawn(prompt, side, seed):
+            try:
+                if job.state.running:
+                    raise ValueError("an erasure is running: wait for it")
+                webui.refresh()
+                names = compared(webui, job.state.report)
+            except ValueError as error:
+                yield f"**{error}**", None, None
+                return
+            pictures = [None, None]
+            for place, name in enumerate(names):
+                yield f"drawing with {name}", *pictures
+                pictures[place] = webui.draw(name, prompt or "", int(seed or 0), int(side or 512))
+            yield "", *pictures
+
         given = [checkpoint, concepts, kind, strong, aliases, preset, strengths, side, seed, name, lora, rank]
         go.click(erase, inputs=given, outputs=outputs)
         follow.click(followed, inputs=[], outputs=outputs)
+        compare.click(drawn, inputs=[prompt, shown_side, shown_seed], outputs=[said, before, after])
         cancel.click(lambda: job.stop(), inputs=[], outputs=[])
         again.click(listed, inputs=[], outputs=[checkpoint])
     return blocks

@@ -1,9 +1,10 @@
 """Registers the tab Erase concepts with A1111, Forge and their kin, which import this file."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 
-from modules import paths, script_callbacks, sd_models, shared
+from modules import call_queue, paths, processing, script_callbacks, sd_models, shared
 
 from mace_webui.choices import WebUI
 from mace_webui.job import Job
@@ -22,6 +23,22 @@ def _loras() -> Path:
     return folder
 
 
+def _draw(title, prompt, seed, side):
+    """A picture by the web UI's own sampler and settings, saved nowhere."""
+    given = dict(
+        prompt=prompt, seed=seed, width=side, height=side, steps=20, cfg_scale=7.0, sampler_name="Euler",
+        override_settings={"sd_model_checkpoint": title}, do_not_save_samples=True, do_not_save_grid=True,
+        outpath_samples=shared.opts.outdir_txt2img_samples, outpath_grids=shared.opts.outdir_txt2img_grids,
+    )  # fmt: skip
+    with call_queue.queue_lock:
+        shared.state.begin(job="mace")
+        try:
+            with closing(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **given)) as drawing:
+                return processing.process_images(drawing).images[0]
+        finally:
+            shared.state.end()
+
+
 def _tabs():
     webui = WebUI(
         checkpoints=sd_models.checkpoint_tiles,
@@ -30,6 +47,7 @@ def _tabs():
         loras=_loras,
         refresh=sd_models.list_models,
         comfyui=lambda: getattr(shared.opts, "mace_comfyui", "") or "",
+        draw=_draw,
     )
     return [(build(webui, _job), "Erase concepts", "mace_erase")]
 

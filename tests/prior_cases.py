@@ -26,7 +26,8 @@ def gram(embeddings):
 
 
 def small_prior():
-    """A prior with everything that one can hold."""
+    """A prior with everything that one can hold: of a model that reads two further texts, one in captions alone."""
+    further = [gram(normal(CAPTIONS, WINDOW, width, seed=width)) for width in (3, 4)]
     return make_prior(
         gram(normal(CAPTIONS, WINDOW, WIDTH, seed=1)),
         CAPTIONS,
@@ -36,4 +37,5 @@ def small_prior():
         "built-in captions",
         ("dog", "Zo\u00eb"),
         texts=PriorTexts(tuple(f"caption {i}" for i in range(CAPTIONS)), (("a field", "the field"), ("Zo\u00eb",))),
+        others=[(further[0], further[0] / 2), (further[1], None)],
     )

@@ -22,10 +22,10 @@ def ports_module(comfy_host):
     return comfy_host.module("nodes.host.model.ports")
 
 
-# How a family is made: by its class with sizes of ours, or by the host from a file's weights.
+# How a family is made: by its class with sizes of ours, or by the host from a file's weights, with larger networks.
+DETECTED = ("flux", "sd3")
 WAYS = [(name, False) for name in FAMILIES] + [
-    # Anima's adapter has 140 M weights in every file.
-    pytest.param((name, True), marks=pytest.mark.long if name == "anima" else ())
+    pytest.param((name, True), marks=() if name in DETECTED else pytest.mark.long)
     for name in FAMILIES
     if "detected" in FAMILIES[name]
 ]
@@ -96,12 +96,13 @@ def test_the_host_takes_a_lora_of_the_ports(comfy_host, family, ports_module):
     """In the layouts that Export Change as LoRA writes of them."""
     import comfy.sd
 
-    _, model, *_ = family
-    if ports_module.known_ports(model) is None or comfy_host.module("nodes.host.model.unet").is_unet(model):
+    name, model, found, _ = family
+    if name in WITHOUT or comfy_host.module("nodes.host.model.unet").is_unet(model):
         return
     layouts = comfy_host.module("mace.formats.lora_layouts")
     state = model.model.state_dict()
-    keys = [f"diffusion_model.{name}.weight" for group in ports_module.known_ports(model) for name in group]
+    groups = ports_module.known_ports(model) or found.groups
+    keys = [f"diffusion_model.{name}.weight" for group in groups for name in group]
     lora = {key: (torch.ones(len(state[key]), 1), torch.ones(1, state[key].shape[1])) for key in keys}
     for tensors in (layouts.to_comfyui(lora, False), layouts.to_kohya(lora, None, None, "title")[0]):
         loaded, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)
@@ -143,10 +144,6 @@ def test_other_families_are_refused_with_what_is_known(comfy_host, monkeypatch, 
 # What the nodes do not edit, and why: LTX-2's and MiniMax-H3's latents are two, whose sizes are not to be guessed.
 NOT_OFFERED = {
     "hidream_o1": "does not run",
-    "hidream": "several texts",
-    "hydit": "several texts",
-    "hydit12": "several texts",
-    "ace": "several texts",
     "ltxav": "does not run",
     "minimax_h3": "does not run",
 }
@@ -166,7 +163,8 @@ def test_what_the_nodes_edit(comfy_host, ports_module, monkeypatch, name):
         # Only prompts with quoted text have it.
         given[0][1].pop("conditioning_byt5small", None)
         layout = find_layout(model, given)
-        known = {port for group in ports_module.known_ports(model) for port in group}
-        assert {*layout.tokens, *layout.pooled, *layout.left} == known
         found = ports_module.ports_by_running(model, given)
-        assert {*layout.tokens, *layout.pooled} == set(found.names)
+        known = ports_module.known_ports(model) or found.groups
+        edited = {*layout.tokens, *layout.pooled, *(port for text in layout.others for port in text)}
+        assert {*edited, *layout.left} == {port for group in known for port in group}
+        assert edited == set(found.names)

@@ -10,6 +10,8 @@ from mace.method.prior import PriorTexts, make_prior, probe, step_aside
 WIDTH, WINDOW = 6, 77
 FINGERPRINT = probe(torch.randn(3, WINDOW, WIDTH, generator=torch.Generator().manual_seed(10)))
 MOMENTS = ("mean", "preserve", "pooled_mean", "pooled_preserve")
+# Of a model that reads two texts: what the second one's tokens are of the first one's.
+SECOND = torch.randn(WIDTH, 3, generator=torch.Generator().manual_seed(11)).double()
 
 
 def normal(*shape, seed):
@@ -25,7 +27,8 @@ def sums(width, tokens):
 
     def of(names):
         found = torch.cat([tokens[name] for name in names]).double()
-        return found.T @ found, found[::WINDOW, :4].T @ found[::WINDOW, :4]
+        second = found @ SECOND
+        return found.T @ found, found[::WINDOW, :4].T @ found[::WINDOW, :4], second.T @ second
 
     return of
 
@@ -39,10 +42,10 @@ def test_what_steps_aside_was_never_in_it():
     of = sums(WIDTH, tokens)
 
     def made(captions, preserved, prompts):
-        general, pooled = of(captions) if captions else (None, None)
-        kept, pooled_kept = of([name for own in prompts for name in own]) if prompts else (None, None)
+        general, pooled, other = of(captions) if captions else (None, None, None)
+        kept, pooled_kept, other_kept = of([name for own in prompts for name in own]) if prompts else (None, None, None)
         about = (preserved, FINGERPRINT, "captions", ("bird",), (pooled, pooled_kept))
-        return make_prior(general, len(captions), kept, *about, PriorTexts(captions, prompts))
+        return make_prior(general, len(captions), kept, *about, PriorTexts(captions, prompts), [(other, other_kept)])
 
     whole = made(captions, ("ship", "rose"), prompts)
     out = ("a dog", "a dog", "two dogs")
@@ -50,10 +53,13 @@ def test_what_steps_aside_was_never_in_it():
     anew = made(("a cat", "the sky"), ("rose",), prompts[1:])
     for name in MOMENTS:
         close(getattr(less, name), getattr(anew, name))
+    for found, expected in zip(less.other_moments(0), anew.other_moments(0), strict=True):
+        close(found, expected)
     assert replace(less, stepped_aside=(0, ())).texts == anew.texts
     assert (less.captions, less.preserved, less.stepped_aside) == (2, ("rose",), (3, ("ship",)))
     nothing = step_aside(less, ("a cat", "the sky"), of(("a cat", "the sky")), ("rose",), of(prompts[1]))
     assert nothing.mean is nothing.preserve is nothing.pooled_mean is nothing.pooled_preserve is None
+    assert nothing.others == ((None, None),) and nothing.other_moments(0) == (None, None)
     assert nothing.stepped_aside == (5, ("ship", "rose"))
     assert step_aside(whole, (), (None, None), (), (None, None)).mean is whole.mean
     with pytest.raises(ValueError, match="not all in it"):

@@ -26,6 +26,8 @@ def equal(a, b):
         assert (x is None and y is None) or torch.equal(x, y), name
     for name in ("captions", "preserved", "source", "left_out", "texts", "stepped_aside"):
         assert getattr(a, name) == getattr(b, name), name
+    for one, two in zip(a.others, b.others, strict=True):
+        assert all(x is y is None or torch.equal(x, y) for x, y in zip(one, two, strict=True))
 
 
 def test_round_trip(prior):
@@ -177,6 +179,22 @@ def texts_without_end(tensors, metadata):
     tensors["texts.zlib"] = texts(b" " * (2**28 + 1))
 
 
+def more_texts_than_a_model_reads(tensors, metadata):
+    metadata["others"] = "1001"
+
+
+def texts_counted_in_words(tensors, metadata):
+    metadata["others"] = "two"
+
+
+def another_text_of_odd_length(tensors, metadata):
+    tensors["general.other_mean.1"] = tensors["general.other_mean.1"][:-1].clone()
+
+
+def another_text_is_not_finite(tensors, metadata):
+    tensors["preserve.other_sum.0"][0] = float("nan")
+
+
 def stepped_aside_is_a_word(tensors, metadata):
     metadata["stepped_aside"] = '"many"'
 
@@ -187,6 +205,7 @@ DAMAGES = [
     another_width, preserve_of_another_width, nan, infinity, single_precision, integers,
     texts_cut, texts_not_compressed, texts_of_another_type, one_text_less, prompts_of_one_concept_more,
     texts_are_numbers, texts_are_no_pair, texts_nested_deeply, texts_without_end, stepped_aside_is_a_word,
+    more_texts_than_a_model_reads, texts_counted_in_words, another_text_of_odd_length, another_text_is_not_finite,
 ]  # fmt: skip
 
 

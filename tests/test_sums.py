@@ -15,7 +15,7 @@ from mace.method.fuse import FuseWeights, fuse
 from mace.method.lora import Lora
 from mace.method.moments import ConceptMoments, pack, unpack
 from mace.method.refine import RefineWeights, pooled_refinement, refinement
-from mace.method.sums import StreamedMoments, gather_moments, pooled_of
+from mace.method.sums import StreamedMoments, gather_moments, pooled_of, texts_of
 
 WIDTH, POOLED, COUNT = 12, 5, 7
 REFINE, FUSE = RefineWeights(lambda1=1e-2, mu=0.5), FuseWeights(lambda2=2e-2, mu=0.3)
@@ -47,7 +47,12 @@ def lora(seed, rank=2) -> Lora:
     return {key: of(key) for key in KEYS}
 
 
-LIST = [replace(moments_of(i), pooled=moments_of(100 + i, POOLED)) for i in range(COUNT)]
+LIST = [
+    replace(
+        moments_of(i), pooled=moments_of(100 + i, POOLED), others=(moments_of(200 + i), moments_of(300 + i, POOLED))
+    )
+    for i in range(COUNT)
+]
 LORAS = [lora(i) for i in range(COUNT - 1)] + [{}]
 PRIOR = normal(50, WIDTH, seed=900)
 PRIOR = PRIOR.T @ PRIOR
@@ -67,7 +72,8 @@ def test_sums_are_exact_and_single_concepts_rounded(streamed):
         close(of(streamed), sum(of(own) for own in LIST), 1e-14)
         for own, stored in zip(LIST, streamed, strict=True):
             assert torch.equal(of(stored), of(own).float().double())
-            assert torch.equal(of(stored.pooled), of(own.pooled).float().double())
+            for mine, theirs in zip((stored.pooled, *stored.others), (own.pooled, *own.others), strict=True):
+                assert torch.equal(of(mine), of(theirs).float().double()) and mine.width == theirs.width
     for own, stored in zip(LIST, streamed, strict=True):
         close(stored.cross, own.cross, 1e-6)
     assert [(own.pairs, own.prompts, own.size) for own in streamed] == [(o.pairs, o.prompts, o.size) for o in LIST]
@@ -82,6 +88,11 @@ def test_the_same_solves(streamed, strengths):
     close(refinement(streamed, REFINE, *given), refinement(LIST, REFINE, *given), exact)
     own = (None, None, strengths)
     close(pooled_refinement(streamed, REFINE, *own), pooled_refinement(LIST, REFINE, *own), exact)
+    for mine, theirs, width in zip(texts_of(streamed), texts_of(LIST), (WIDTH, WIDTH, POOLED), strict=True):
+        prior = PRIOR if width == WIDTH else None
+        close(
+            refinement(mine, REFINE, prior, None, strengths), refinement(theirs, REFINE, prior, None, strengths), exact
+        )
     found, expected = (fuse(own, LORAS, REFINE, FUSE, *given) for own in (streamed, LIST))
     close(found.shared, expected.shared, exact)
     for key in KEYS:
@@ -108,8 +119,8 @@ def test_a_list_goes_to_the_disk_where_it_is_long(tmp_path):
     found = gather_moments(iter(LIST), 3 * each, tmp_path)
     assert isinstance(found, StreamedMoments) and len(found) == COUNT and len(pooled_of(found)) == COUNT
     assert torch.equal(found[COUNT - 1].total, LIST[-1].total.float().double())
-    plain = gather_moments((replace(own, pooled=None) for own in LIST), 0, tmp_path)
-    assert plain.pooled is None and plain[0].pooled is None
+    plain = gather_moments((replace(own, pooled=None, others=()) for own in LIST), 0, tmp_path)
+    assert plain.pooled is None and plain[0].pooled is None and plain[0].others == ()
     with pytest.raises(ValueError, match="no moments"):
         StreamedMoments([])
 

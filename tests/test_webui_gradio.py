@@ -74,6 +74,26 @@ def opened(request, browser, tmp_path, demo_checkpoint):
         log.close()
 
 
+def check_compared(page, name: str, side: int, timeout: int = 60_000) -> list[bytes]:
+    """One click draws before and after, by the two checkpoints; the pictures."""
+    page.locator("#mace_prompt input, #mace_prompt textarea").first.fill("a photo of the dog")
+    page.locator("#mace_shown_side input").fill(str(side))
+    page.locator("#mace_shown_side input").blur()
+    page.locator("#mace_compare").click()
+    found = []
+    for place in ("before", "after"):
+        picture = page.locator(f"#mace_{place} img")
+        picture.wait_for(timeout=timeout)
+        page.wait_for_function(
+            "([name, side]) => document.querySelector(`#mace_${name} img`).naturalWidth === side",
+            arg=[place, side],
+            timeout=timeout,
+        )
+        found.append(picture.screenshot())
+    assert found[0] != found[1]
+    return found
+
+
 def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
     page, folder = opened
     models, loras = folder / "models/Stable-diffusion", folder / "models/Lora"
@@ -110,6 +130,7 @@ def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
         assert any(key.startswith("model.diffusion_model.") for key in found.keys())
     with safe_open(loras / "demo_erased.safetensors", "pt") as found:
         assert all(key.startswith("lora_unet_") for key in found.keys())
+    check_compared(page, "demo_erased", 64)
     # The new checkpoint is in the list.
     page.locator("#mace_checkpoint input").click()
     page.get_by_role("option", name="demo_erased.safetensors").or_(

@@ -27,6 +27,10 @@ def llama(width: int, layers: int = 3) -> dict:
     return dict(hidden_size=width, num_hidden_layers=layers, **sizes)
 
 
+def bert(width: int) -> dict:
+    return dict(hidden_size=width, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2)
+
+
 # Of encoders of two classes at once.
 BOTH = dict(hidden_size=24, intermediate_size=32, num_attention_heads=4, num_hidden_layers=3)
 # The module of comfy.text_encoders, its text model (may be made by a function) and tokenizer (of another module where
@@ -80,6 +84,12 @@ CLIPS = {
         "hunyuan_image", "te()", "hunyuan_video.HunyuanVideo15Tokenizer",
         {"qwen25_7b": llama(24, 4), "": t5(1472)},
     ),
+    "hidream": (
+        "hidream", "hidream_clip()", "HiDreamTokenizer",
+        {"t5xxl": t5(24), "llama": llama(20), "clip_l": clip(8), "clip_g": clip(20)},
+    ),
+    "hydit": ("hydit", "HyditModel", "HyditTokenizer", {"hydit_clip": bert(24), "mt5xl": t5(264)}),
+    "ace": ("ace", "AceT5Model", "AceT5Tokenizer", {"": t5(24)}),
 }  # fmt: skip
 # How Mistral's tokenizers part a text, where none is given.
 PATTERN = "|".join((
@@ -91,6 +101,7 @@ FILES = {
     "flux2": {"tekken_model": tekken}, "ernie": {"tekken_model": tekken}, "lumina2": {"spiece_model": gemma},
     "pixeldit": {"spiece_model": gemma}, "newbie": {"gemma_spiece_model": gemma, "jina_spiece_model": unigram},
     "wan21": {"spiece_model": unigram}, "lens": {"tokenizer_json": harmony},
+    "hydit": {"mt5xl.spiece_model": unigram}, "ace": {"spiece_model": unigram},
 }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class WordEncoder(nn.Module):
 class WordText:
     """`mace.pipeline.host.Embeddings` of a WordEncoder."""
 
-    at_ports, clip_layer, width, window, identity = False, None, WIDTH, WINDOW, ()
+    at_ports, clip_layer, width, window, identity, other_widths = False, None, WIDTH, WINDOW, (), ()
     gather = staticmethod(tuple)
 
     def __init__(self):
@@ -115,7 +115,7 @@ class ReaderWeights:
     module: Readers = field(default_factory=Readers)
     refinement: object = None
     records: tuple = ()
-    device, pooled, left = CPU, (), ()
+    device, pooled, others, left = CPU, (), (), ()
 
     @property
     def values(self):

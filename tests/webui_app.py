@@ -7,10 +7,12 @@ extensions/mace, a link to the repository.
 import importlib.util
 import os
 import sys
+import threading
 import types
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
 
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 models = folder / "models" / "Stable-diffusion"
@@ -35,6 +37,19 @@ class Options:
         setattr(self, key, option.default)
 
 
+class Drawing:
+    """In place of a picture one colour: green by an erased checkpoint, red by another."""
+
+    def __init__(self, width, height, override_settings, **given):
+        self._size, self._title = (width, height), override_settings["sd_model_checkpoint"]
+
+    def picture(self):
+        return Image.new("RGB", self._size, "green" if "_erased" in self._title else "red")
+
+    def close(self):
+        pass
+
+
 checkpoints_list = {}
 
 
@@ -55,7 +70,17 @@ package.sd_models = module(
     checkpoint_tiles=lambda: sorted(checkpoints_list),
     list_models=list_models,
 )
-package.shared = module("shared", cmd_opts=info(ckpt_dir=None), opts=Options(), OptionInfo=OptionInfo)
+package.shared = module(
+    "shared", cmd_opts=info(ckpt_dir=None), opts=Options(), OptionInfo=OptionInfo, sd_model=None,
+    state=info(begin=lambda job: None, end=lambda: None),
+)  # fmt: skip
+package.shared.opts.outdir_txt2img_samples = package.shared.opts.outdir_txt2img_grids = str(folder)
+package.call_queue = module("call_queue", queue_lock=threading.Lock())
+package.processing = module(
+    "processing",
+    StableDiffusionProcessingTxt2Img=Drawing,
+    process_images=lambda drawing: info(images=[drawing.picture()]),
+)
 
 # As A1111 loads an extension's scripts: its folder on the path while they are imported.
 extension = folder / "extensions" / "mace"

@@ -14,7 +14,7 @@ from .records import SHARD, MomentsRecord, dumps, read_record
 
 FORMAT = "mace-moments-1"
 
-_POOLED = "pooled."
+_POOLED, _OTHER = "pooled.", "other."
 _SUMS, _ROWS = ("cross", "paired", "total"), ("f", "g", "rest")
 
 
@@ -39,7 +39,10 @@ def moments_tensors(prefix: str, moments: ConceptMoments | RowMoments | None) ->
         return {}
     names = _ROWS if isinstance(moments, RowMoments) else _SUMS
     found = {f"{prefix}{name}": getattr(moments, name) for name in names}
-    return found | moments_tensors(prefix + _POOLED, moments.pooled)
+    found |= moments_tensors(prefix + _POOLED, moments.pooled)
+    for i, other in enumerate(moments.others):
+        found |= moments_tensors(f"{prefix}{_OTHER}{i}.", other)
+    return found
 
 
 def moments_of(
@@ -51,11 +54,12 @@ def moments_of(
     # One vector a prompt: there is no more to count.
     own = MomentsRecord(pairs=entry.prompts, prompts=entry.prompts)
     pooled = moments_of(prefix + _POOLED, concept, own, tensors) if f"{prefix}{_POOLED}cross" in tensors else None
+    others = tuple(moments_of(f"{prefix}{_OTHER}{i}.", concept, other, tensors) for i, other in enumerate(entry.others))
     if f"{prefix}f" in tensors:
         rows = [checked(tensors, f"{prefix}{name}", 2) for name in _ROWS]
         if rows[0].shape != rows[1].shape or rows[2].shape[1] != rows[0].shape[1]:
             raise MomentsError(f"the rows of {concept.target!r} do not fit each other: {[list(r.shape) for r in rows]}")
-        return RowMoments(*rows, entry.pairs, entry.prompts, pooled)
+        return RowMoments(*rows, entry.pairs, entry.prompts, pooled, others)
     cross = checked(tensors, f"{prefix}cross", 2, torch.float64)
     paired, total = (checked(tensors, f"{prefix}{name}", 1, torch.float64) for name in ("paired", "total"))
     if {*cross.shape} != {packed_width(paired)} or packed_width(total) != packed_width(paired):
@@ -63,7 +67,7 @@ def moments_of(
             f"the moments of {concept.target!r} do not fit each other: {list(cross.shape)}, {len(paired)} and "
             f"{len(total)} elements"
         )
-    return ConceptMoments(cross, paired, total, entry.pairs, entry.prompts, pooled)
+    return ConceptMoments(cross, paired, total, entry.pairs, entry.prompts, pooled, others)
 
 
 def shard_to_file(
@@ -74,8 +78,13 @@ def shard_to_file(
     listed = []
     for i, (concept, own) in enumerate(zip(concepts, moments, strict=True)):
         tensors |= moments_tensors(f"{i}.", own)
-        listed.append({"concept": asdict(concept), "moments": {"pairs": own.pairs, "prompts": own.prompts}})
+        listed.append({"concept": asdict(concept), "moments": _counts(own)})
     return tensors, {"format": FORMAT, "shard": dumps(listed)}
+
+
+def _counts(moments: ConceptMoments | RowMoments) -> dict:
+    others = [_counts(other) for other in moments.others]
+    return {"pairs": moments.pairs, "prompts": moments.prompts, "others": others}
 
 
 def shard_concepts(metadata: Mapping[str, str]) -> tuple[Concept, ...]:

@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ FORMAT = "mace-prior-1"
 
 # The texts, as compressed JSON. A list of a million captions is some 100 MB of text; no file makes us unpack more.
 _TEXTS, MOST_TEXT = "texts.zlib", 2**28
+MOST_OTHERS = 1000
 _TOKENS, _POOLED = ("general.mean", "preserve.sum"), ("general.pooled_mean", "preserve.pooled_sum")
+# Of a model's further texts: how the names of their two moments begin, the text's number behind.
+_OTHERS = ("general.other_mean.", "preserve.other_sum.")
 
 
 def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -28,6 +32,8 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, moment in zip(_POOLED, (prior.pooled_mean, prior.pooled_preserve), strict=True):
         if moment is not None:
             tensors[name] = moment
+    for number, own in enumerate(prior.others):
+        tensors |= {f"{name}{number}": moment for name, moment in zip(_OTHERS, own, strict=True) if moment is not None}
     if prior.texts is not None:
         written = json.dumps([prior.texts.captions, prior.texts.prompts], ensure_ascii=False)
         packed = zlib.compress(written.encode("utf-8"))
@@ -40,6 +46,8 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
         "source": prior.source,
         "stepped_aside": json.dumps(prior.stepped_aside, ensure_ascii=False),
     }
+    if prior.others:
+        metadata["others"] = str(len(prior.others))
     return tensors, metadata
 
 
@@ -62,12 +70,13 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior:
     # The dtype first: eight-bit floats cannot be asked whether they are finite.
     if fingerprint.dim() != 3 or fingerprint.dtype != torch.float32 or not torch.isfinite(fingerprint).all():
         raise PriorError("its fingerprint is not one of a text encoder")
-    for name in _TOKENS + _POOLED:
+    names = [tuple(f"{name}{number}" for name in _OTHERS) for number in range(_others(metadata))]
+    for name in (*_TOKENS, *_POOLED, *chain(*names)):
         moment = tensors.get(name)
         if moment is None:
             continue
         try:
-            fits = packed_width(moment) == fingerprint.shape[-1] or name in _POOLED
+            fits = packed_width(moment) == fingerprint.shape[-1] or name not in _TOKENS
         except ValueError as error:
             raise PriorError(f"{name}: {error}") from None
         if not fits or moment.dtype != torch.float64 or not torch.isfinite(moment).all():
@@ -83,7 +92,16 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior:
         *(tensors.get(name) for name in _POOLED),
         _texts(tensors.get(_TEXTS), captions, len(preserved)),
         read_record(STEPPED_ASIDE, metadata.get("stepped_aside", "[0, []]"), "stepped_aside"),
+        tuple((tensors.get(mean), tensors.get(preserve)) for mean, preserve in names),
     )
+
+
+def _others(metadata: Mapping[str, str]) -> int:
+    """How many further texts a file has the moments of. Raises ValueError for a number that cannot be."""
+    count = read_record(COUNT, metadata.get("others", "0"), "others")
+    if count > MOST_OTHERS:
+        raise PriorError(f"it says that it holds {count} further texts")
+    return count
 
 
 def _texts(packed: Tensor | None, captions: int, preserved: int) -> PriorTexts | None:

@@ -48,6 +48,7 @@ def refinement_record(done: Refinement, strengths: Sequence[float] | None = None
         "strength": done.strength,
         "projections": done.projections,
         "pooled_text": done.pooled_delta is not None,
+        **({"further_texts": len(done.other_deltas)} if done.other_deltas else {}),
         "own_words": done.own_words,
         "prior": prior_record(done.prior),
     }

@@ -101,7 +101,12 @@ def own_places(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def refinement_to_file(refinement: Refinement) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a Refinement without its concepts and moments: what training on it needs."""
+    """The tensors and the metadata of a Refinement without its concepts and moments: what training on it needs.
+
+    Raises RefinementError for one of several texts: no LoRA is trained for such a model.
+    """
+    if refinement.other_deltas:
+        raise RefinementError("this refinement is of several texts, and training on it is of none")
     recipe = recipe_of(refinement, refinement_digest(refinement))
     metadata = {"format": REFINEMENT_FORMAT, "recipe": dumps(recipe_to_json(recipe))}
     tensors = {"fingerprint": recipe.fingerprint}

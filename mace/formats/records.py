@@ -70,10 +70,11 @@ class ConceptRecord(Record):
 
 
 class MomentsRecord(Record):
-    """How much a concept's moments sum over."""
+    """How much a concept's moments sum over. others: those of further texts."""
 
     pairs: Count
     prompts: Counted
+    others: tuple["MomentsRecord", ...] = ()
 
 
 class LoraRecord(Record):

@@ -96,7 +96,8 @@ class ConceptMoments:
 
     cross: A_i = sum e_g e_f^T, [d, d].  paired: G_i = sum e_f e_f^T, packed.  total: S_i = sum e e^T over
     all tokens of all its prompts, packed.  pairs: tokens in A_i.  prompts: prompts in S_i.  pooled: the same sums of
-    the prompts' pooled texts [c], where the model reads them besides the tokens (see `pooled_moments`).
+    the prompts' pooled texts [c], where the model reads them besides the tokens (see `pooled_moments`).  others: those
+    of further texts, where the model reads its prompt by several of their own.
     """
 
     cross: Tensor = field(repr=False)
@@ -105,6 +106,12 @@ class ConceptMoments:
     pairs: int
     prompts: int
     pooled: "ConceptMoments | None" = None
+    others: tuple["ConceptMoments", ...] = ()
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return len(self.cross)
 
     @property
     def size(self) -> float:
@@ -115,7 +122,7 @@ class ConceptMoments:
     def bytes(self) -> int:
         """Memory it holds."""
         own = sum(t.numel() * t.element_size() for t in (self.cross, self.paired, self.total))
-        return own + (self.pooled.bytes if self.pooled else 0)
+        return own + sum(part.bytes for part in (self.pooled, *self.others) if part)
 
 
 Batch = tuple[Tensor, Tensor, list[Pairing]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ..messages import MessageError
-from .moments import pack, unpack
+from .moments import pack, packed_width, unpack
 
 # Table 10's lambda1 weighs the sum over MS-COCO's captions at 77 tokens each. Keeping the mean moment a caption
 # and scaling it to COCO's count makes the published numbers mean the same for any file of captions.
@@ -45,8 +45,9 @@ def probe_distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-12))
 
 
-# The sums of some texts' tokens [d, d] and of their pooled vectors [c, c], float64, None of what is not read.
-Sums = tuple[Tensor | None, Tensor | None]
+# The sums of some texts' tokens [d, d], of their pooled vectors [c, c], and of the tokens as each further text of the
+# model has them; float64, None of what is not read.
+Sums = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Prior:
     fingerprint: see `probe`.  source: where the captions came from.  pooled_mean, pooled_preserve: the same moments of
     the texts' pooled vectors [c], packed; None where the encoder's pooled text is not read, and in older files.
     texts: what was summed, None in older files.  stepped_aside: how many captions and which concepts to preserve were
-    taken out of it again, see `step_aside`.
+    taken out of it again, see `step_aside`.  others: (mean, preserve) of each further text of a model that reads its
+    prompt by several of their own.
     """
 
     mean: Tensor | None = field(repr=False)
@@ -81,6 +83,7 @@ class Prior:
     pooled_preserve: Tensor | None = field(default=None, repr=False)
     texts: PriorTexts | None = field(default=None, repr=False)
     stepped_aside: tuple[int, tuple[str, ...]] = (0, ())
+    others: tuple[tuple[Tensor | None, Tensor | None], ...] = field(default=(), repr=False)
 
     @property
     def width(self) -> int:
@@ -100,14 +103,29 @@ class Prior:
         mean, preserve = (None if part is None else unpack(part) for part in (self.pooled_mean, self.pooled_preserve))
         return None if mean is None else mean * COCO_CAPTIONS, preserve
 
-    def check(self, fingerprint: Tensor) -> None:
-        """Raise PriorError unless the prior was made with the text encoder of this fingerprint."""
+    def other_moments(self, place: int) -> tuple[Tensor | None, Tensor | None]:
+        """P, scaled, and D of the model's further text at `place`, [d, d] float64 each or None."""
+        mean, preserve = (None if part is None else unpack(part) for part in self.others[place])
+        return None if mean is None else mean * COCO_CAPTIONS, preserve
+
+    def check(self, fingerprint: Tensor, others: Sequence[int] = ()) -> None:
+        """Raise PriorError unless the prior was made with the text encoder of this fingerprint.
+
+        others: widths of the model's further texts.
+        """
         distance = probe_distance(self.fingerprint, fingerprint)
         if not distance <= PROBE_TOLERANCE:  # also when it is not a number
             widths = f"{self.width} and {fingerprint.shape[-1]} wide"
             raise PriorError(
                 f"the prior was made with another text encoder or another clip skip ({widths}, distance "
                 f"{distance:.3g}); make it with the CLIP that is connected here"
+            )
+        parts = zip(self.others, others, strict=False)
+        fits = all(packed_width(part) == width for own, width in parts for part in own if part is not None)
+        if len(self.others) != len(others) or not fits:
+            raise PriorError(
+                "the prior does not hold all texts that this model reads its prompt by: make it with the MODEL and the "
+                "CLIP that are connected here"
             )
 
 
@@ -119,23 +137,35 @@ def make_prior(
     fingerprint: Tensor,
     source: str,
     left_out: tuple[str, ...] = (),
-    pooled: Sums = (None, None),
+    pooled: tuple[Tensor | None, Tensor | None] = (None, None),
     texts: PriorTexts | None = None,
+    others: Sequence[tuple[Tensor | None, Tensor | None]] = (),
 ) -> Prior:
     """A Prior from the summed moments [d, d] of all captions and of the concepts to preserve.
 
-    pooled: the same of their pooled texts, [c, c].
+    pooled: the same of their pooled texts, [c, c].  others: the same of each further text of the model.
     """
 
-    def kept(moments: Sums) -> list[Tensor | None]:
-        of_captions, of_concepts = moments
-        return [
+    def kept(of_captions: Tensor | None, of_concepts: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return (
             pack(of_captions / captions).cpu() if of_captions is not None and captions else None,
             pack(of_concepts).cpu() if of_concepts is not None and preserved else None,
-        ]
+        )
 
-    (mean, own), (pooled_mean, pooled_own) = kept((general, preserve)), kept(pooled)
-    return Prior(mean, captions, own, preserved, fingerprint, source, left_out, pooled_mean, pooled_own, texts)
+    (mean, own), (pooled_mean, pooled_own) = kept(general, preserve), kept(*pooled)
+    return Prior(
+        mean,
+        captions,
+        own,
+        preserved,
+        fingerprint,
+        source,
+        left_out,
+        pooled_mean,
+        pooled_own,
+        texts,
+        others=tuple(kept(*own) for own in others),
+    )
 
 
 def step_aside(
@@ -162,13 +192,22 @@ def step_aside(
 
     left, still = len(kept), sum(keeps)
     scale = 1 if still else 0
+    moments = [(prior.mean, prior.preserve), (prior.pooled_mean, prior.pooled_preserve), *prior.others]
+    (mean, preserve), (pooled_mean, pooled_preserve), *others = (
+        (
+            less(of_captions, prior.captions, captions_sums[place] if captions else None, left),
+            less(of_concepts, 1, preserved_sums[place] if preserved else None, scale),
+        )
+        for place, (of_captions, of_concepts) in enumerate(moments)
+    )
     return replace(
         prior,
-        mean=less(prior.mean, prior.captions, captions_sums[0] if captions else None, left),
-        pooled_mean=less(prior.pooled_mean, prior.captions, captions_sums[1] if captions else None, left),
+        mean=mean,
+        pooled_mean=pooled_mean,
         captions=left,
-        preserve=less(prior.preserve, 1, preserved_sums[0] if preserved else None, scale),
-        pooled_preserve=less(prior.pooled_preserve, 1, preserved_sums[1] if preserved else None, scale),
+        preserve=preserve,
+        pooled_preserve=pooled_preserve,
+        others=tuple(others),
         preserved=tuple(phrase for phrase, keep in zip(prior.preserved, keeps, strict=True) if keep),
         texts=PriorTexts(tuple(kept), tuple(own for own, keep in zip(prior.texts.prompts, keeps, strict=True) if keep)),
         stepped_aside=(prior.stepped_aside[0] + len(captions), (*prior.stepped_aside[1], *preserved)),

@@ -75,7 +75,8 @@ class Refinement:
     projections: "keys", "values" or "both".  settings: the weights as the artist gave them, for the record.
     clip_layer: the text encoder's output layer (clip skip), None for its own default.  pooled_delta: T - I of the
     pooled text (see `pooled_refinement`), float64 [c, c] on the CPU; None where it is read as before.  own_words:
-    whether the moments pair the concepts' own tokens too.
+    whether the moments pair the concepts' own tokens too.  other_deltas: T - I of each further text, as
+    `transform_delta`.
     """
 
     concepts: tuple[Concept, ...]
@@ -90,6 +91,7 @@ class Refinement:
     clip_layer: int | None = None
     pooled_delta: Tensor | None = field(default=None, repr=False)
     own_words: bool = False
+    other_deltas: tuple[Tensor | LowRank, ...] = field(default=(), repr=False)
 
 
 def add_scaled_metric(system: Tensor, mu: float, metric: Tensor | None) -> None:

@@ -27,7 +27,7 @@ class RowMoments:
     """What `ConceptMoments` is, by its rows: f [n, d] of the targets and g [n, d] of the mappings, float32.
 
     rest: [k, d], the rows of the prompts that are not paired.  Equal pairs are kept once, times the root of how many
-    they are.
+    they are.  pooled, others: as of `ConceptMoments`.
     """
 
     f: Tensor = field(repr=False)
@@ -36,6 +36,7 @@ class RowMoments:
     pairs: int
     prompts: int
     pooled: ConceptMoments | None = None
+    others: tuple["RowMoments", ...] = ()
 
     @property
     def width(self) -> int:
@@ -46,7 +47,7 @@ class RowMoments:
     def bytes(self) -> int:
         """Memory it holds."""
         own = sum(t.numel() * t.element_size() for t in (self.f, self.g, self.rest))
-        return own + (self.pooled.bytes if self.pooled else 0)
+        return own + sum(part.bytes for part in (self.pooled, *self.others) if part)
 
     @property
     def size(self) -> float:

@@ -58,16 +58,26 @@ class StoredMoments:
         return self._owner.read(self._place, 2)
 
     @property
+    def width(self) -> int:
+        """d."""
+        return len(self._owner.change)
+
+    @property
     def pooled(self) -> "StoredMoments | None":
         """The same of the prompts' pooled texts, None where they are not read."""
         return None if self._owner.pooled is None else self._owner.pooled[self._place]
+
+    @property
+    def others(self) -> tuple["StoredMoments", ...]:
+        """The same of the model's further texts."""
+        return tuple(other[self._place] for other in self._owner.others)
 
 
 class StreamedMoments(Sequence):
     """The moments of many concepts: their sums in memory, each one's own in a file without a name.
 
     change: sum A_i - G_i [d, d], paired: sum G_i, total: sum S_i, packed; float64 on the CPU.  pooled: the same list of
-    the pooled texts, None where they are not read.
+    the pooled texts, None where they are not read.  others: the same lists of the model's further texts.
     """
 
     def __init__(self, moments: Iterable[ConceptMoments], folder: Path | None = None):
@@ -78,27 +88,30 @@ class StreamedMoments(Sequence):
         self._file, self._lock = tempfile.TemporaryFile(dir=folder), threading.Lock()
         self._entries: list[StoredMoments] = []
         self.pooled: StreamedMoments | None = None
-        self._fill(moments, folder)
-
-    def _fill(self, moments: Iterable[ConceptMoments], folder: Path | None) -> None:
-        given = iter(moments)
-        first = next(given, None)
-        if first is None:
-            raise ValueError("there are no moments to keep")
-        self._shapes = [part(first).shape for part in PARTS]
-        self._sums = [torch.zeros(shape, dtype=torch.float64) for shape in self._shapes]
-        if first.pooled is None:
-            for own in chain((first,), given):
-                self._add(own)
-            return
-        self.pooled = StreamedMoments(self._adding(chain((first,), given)), folder)
-
-    def _adding(self, moments: Iterable[ConceptMoments]) -> Iterator[ConceptMoments]:
+        self.others: tuple[StreamedMoments, ...] = ()
         for own in moments:
-            self._add(own)
-            yield own.pooled
+            if self._entries:
+                self._add(own)
+            else:
+                self._begin(own, folder)
+        if not self._entries:
+            raise ValueError("there are no moments to keep")
+
+    def _begin(self, own: ConceptMoments, folder: Path | None) -> None:
+        self._shapes = [part(own).shape for part in PARTS]
+        self._sums = [torch.zeros(shape, dtype=torch.float64) for shape in self._shapes]
+        self._add_own(own)
+        self.pooled = None if own.pooled is None else StreamedMoments((own.pooled,), folder)
+        self.others = tuple(StreamedMoments((other,), folder) for other in own.others)
 
     def _add(self, own: ConceptMoments) -> None:
+        self._add_own(own)
+        if self.pooled is not None:
+            self.pooled._add(own.pooled)
+        for kept, other in zip(self.others, own.others, strict=True):
+            kept._add(other)
+
+    def _add_own(self, own: ConceptMoments) -> None:
         for total, part in zip(self._sums, PARTS, strict=True):
             moment = part(own)
             total += moment
@@ -159,6 +172,13 @@ def _emptied(kept: list) -> Iterator:
 def pooled_of(concepts: Moments) -> Moments:
     """The pooled texts' moments of a list that has them."""
     return concepts.pooled if isinstance(concepts, StreamedMoments) else [concept.pooled for concept in concepts]
+
+
+def texts_of(concepts: Moments) -> list[Moments]:
+    """The moments of a list by the texts that the model reads, the first one's and each further one's."""
+    if isinstance(concepts, StreamedMoments):
+        return [concepts, *concepts.others]
+    return [concepts, *map(list, zip(*(concept.others for concept in concepts), strict=True))]
 
 
 def change_sums(concepts: Moments, strengths: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:

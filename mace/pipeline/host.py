@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..concepts.concept import Concept
 from ..method.moments import ConceptMoments
+from ..method.prior import Sums
 from ..method.refine import Refinement
 from ..method.span import RowMoments
 from ..method.sums import Moments
@@ -42,6 +43,11 @@ class Text(Protocol):
         ...
 
     @property
+    def other_widths(self) -> tuple[int, ...]:
+        """d of each further text, where the model reads its prompt by several of their own."""
+        ...
+
+    @property
     def clip_layer(self) -> int | None:
         """The text encoder's output layer (clip skip), None for its own default."""
         ...
@@ -50,8 +56,9 @@ class Text(Protocol):
         """The texts whose prompts can be read."""
         ...
 
-    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> tuple[Tensor, Tensor | None]:
-        """(sum e e^T over all rows of the prompts [d, d], the same over their pooled vectors [c, c]), float64.
+    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> Sums:
+        """(sum e e^T over all rows of the prompts [d, d], the same over their pooled vectors [c, c], and over the rows
+        of each further text), float64.
 
         None in place of the second where no pooled vector is read. step(prompts): progress.
         """
@@ -129,6 +136,11 @@ class Weights(Protocol):
     @property
     def pooled(self) -> tuple[str, ...]:
         """The keys of the weights that read the pooled vector."""
+        ...
+
+    @property
+    def others(self) -> tuple[tuple[str, ...], ...]:
+        """The keys of the weights that read each further text's rows."""
         ...
 
     @property

@@ -4,15 +4,14 @@ import random
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-
-from torch import Tensor
 
 from ..concepts import captions as caption_sources
 from ..concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ..concepts.lists import RETENTION
 from ..messages import MessageError
-from ..method.prior import Prior, PriorTexts, make_prior
+from ..method.prior import Prior, PriorTexts, Sums, make_prior
 from ..method.prior import step_aside as without
 from ..method.tokens import fill
 from .host import Progress, Text
@@ -85,7 +84,7 @@ def literal(caption: str) -> str:
 
 def general_moment(
     encoder: Text, drawn: Sequence[str], left_out: Sequence[str], source: CaptionSource, step: Callable[[int], None]
-) -> tuple[Tensor, Tensor | None]:
+) -> Sums:
     """`Text.gram` of the captions drawn and not left out.
 
     source: of the captions drawn. They are summed once for it, and the left out taken off.
@@ -145,8 +144,8 @@ def build_prior(
     kept_prompts = tuple(tuple(fill(template, concept.target) for template in concept.prompts) for concept in keep)
     prompts = [prompt for own in kept_prompts for prompt in own]
     step = progress.begin(len(drawn) + len(left_out) + len(prompts))
-    general, pooled = general_moment(encoder, drawn, left_out, source, step) if kept else (None, None)
-    preserve, pooled_preserve = encoder.gram(prompts, step) if prompts else (None, None)
+    general, pooled, *others = general_moment(encoder, drawn, left_out, source, step) if kept else (None, None)
+    preserve, pooled_preserve, *others_preserve = encoder.gram(prompts, step) if prompts else (None, None)
     prior = make_prior(
         general,
         len(kept),
@@ -157,6 +156,7 @@ def build_prior(
         tuple(erased.values()),
         (pooled, pooled_preserve),
         PriorTexts(tuple(kept), kept_prompts),
+        tuple(zip_longest(others, others_preserve)),
     )
     return prior, Drawn(kept, left_out, len(found) - len(drawn))
 

@@ -25,12 +25,13 @@ from ..method.refine import (
     weight_delta,
 )
 from ..method.span import RowMoments, span_refinement
-from ..method.sums import Moments
+from ..method.sums import Moments, texts_of
 from ..presets.table10 import auto_weights
 from .host import Edit, Progress, Text, Weights
 from .prior import step_aside
 from .written import read_weights
 
+WIDE_TEXT = "this model's text is {} wide: it is refined without a prior, and mu measures in embeddings"
 PAPER, RELEASED = "paper", "as released (squared)"
 EMBEDDINGS = "embeddings (paper)"
 MEASURES = {EMBEDDINGS: ALIKE, "as the model reads": READING}
@@ -118,11 +119,14 @@ def holds_pooled(weights: RefineWeights, prior: Prior | None, reads: bool, lines
     return False
 
 
-def reading(model: Weights, metric: str) -> Tensor | None:
-    """The metric R of `mace.method.metric` for a model, where `metric` asks for it, else None."""
+def reading(model: Weights, metric: str, keys: Sequence[str] | None = None) -> Tensor | None:
+    """The metric R of `mace.method.metric` for a model, where `metric` asks for it, else None.
+
+    keys: of the weights that tell how a text is read; those of `values` if None.
+    """
     if metric != READING:
         return None
-    return reading_metric(model.effective(model.values), model.device)
+    return reading_metric(model.effective(model.values if keys is None else keys), model.device)
 
 
 def pooled_reading(model: Weights, metric: str, key: str, width: int) -> Tensor | None:
@@ -142,11 +146,41 @@ def solve_pooled(
     return pooled_refinement(moments, weights, *given, strengths, model.device, metric)
 
 
-def mean_square(moments: Moments, width: int) -> float:
-    """Of the numbers in the concepts' paired rows [width]; of CLIP-L's embeddings it is about 1."""
+def mean_square(moments: Moments) -> float:
+    """Of the numbers in the concepts' paired rows; of CLIP-L's embeddings it is about 1."""
     pairs, size = (sum(getattr(own, name) for own in moments) for name in ("pairs", "size"))
     # Sums that are broken are the solver's to report.
-    return size / (pairs * width) if pairs and size > 0 else 1.0
+    return size / (pairs * moments[0].width) if pairs and size > 0 else 1.0
+
+
+def at_scale(weights: RefineWeights, moments: Moments, at_ports: bool) -> RefineWeights:
+    """The weights for what a model reads at its ports.
+
+    Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
+    """
+    return replace(weights, mu=weights.mu * mean_square(moments)) if at_ports else weights
+
+
+def solve_text(
+    model: Weights,
+    keys: Sequence[str],
+    moments: Moments,
+    weights: RefineWeights,
+    prior: tuple[Tensor | None, Tensor | None],
+    strengths: Sequence[float] | None,
+) -> Tensor | LowRank:
+    """T - I of one text that a model reads by its weights `keys`.
+
+    prior: P and D of that text, [d, d] each or None. Raises as `refinement` does, and ValueError for a prior beside
+    moments that are rows.
+    """
+    if not isinstance(moments[0], RowMoments):
+        return refinement(moments, weights, *prior, strengths, model.device, reading(model, weights.metric, keys))
+    if weights.metric != ALIKE:
+        raise ValueError(WIDE_TEXT.format(moments[0].width))
+    # Of many concepts the system of all rows would be the larger one.
+    solve = span_refinement if sum(len(own.f) for own in moments) <= moments[0].width else refinement
+    return solve(moments, weights, strengths=strengths, device=model.device)
 
 
 def _rounded(delta: Tensor | LowRank | None, device: torch.device) -> Tensor | LowRank | None:
@@ -163,16 +197,18 @@ def refined_by(
     computes as it did. step(1): after each weight."""
     if result.strength == 0:
         return model.edited(Edit(refinement=result), step)
-    keys = model.tokens(result.projections)
     ports = () if result.pooled_delta is None else model.pooled
     # Rounded once, where the products are.
-    delta, pooled = (_rounded(part, model.device) for part in (result.transform_delta, result.pooled_delta))
+    pooled = _rounded(result.pooled_delta, model.device)
+    deltas = dict.fromkeys(model.tokens(result.projections), _rounded(result.transform_delta, model.device))
+    for own_keys, other in zip(model.others, result.other_deltas, strict=True):
+        deltas |= dict.fromkeys(own_keys, _rounded(other, model.device))
 
     def change(key: str, weight: Tensor) -> Tensor:
-        return pooled_weight_delta(weight, pooled) if key in ports else weight_delta(weight, delta)
+        return pooled_weight_delta(weight, pooled) if key in ports else weight_delta(weight, deltas[key])
 
     record = refinement_record(result, strengths)
-    return model.edited(Edit((*keys, *ports), change, result.strength, record, result), step)
+    return model.edited(Edit((*deltas, *ports), change, result.strength, record, result), step)
 
 
 def refine_model(
@@ -200,44 +236,32 @@ def refine_model(
     keys = model.tokens(projections)
     own = text.at_ports if own_words is None else own_words
     if prior is not None:
-        prior.check(text.fingerprint)
+        prior.check(text.fingerprint, text.other_widths)
         prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines, progress)
     check_prior(concepts, weights, prior, lines)
     prompts = sum(len(concept.readings) for concept in concepts)
-    step = progress.begin(prompts + len(keys))
+    others = model.others
+    step = progress.begin(prompts + len(keys) + sum(map(len, others)))
     ports = model.pooled if pooled and holds_pooled(weights, prior, bool(model.pooled), lines) else ()
     moments = text.gather(text.moments(concept, step, bool(ports), own) for concept in concepts)
-    solved = weights
-    if text.at_ports:
-        # Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
-        scale = mean_square(moments, text.width)
-        solved = replace(weights, mu=weights.mu * scale)
-        if weights.mu:
-            lines.append(f"mu times {scale:.3g}, the mean square of what this model reads (CLIP-L's is 1)")
-        if model.left:
-            lines.append(f"left as they are, though they read some prompts: {', '.join(model.left)}")
-    if isinstance(moments[0], RowMoments):
-        if prior is not None or weights.metric != ALIKE:
-            raise ValueError(
-                f"this model's text is {text.width} wide: it is refined without a prior, and mu measures in embeddings"
-            )
-        # Of many concepts the system of all rows would be the larger one.
-        solve = span_refinement if sum(len(own.f) for own in moments) <= text.width else refinement
-        delta = solve(moments, solved, strengths=strengths, device=model.device)
-    else:
-        delta = refinement(
-            moments,
-            solved,
-            prior.general_moment() if prior else None,
-            prior.preserve_moment() if prior else None,
-            strengths,
-            model.device,
-            reading(model, weights.metric),
-        )
+    if text.at_ports and weights.mu:
+        scales = ", ".join(f"{mean_square(own):.3g}" for own in texts_of(moments))
+        lines.append(f"mu times {scales}, the mean square of what this model reads (CLIP-L's is 1)")
+    if model.left:
+        lines.append(f"left as they are, though they read some prompts: {', '.join(model.left)}")
+    if prior is not None and isinstance(moments[0], RowMoments):
+        raise ValueError(WIDE_TEXT.format(text.width))
+    first, *more = (at_scale(weights, own, text.at_ports) for own in texts_of(moments))
+    general = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
+    delta = solve_text(model, model.values, moments, first, general, strengths)
+    other_deltas = []
+    for place, (own_keys, own) in enumerate(zip(others, texts_of(moments)[1:], strict=True)):
+        given = prior.other_moments(place) if prior else (None, None)
+        other_deltas.append(solve_text(model, own_keys, own, more[place], given, strengths).cpu())
     pooled_delta = None
     if ports:
         try:
-            pooled_delta = solve_pooled(model, ports[0], moments, solved, prior, strengths)
+            pooled_delta = solve_pooled(model, ports[0], moments, first, prior, strengths)
         except SingularSystem:
             lines.append(
                 "the pooled text is left as it is, and may still carry the concept: the prior's captions are too few "
@@ -258,9 +282,10 @@ def refine_model(
         text.clip_layer,
         None if pooled_delta is None else pooled_delta.cpu(),
         own,
+        tuple(other_deltas),
     )
     if strength == 0:
-        step(len(keys))
+        step(len(keys) + sum(map(len, others)))
     refined, notes = refined_by(model, result, strengths, step)
     lines += notes
     lines += [
@@ -268,6 +293,9 @@ def refine_model(
         + (", their own words too" if own else ""),
         f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",
     ]
+    if other_deltas:
+        norms = ", ".join(f"{float(own.norm()):.4g}" for own in other_deltas)
+        lines.append(f"{len(other_deltas)} further texts of the prompt too, |T - I| = {norms}")
     if pooled_delta is not None:
         lines.append(f"the pooled text too: {prompts} prompts, |T - I| = {float(pooled_delta.norm()):.4g}")
     return refined, result, lines

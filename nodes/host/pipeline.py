@@ -74,6 +74,11 @@ class ModelWeights:
         return () if key is None else (key,)
 
     @property
+    def others(self) -> tuple[tuple[str, ...], ...]:
+        """The weights that read each further text, where the model reads its prompt by several."""
+        return () if self.layout is None else tuple(tuple(map(weight_key, own)) for own in self.layout.others)
+
+    @property
     def left(self) -> tuple[str, ...]:
         """Layers that read some prompts and are not edited."""
         return () if self.layout is None else self.layout.left

@@ -1,6 +1,7 @@
 """How a model reads a prompt: which of its layers the closed forms edit, and which rows of text it hears."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,18 +18,40 @@ MEAN_TOLERANCE = 1e-3
 class Layout:
     """How a MODEL reads its text.
 
-    ports: groups of layers that are read, the tokens' first, the pooled text's second where there is one.  tokens: all
-    layers that the tokens' T serves.  pooled: those of the pooled text.  left: layers that read other prompts than the
-    one this was found with, and are not edited.  side: of the latents it is run with.  masked: whether rows that the
-    attention mask hides are not read.
+    ports: groups of layers that are read, the tokens' first, the pooled text's second where there is one, then further
+    texts'.  tokens: all layers that the tokens' T serves.  pooled: those of the pooled text.  others: by further text,
+    where the model reads its prompt by several of their own (another encoder's, another layer's), all layers that its T
+    serves.  left: layers that read other prompts than the one this was found with, and are not edited.  side: of the
+    latents it is run with.  masked: whether rows of the tokens that the attention mask hides are not read.
     """
 
     ports: TextPorts
     tokens: tuple[str, ...]
     pooled: tuple[str, ...]
+    others: tuple[tuple[str, ...], ...]
     left: tuple[str, ...]
     side: int
     masked: bool
+
+    def of_texts(self, places: Sequence[int]) -> "Layout":
+        """The same with only some of the texts, the others' layers left as they are. places: in order, not empty."""
+        texts, kept = (self.tokens, *self.others), self.ports
+        columns = [0, *range(len(kept.groups) - len(self.others), len(kept.groups))]
+        pooled = [1] if self.pooled else []
+        first, *others = (columns[place] for place in places)
+        parts = (
+            tuple(part[column] for column in (first, *pooled, *others))
+            for part in (kept.groups, kept.rows, kept.widths)
+        )
+        dropped = [name for place, text in enumerate(texts) if place not in places for name in text]
+        return replace(
+            self,
+            ports=TextPorts(*parts),
+            tokens=texts[places[0]],
+            others=tuple(texts[place] for place in places[1:]),
+            left=(*self.left, *dropped),
+            masked=self.masked and places[0] == 0,
+        )
 
 
 def find_layout(model, conditioning: list) -> Layout:
@@ -55,25 +78,24 @@ def find_layout(model, conditioning: list) -> Layout:
     tokens = next((group for group, rows in read.items() if len(rows) > 1), None)
     if tokens is None:
         raise ValueError(f"{kind} reads nothing of this CLIP: connect the text encoder that belongs to it")
-    served, pooled, streams = list(tokens), (), []
-    hidden = hidden_rows(conditioning, len(read[tokens]))
+    hidden, pooled = hidden_rows(conditioning, len(read[tokens])), ()
+    # By the group that each text is read at: all layers that its T serves.
+    texts = {tokens: list(tokens)}
     for group, rows in read.items():
-        if group == tokens:
+        if group in texts:
             continue
-        if _are_served(rows, read[tokens], hidden):
-            served += group
-        elif len(rows) == 1 and not pooled:
+        serving = next((text for text in texts if _are_served(rows, read[text], hidden)), None)
+        if serving is not None:
+            texts[serving] += group
+        elif len(rows) == 1:
+            if pooled:
+                raise ValueError(f"{kind} reads two pooled texts, and MACE edits one: it would be edited by halves")
             pooled = group
         else:
-            streams.append(group[0])
-    if streams:
-        raise ValueError(
-            f"{kind} reads its prompt by several texts of their own ({', '.join((tokens[0], *streams)[:3])}), of which "
-            "MACE edits one so far, and the concept would stay in the others"
-        )
+            texts[group] = list(group)
     # Such as a second encoder's for quoted text.
     left = tuple(name for group in groups if group not in read for name in group)
-    edited = (tokens, pooled) if pooled else (tokens,)
+    edited = (tokens, *((pooled,) if pooled else ()), *list(texts)[1:])
     rows = tuple(read[group] for group in edited)
     ports = TextPorts(edited, tuple(map(len, rows)), tuple(each.shape[-1] for each in rows))
     masked = False
@@ -81,7 +103,8 @@ def find_layout(model, conditioning: list) -> Layout:
         other = [_with_noise(call, hidden) for call in seen[tokens[0]]]
         fed = output_with(lambda: runs.run(conditioning), network, dict.fromkeys(tokens, other))
         masked = bool((fed - output).abs().max() <= MOVED * output.abs().max())
-    return Layout(ports, tuple(served), pooled, left, side, masked)
+    served, *others = map(tuple, texts.values())
+    return Layout(ports, served, pooled, tuple(others), left, side, masked)
 
 
 def _are_served(rows: Tensor, tokens: Tensor, hidden: Tensor | None) -> bool:
@@ -93,7 +116,7 @@ def _are_served(rows: Tensor, tokens: Tensor, hidden: Tensor | None) -> bool:
         return False
     tokens = tokens.float()
     means = [tokens.mean(0)]
-    if hidden is not None and not hidden.all():
+    if hidden is not None and len(hidden) == len(tokens) and not hidden.all():
         means.append(tokens[~hidden.to(tokens.device)].mean(0))
     nearest = torch.cdist(rows.float(), torch.stack([*means, *tokens])).amin(1)
     return bool((nearest <= MEAN_TOLERANCE * means[0].norm()).all())

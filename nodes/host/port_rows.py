@@ -9,7 +9,7 @@ for every token.
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +96,14 @@ class Block:
     """Rows that read one tokenizer's tokens, up to the next block's.
 
     section: the tokenizer's name.  start: the first row.  lead: the row, counted from `start`, of a text's first token;
-    below 0 where the rows begin inside the text.
+    below 0 where the rows begin inside the text.  wholes: how many rows in front of `start` are each of the whole text,
+    such as its mean.
     """
 
     section: str
     start: int
     lead: int
+    wholes: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,51 +126,71 @@ class Rows:
 
 
 def find_blocks(
-    clip, sections: Mapping[str, Section], read: Callable[[str], Rows], encoded: Callable[[str], Tensor | None]
-) -> tuple[Block, ...]:
-    """The blocks of a model's rows, in order; `start` for a prompt without zeros in front.
+    clip,
+    sections: Mapping[str, Section],
+    read: Callable[[str], Sequence[Rows]],
+    encoded: Callable[[str], Tensor | None],
+) -> list[tuple[Block, ...]]:
+    """By text that the model reads, the blocks of its rows, in order; `start` for a prompt without zeros in front.
 
-    sections: the CLIP's tokenizers.  read: the rows of a prompt, encoded anew.  encoded: what the CLIP gives for it,
-    [n, d]. Raises ValueError where they cannot be told.
+    sections: the CLIP's tokenizers.  read: each text's rows of a prompt, encoded anew.  encoded: what the CLIP gives
+    for it, [n, d]. A text that no encoder's tokens move has no block. Raises ValueError where blocks cannot be told.
     """
     prompt = PROBE.replace("{}", PROBED)
     plain = read(prompt)
-    blocks: dict[int, Block] = {}
+
+    def moved() -> list[Tensor]:
+        return [_moved(ours.values, theirs.values) for ours, theirs in zip(plain, read(prompt), strict=True)]
+
+    blocks: list[dict[int, Block]] = [{} for _ in plain]
     for name, section in sections.items():
         encoder = _encoder(clip, name)
         if encoder is None:
             continue
         with _shaken(encoder, None):
-            moved = _moved(plain.values, read(prompt).values)
-        if not len(moved):
+            by_all = moved()
+        if not any(map(len, by_all)):
             continue
-        start, count = int(moved[0]), int(moved[-1] - moved[0]) + 1
         at = section.first + section.locate(PROBE, PROBED).spans[0][0]
         with _shaken(encoder, at):
-            first = int(_moved(plain.values, read(prompt).values)[0])
-        like: list[Section] = []
-        if first == start:
-            # The rows of encoders that read both ways, those of padding zeros in some; also where others' rows ask
-            # them (Anima's adapter).
-            like = [each for each in (section, *sections.values()) if count in each.lengths(prompt)]
-        if like:
-            found = Block(like[0].name, start - plain.empty_in_front, like[0].first)
-        else:
-            given = encoded(prompt)
-            if first == start and given is not None and len(given) == len(plain.values):
-                # What the encoder gives is mixed before it is read (Krea2's layers), and has the same rows.
-                with _shaken(encoder, at):
-                    first = int(_moved(given, encoded(prompt))[0])
+            by_one = moved()
+        for found, rows, every, one in zip(blocks, plain, by_all, by_one, strict=True):
+            if not len(every):
+                continue
+            start, count, first = int(every[0]), int(every[-1] - every[0]) + 1, int(one[0])
+            own = None
             if first == start:
-                raise ValueError(
-                    f"MACE cannot tell which of the {count} rows that the model reads belong to which of the text "
-                    f"encoder's {section.lengths(prompt)[0]} tokens ({name})"
-                )
-            found = Block(name, start - plain.empty_in_front, first - start - at + section.first)
-        blocks.setdefault(found.start, found)
-    if not blocks:
+                own = _of_both_ways(section, sections, start, count)
+                given = encoded(prompt) if own is None else None
+                if given is not None and len(given) == len(rows.values):
+                    # What the encoder gives is mixed before it is read (Krea2's layers), and has the same rows.
+                    with _shaken(encoder, at):
+                        first = int(_moved(given, encoded(prompt))[0])
+                if own is None and first == start:
+                    raise ValueError(
+                        f"MACE cannot tell which of the {count} rows that the model reads belong to which of the text "
+                        f"encoder's {section.lengths(prompt)[0]} tokens ({name})"
+                    )
+            own = own or Block(name, start, first - start - at + section.first)
+            own = replace(own, start=own.start - rows.empty_in_front)
+            found.setdefault(own.start, own)
+    if not any(blocks):
         raise ValueError("the model reads nothing of this CLIP: connect the text encoder that belongs to it")
-    return tuple(blocks[start] for start in sorted(blocks))
+    return [tuple(found[start] for start in sorted(found)) for found in blocks]
+
+
+def _of_both_ways(section: Section, sections: Mapping[str, Section], start: int, count: int) -> Block | None:
+    """The block of `count` rows from `start` on, of an encoder that reads both ways and has a row for every token.
+
+    Those of padding are zeros in some. Also where others' rows ask the encoder's (Anima's adapter). A row of the whole
+    text may stand in front (HunyuanDiT's pooler). None where no tokenizer has as many tokens.
+    """
+    prompt = PROBE.replace("{}", PROBED)
+    for wholes in (0, 1):
+        like = [each for each in (section, *sections.values()) if count - wholes in each.lengths(prompt)]
+        if like:
+            return Block(like[0].name, start + wholes, like[0].first, wholes)
+    return None
 
 
 def _encoder(clip, name: str) -> nn.Module | None:

@@ -10,22 +10,24 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import tee
 
 import torch
 from comfy import model_management
 from torch import Tensor
 
 from ...mace.concepts.concept import Concept
-from ...mace.method.moments import ConceptMoments, Gram, concept_moments, pooled_moments
+from ...mace.method.moments import Batch, ConceptMoments, Gram, concept_moments, pooled_moments
 from ...mace.method.ports import read_features
-from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS
+from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS, Sums
 from ...mace.method.span import WIDE, RowMoments, row_moments
-from ...mace.method.tokens import Pairing, PairingError, fill, pair_located
+from ...mace.method.tokens import Pairing, fill
 from ...mace.pipeline.batches import chunks
 from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, MomentStore
 from .model.ports import SmallRuns
 from .port_layout import as_rows, find_layout, hidden_rows
+from .port_pairs import pair_rows, pairs_that_count
 from .port_rows import PROBE, PROBED, Rows, Section, find_blocks
 from .prompts import tokens_of
 from .text import CHANGES_IN_SAMPLING
@@ -41,15 +43,21 @@ _layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Features:
-    """What a model reads of a prompt: the tokens' rows, and the pooled text [c] where it reads one."""
+    """What a model reads of a prompt. texts: the rows of each text that it reads, most models one.  pooled: [c], where
+    it reads a pooled text."""
 
-    rows: Rows
+    texts: tuple[Rows, ...]
     pooled: Tensor | None
+
+    @property
+    def rows(self) -> Rows:
+        """Those of the first text."""
+        return self.texts[0]
 
     @property
     def bytes(self) -> int:
         """Memory it holds."""
-        return self.rows.values.numel() * self.rows.values.element_size()
+        return sum(rows.values.numel() * rows.values.element_size() for rows in self.texts)
 
 
 class PortText:
@@ -70,8 +78,12 @@ class PortText:
         known = _layouts.get(model.model)
         if known is None or known[0] != key:
             self.layout = find_layout(model, self._conditioning(prompt))
-            blocks = find_blocks(clip, self._sections, lambda text: self._read([text])[0].rows, self._encoded)
-            known = (key, self.layout, blocks, self._fingerprint())
+            blocks = find_blocks(clip, self._sections, lambda text: self._read([text])[0].texts, self._encoded)
+            # What no token moves is a text of another kind (a song's words), or of an encoder that is not loaded.
+            heard = [place for place, own in enumerate(blocks) if own]
+            if len(heard) < len(blocks):
+                self.layout = self.layout.of_texts(heard)
+            known = (key, self.layout, [blocks[place] for place in heard], self._fingerprint())
             _layouts[model.model] = known
         _, self.layout, self._blocks, self.fingerprint = known
 
@@ -79,6 +91,22 @@ class PortText:
     def width(self) -> int:
         """d of what the tokens' ports read."""
         return self.fingerprint.shape[-1]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """d of each text, the tokens' first."""
+        pooled = len(self.layout.ports.widths) - len(self.layout.others)
+        return (self.width, *self.layout.ports.widths[pooled:])
+
+    @property
+    def other_widths(self) -> tuple[int, ...]:
+        """d of each further text."""
+        return self.widths[1:]
+
+    @property
+    def _wide(self) -> bool:
+        """Whether moments of its texts would take too much memory, see `mace.method.span`."""
+        return sum(width**2 for width in self.widths) > WIDE**2
 
     @property
     def has_pooled(self) -> bool:
@@ -116,73 +144,71 @@ class PortText:
             step(len(concept.readings))
             return found
         vectors: list[tuple[Tensor, Tensor]] = []
-        batches = self._batches(concept, step, own_words, vectors)
-        if self.width > WIDE:
-            found = row_moments(batches)
-        else:
-            found = concept_moments(batches, self.width, self.model.load_device)
+        passes = tee(self._batches(concept, step, own_words, vectors), len(self.widths))
+        found, *others = (
+            self._summed((batch for part in own for batch in part[place]), width)
+            for place, (own, width) in enumerate(zip(passes, self.widths, strict=True))
+        )
+        if others:
+            found = replace(found, others=tuple(others))
         if pooled:
             targets, mappings = (torch.stack(side) for side in zip(*vectors, strict=True))
             found = replace(found, pooled=pooled_moments(targets, mappings, self.model.load_device))
         _store.put(network, key, found)
         return found
 
+    def _summed(self, batches: Iterator[Batch], width: int) -> ConceptMoments | RowMoments:
+        return row_moments(batches) if self._wide else concept_moments(batches, width, self.model.load_device)
+
     def _batches(
         self, concept: Concept, step: Callable[[int], None], own_words: bool, vectors: list
-    ) -> Iterator[tuple[Tensor, Tensor, list[Pairing]]]:
+    ) -> Iterator[list[list[Batch]]]:
+        """By text that the model reads, a concept's prompts, some at a time. vectors: gets their pooled texts."""
         for part in chunks(concept.readings):
             targets = self.features([fill(template, phrase) for template, phrase in part])
             mappings = self.features([fill(template, concept.mapping) for template, _ in part])
-            batches: dict[tuple[int, int], list[tuple[Tensor, Tensor, Pairing]]] = {}
-            for (template, phrase), f, g in zip(part, targets, mappings, strict=True):
-                pairing = self.pair(template, phrase, concept.mapping, f.rows, g.rows)
-                if own_words:
-                    pairing = pairing.with_own_words()
-                ours, theirs = f.rows.kept, g.rows.kept
-                own = batches.setdefault((len(ours), len(theirs)), [])
-                own.append((ours, theirs, _counted(pairing, f.rows, g.rows)))
-                vectors.append((f.pooled, g.pooled))
-            for own in batches.values():
-                ours, theirs, pairings = zip(*own, strict=True)
-                yield torch.stack(ours), torch.stack(theirs), list(pairings)
+            texts: list[list[Batch]] = []
+            for place in range(len(self.widths)):
+                batches: dict[tuple[int, int], list[tuple[Tensor, Tensor, Pairing]]] = {}
+                for (template, phrase), *sides in zip(part, targets, mappings, strict=True):
+                    f, g = (side.texts[place] for side in sides)
+                    pairing = self.pair(template, phrase, concept.mapping, f, g, place)
+                    if own_words:
+                        pairing = pairing.with_own_words()
+                    own = batches.setdefault((len(f.kept), len(g.kept)), [])
+                    own.append((f.kept, g.kept, pairs_that_count(pairing, f, g)))
+                stacked = (zip(*own, strict=True) for own in batches.values())
+                texts.append([(torch.stack(f), torch.stack(g), list(pairings)) for f, g, pairings in stacked])
+            vectors += [(f.pooled, g.pooled) for f, g in zip(targets, mappings, strict=True)]
+            yield texts
             step(len(part))
 
-    def pair(self, template: str, target: str, mapping: str, f: Rows, g: Rows) -> Pairing:
-        """Which rows f of the target prompt pair with which rows g of the mapping prompt."""
-        parts = []
-        for number, block in enumerate(self._blocks):
-            starts, counts = [], []
-            for rows in (f, g):
-                begins = [each.start + rows.empty_in_front for each in self._blocks] + [len(rows.values)]
-                starts.append(begins[number])
-                counts.append(begins[number + 1] - begins[number])
-            located = (self._sections[block.section].locate(template, phrase) for phrase in (target, mapping))
-            found = pair_located(*located, (block.lead, block.lead), tuple(counts))
-            parts.append(_shifted(found, *starts))
-        if not any(part.phrase for part in parts):
-            raise PairingError(f"the model reads no token of {target!r} in the prompt {fill(template, target)!r}")
-        return Pairing(*(sum((getattr(part, side) for part in parts), ()) for side in Pairing.__dataclass_fields__))
+    def pair(self, template: str, target: str, mapping: str, f: Rows, g: Rows, text: int = 0) -> Pairing:
+        """Which rows f of the target prompt pair with which rows g of the mapping prompt. text: which one's."""
+        return pair_rows(self._blocks[text], self._sections, template, (target, mapping), (f, g))
 
-    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> tuple[Tensor, Tensor | None]:
+    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> Sums:
         """As `TextEncoder.gram`, of what the ports read. Raises ValueError for texts that are too wide."""
-        if self.width > WIDE:
-            size = 8e-9 * self.width**2
+        if self._wide:
+            size = 8e-9 * sum(width**2 for width in self.widths)
             raise ValueError(
-                f"this model's text is {self.width} wide and a prior would take {size:.1f} GB: it is refined without "
-                "one; set mu above 0 in CFR Refine"
+                f"this model's text is {' + '.join(map(str, self.widths))} wide and a prior would take {size:.1f} GB: "
+                "it is refined without one; set mu above 0 in CFR Refine"
             )
         device = self.model.load_device
-        total, pooled = Gram(self.width, device), None
+        totals, pooled = [Gram(width, device) for width in self.widths], None
         for part in chunks(prompts):
             found = self._read(part)
-            # Together: a product of few rows takes as long as one of many, for all of [d, d] is written.
-            total.add(torch.cat([each.rows.kept for each in found]))
+            for total, rows in zip(totals, zip(*(each.texts for each in found), strict=True), strict=True):
+                # Together: a product of few rows takes as long as one of many, for all of [d, d] is written.
+                total.add(torch.cat([own.kept for own in rows]))
             if self.has_pooled:
                 vectors = torch.stack([each.pooled for each in found])
                 pooled = pooled or Gram(vectors.shape[1], device)
                 pooled.add(vectors)
             step(len(part))
-        return total.matrix, pooled.matrix if pooled else None
+        tokens, *others = (total.matrix for total in totals)
+        return tokens, pooled.matrix if pooled else None, *others
 
     gather = staticmethod(kept_moments)
     at_ports = True
@@ -239,27 +265,10 @@ class PortText:
     def _at_ports(self, conditioning: list) -> Features:
         model_management.throw_exception_if_processing_interrupted()
         runs, ports = SmallRuns(self.model, self.layout.side), self.layout.ports
-        tokens, *others = read_features(lambda: runs.run(conditioning), self.model.model.diffusion_model, ports)
-        values = as_rows(tokens)
-        counted = values.abs().amax(-1) > 0
-        hidden = hidden_rows(conditioning, len(counted))
+        read = read_features(lambda: runs.run(conditioning), self.model.model.diffusion_model, ports)
+        pooled = as_rows(read.pop(1))[0].float().cpu() if self.has_pooled else None
+        texts = [Rows(values, values.abs().amax(-1) > 0) for values in map(as_rows, read)]
+        hidden = hidden_rows(conditioning, len(texts[0].counted))
         if hidden is not None and self.layout.masked:
-            counted &= ~hidden.to(counted.device)
-        return Features(Rows(values, counted), as_rows(others[0])[0].float().cpu() if others else None)
-
-
-def _counted(pairing: Pairing, f: Rows, g: Rows) -> Pairing:
-    """The pairs of rows that both count, as places among those that count."""
-    left, right = (
-        {place: number for number, place in enumerate(rows.counted.nonzero()[:, 0].tolist())} for rows in (f, g)
-    )
-    pairs = zip(pairing.target, pairing.mapping, strict=True)
-    kept = [(left[i], right[j]) for i, j in pairs if i in left and j in right]
-    return Pairing(tuple(i for i, _ in kept), tuple(j for _, j in kept), ())
-
-
-def _shifted(pairing: Pairing, f: int, g: int) -> Pairing:
-    """The same pairs in rows that begin f and g further on."""
-    target, phrase = (tuple(i + f for i in side) for side in (pairing.target, pairing.phrase))
-    mapping, own = (tuple(i + g for i in side) for side in (pairing.mapping, pairing.own))
-    return Pairing(target, mapping, phrase, own)
+            texts[0].counted.logical_and_(~hidden.to(texts[0].counted.device))
+        return Features(tuple(texts), pooled)

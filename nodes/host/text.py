@@ -193,6 +193,9 @@ class TextEncoder:
     gather = staticmethod(kept_moments)
     at_ports = False
 
+    # Models that read by several texts read them at their ports.
+    other_widths = ()
+
     @property
     def clip_layer(self) -> int | None:
         """The encoder's output layer (clip skip), None for its own default."""
