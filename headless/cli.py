@@ -20,7 +20,7 @@ from .lists import Lists, read_lists
 from .places import PACK, Place
 from .progress import Lines, Silent, shown
 from .session import Session, targets
-from .settings import parser
+from .settings import check_cluster, parser
 
 # ComfyUI's folders under a base directory of its own.
 FOLDERS = ("custom_nodes", "models/checkpoints", "input", "output", "user")
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str], opened: Callable[[Sequence[str], bool], Host]
             report |= {"model": options.model}
             # What a host or a node prints is none of the report.
             with contextlib.redirect_stdout(sys.stderr):
+                check_cluster(options)
                 lists, wanted = read_lists(options), targets(options)
                 report["concepts"] = [_described(concept) for concept in lists.parsed]
                 if options.report:
@@ -138,6 +139,9 @@ def open_host(place: Place, arguments: Sequence[str], verbose: bool) -> Host:
         given.append("--cpu")
     host = Host(place.comfy, PACK, given, dynamic="--cpu" not in given and torch.version.cuda is not None)
     _add_model_folders(host, place.comfy)
+    # How another process opens the same one, whose device may be another.
+    base = place.base and str(place.base)
+    host.opened_as = {"comfy": str(place.comfy), "base": base, "arguments": list(arguments)}
     return host
 
 

@@ -18,13 +18,17 @@ def erase(session: Session) -> None:
     saving, export = session.widgets(SAVE), session.widgets(EXPORT, **_layout(options))
     if export["format"].startswith("PEFT"):
         raise BadInput("--lora-format: PEFT is a folder, and --lora names a file; take ComfyUI or kohya")
-    prior, loaded, concepts = session.prior(), opened(), session.concepts()
-    _estimate(session, loaded, concepts, settings, prior)
-    if options.estimate_only:
-        return
-    found = session.run(
-        ERASE, **settings, model=loaded.model, clip=loaded.clip, vae=loaded.vae, concepts=concepts, prior=prior
-    )
+    with session.cluster() as cluster:
+        prior, loaded, concepts = session.prior(), opened(), session.concepts()
+        _estimate(session, loaded, concepts, settings, prior, cluster)
+        if options.estimate_only:
+            return
+        if cluster is not None:
+            found = cluster.erase(loaded, concepts, settings, prior)
+        else:
+            found = session.run(
+                ERASE, **settings, model=loaded.model, clip=loaded.clip, vae=loaded.vae, concepts=concepts, prior=prior
+            )
     session.save_model(found[0], loaded, saving)
     loras = found[1]
     if options.loras:
@@ -46,8 +50,9 @@ def _without_name(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name != "filename_prefix"}
 
 
-def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior) -> None:
-    """Say how long an erasure will take, where LoRAs are trained; the closed form alone needs none."""
+def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior, cluster) -> None:
+    """Say how long an erasure will take, where LoRAs are trained; the closed form alone needs none. cluster: what does
+    it, None for this process."""
     stage = session.host.module("nodes.stages.erasing")
     if not stage.is_unet(loaded.model):
         session.result["estimate"] = {"seconds": {}, "lines": ["in closed form alone: nothing is trained"]}
@@ -60,9 +65,13 @@ def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior)
     import torch
 
     with session.timed("estimate", "Estimate"), torch.inference_mode():
-        found = stage.estimate(loaded.model, loaded.clip, loaded.vae, concepts, wanted)
-    seconds = {name: round(own, 3) for name, own in found.seconds.items()}
-    lines = list(found.lines) or ["all of it is known from before"]
+        if cluster is not None:
+            took, said = cluster.estimate(concepts, settings)
+        else:
+            found = stage.estimate(loaded.model, loaded.clip, loaded.vae, concepts, wanted)
+            took, said = found.seconds, found.lines
+    seconds = {name: round(own, 3) for name, own in took.items()}
+    lines = list(said) or ["all of it is known from before"]
     session.progress.estimate(seconds, lines)
     session.result["estimate"] = {"seconds": seconds, "lines": lines}
 
@@ -71,9 +80,14 @@ def refine(session: Session) -> None:
     """The closed form alone; see CFR Refine."""
     opened, settings, saving = session.open(), session.widgets(REFINE), session.widgets(SAVE)
     auto = session.widgets(CONCEPTS)["settings"]
-    prior, loaded = session.prior(), opened()
-    concepts = session.concepts(settings=auto)
-    found = session.run(REFINE, **settings, model=loaded.model, clip=loaded.clip, concepts=concepts, prior=prior)
+    with session.cluster() as cluster:
+        prior, loaded = session.prior(), opened()
+        concepts = session.concepts(settings=auto)
+        if cluster is not None:
+            found = cluster.refine(loaded, concepts, settings, prior)[0]
+        else:
+            given = dict(model=loaded.model, clip=loaded.clip, concepts=concepts, prior=prior)
+            found = session.run(REFINE, **settings, **given)
     session.save_model(found[0], loaded, saving)
 
 
@@ -86,15 +100,19 @@ def train(session: Session) -> None:
     if options.captions:
         captions = session.captions(options.captions)
         session.host.checked(PRIOR, {"count": options.caption_count})
-    prior, loaded, concepts = session.prior(), opened(), session.concepts(settings=auto)
-    model, clip = loaded.model, loaded.clip
-    if prior is None and captions is not None:
-        asked = {**session.host.widgets(PRIOR), "captions": captions, "count": options.caption_count}
-        prior = session.run(PRIOR, **asked, clip=clip, concepts=concepts, model=model)[0]
-    refined = session.run(REFINE, **refining, model=model, clip=clip, concepts=concepts, prior=prior)[0]
-    images = session.run(IMAGES, **drawing, model=model, clip=clip, vae=loaded.vae, concepts=concepts)[0]
-    masks = session.run(MASKS, **masking, model=model, clip=clip, images=images)[0]
-    loras = session.run(TRAIN, **settings, model=refined, clip=clip, images=images, masks=masks)[0]
+    with session.cluster() as cluster:
+        prior, loaded, concepts = session.prior(), opened(), session.concepts(settings=auto)
+        model, clip = loaded.model, loaded.clip
+        if prior is None and captions is not None:
+            asked = {**session.host.widgets(PRIOR), "captions": captions, "count": options.caption_count}
+            prior = session.run(PRIOR, **asked, clip=clip, concepts=concepts, model=model)[0]
+        if cluster is not None:
+            loras = cluster.train(loaded, concepts, refining, drawing, masking, settings, prior)
+        else:
+            refined = session.run(REFINE, **refining, model=model, clip=clip, concepts=concepts, prior=prior)[0]
+            images = session.run(IMAGES, **drawing, model=model, clip=clip, vae=loaded.vae, concepts=concepts)[0]
+            masks = session.run(MASKS, **masking, model=model, clip=clip, images=images)[0]
+            loras = session.run(TRAIN, **settings, model=refined, clip=clip, images=images, masks=masks)[0]
     session.save("out", "mace_loras", SAVE_LORAS, **_without_name(saving), loras=loras)
 
 

@@ -43,8 +43,10 @@ class Host:
     """Imports ComfyUI once and loads the pack.
 
     arguments: ComfyUI's own.  dynamic: with the memory manager that it has on NVIDIA, where that works. The pack's
-    folder is taken off the path, for its nodes/ would hide the host's nodes.py.
+    folder is taken off the path, for its nodes/ would hide the host's nodes.py.  opened_as: see `cli.open_host`.
     """
+
+    opened_as: dict
 
     def __init__(self, comfy: Path, pack: Path, arguments: Sequence[str], dynamic: bool = False):
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != pack.resolve()]

@@ -26,6 +26,13 @@ class Silent:
     def estimate(self, seconds: dict[str, float], lines: list[str]) -> None:
         """How long it will take, by part of the work, before it starts."""
 
+    def cluster(self, event: dict) -> None:
+        """What became of a unit of work or of a worker, as `cluster.pool` tells it."""
+        told = {"unit": ("again",), "worker": ("lost", "failed", "waiting")}
+        if event["state"] in told[event["event"]]:
+            about = ", ".join(event.get("concepts", ())) or f"{event.get('node', '')} {event.get('pid', '')}".strip()
+            self.warn(f"{event['event']} {event['state']}: {about}: {event.get('error', '')}".rstrip(": "))
+
     def warn(self, text: str) -> None:
         """What is to be read in any case."""
         print(text, file=self.stream, flush=True)
@@ -96,6 +103,9 @@ class Lines(Silent):
 
     def estimate(self, seconds: dict[str, float], lines: list[str]) -> None:
         self.send("estimate", seconds=seconds, lines=lines)
+
+    def cluster(self, event: dict) -> None:
+        self.send(**event)
 
     def warn(self, text: str) -> None:
         self.send("warning", text=text)

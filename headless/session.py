@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +115,14 @@ class Session:
         """What --prior names, or None."""
         name = getattr(self.options, "prior", None)
         return name and self.run("MACE_LoadPrior", prior_name=self.listed(name, "mace_priors", "--prior"))[0]
+
+    def cluster(self) -> AbstractContextManager:
+        """The workers that --ray names, or None without it."""
+        if not getattr(self.options, "ray", None):
+            return nullcontext()
+        from .cluster.stages import on_cluster
+
+        return on_cluster(self)
 
     def open(self) -> Callable[[], Loaded]:
         """Find the model's files now, and open them when asked."""

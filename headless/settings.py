@@ -4,6 +4,8 @@ What a widget takes, and what it starts with, is the node's to say (see `Host.ch
 """
 
 import argparse
+import importlib.util
+import sys
 from dataclasses import dataclass
 
 from .errors import BadInput
@@ -135,6 +137,28 @@ The last line on stdout is the report, one JSON object, unless --report names a 
 What follows -- is given to ComfyUI: -- --cpu --lowvram"""
 
 
+# What can be done on many machines.
+CLUSTERED = ("erase", "refine", "train")
+
+
+def check_cluster(options) -> None:
+    """Raise BadInput where --ray cannot be, for what this copy of the pack or this Python lacks."""
+    if not getattr(options, "ray", None):
+        return
+    if importlib.util.find_spec("headless.cluster") is None:
+        raise BadInput("--ray: the registry's archive has no headless/cluster; clone the repository for it")
+    if importlib.util.find_spec("ray") is None:
+        raise BadInput(f"--ray needs Ray: {sys.executable} -m pip install -r requirements-cluster.txt")
+    if getattr(options, "set_aliases", None):
+        raise BadInput("--aliases: each search looks at the words of the whole list; run erase without --ray for it")
+
+
+def _counted(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return int(text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise BadInput(f"{message} (see {self.prog} --help)")
@@ -197,6 +221,17 @@ def _add_files(own: argparse.ArgumentParser, command: str) -> None:
         add("--sheet", metavar="PNG", help="write the contact sheet")
     else:
         add("--out", required=True, metavar="FILE", help="the file to write; its folder must be there")
+    if command in CLUSTERED:
+        add("--ray", metavar="auto|ADDRESS|local", help="do it on the workers of a Ray cluster: the one that is found, "
+            "the one at an address, or one of this machine's own")  # fmt: skip
+        add("--ray-workers", type=_counted, metavar="N", help="how many workers; without: one for each GPU")
+        add("--shared", metavar="FOLDER", help="where workers write results, a folder that all machines see; without: "
+            "results are sent to this machine")  # fmt: skip
+        add(
+            "--unit-moments", type=_counted, default=32, metavar="N", help="concepts whose moments are one unit of work"
+        )
+        add("--unit-loras", type=_counted, default=8, metavar="N", help="concepts that are drawn and trained together")
+        add("--partial", action="store_true", help="go on without concepts whose units failed")
     add("--overwrite", action="store_true", help="replace files that are there")
     add("--report", metavar="FILE", help="write the report there")
     add("--json-progress", action="store_true", help="progress as lines of JSON on stdout, the report last")

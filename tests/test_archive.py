@@ -13,6 +13,7 @@ from tests.archive import REPO, build_archive
 # A process, a pickle, a socket, another computer: none of this pack's nodes has to do with any of them.
 FORBIDDEN = {"subprocess", "pickle", "cPickle", "dill", "marshal", "shelve", "socket", "ftplib", "smtplib", "telnetlib"}
 FORBIDDEN |= {"urllib", "http", "requests", "httpx", "websocket", "websockets", "paramiko", "ctypes", "pip", "xmlrpc"}
+FORBIDDEN |= {"ray"}
 CALLS = {"eval", "exec", "compile", "__import__"}
 ATTRIBUTES = {("os", "system"), ("os", "popen"), ("os", "execv"), ("os", "spawnv"), ("builtins", "eval")}
 # The server's side alone: the host's own server is asked to tell when it frees memory.

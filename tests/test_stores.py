@@ -43,3 +43,23 @@ def test_the_store_drops_the_least_recently_used(comfy_host):
     assert store.bytes == 2 and store.get("large") == "M"
     store.clear()
     assert not len(store)
+
+
+def test_moments_from_elsewhere_are_asked_for_and_not_kept(comfy_host, demo):
+    """What a program has from other machines goes before what would be read here, and stays where it is."""
+    module, text = comfy_host.module("nodes.host.kept.store"), comfy_host.module("nodes.host.text")
+    encoder, asked, steps = text.TextEncoder(demo[1]), [], []
+    concept = comfy_host.module("mace.concepts.concept").Concept("a teapot from elsewhere", "sky", "object")
+
+    def source(*given):
+        asked.append(given)
+        return "theirs" if len(asked) > 1 else None
+
+    module.moment_sources.extend([lambda *given: None, source])
+    try:
+        assert text._store.get(encoder.module, (encoder.identity, concept, False, True)) is None
+        assert encoder.moments(concept, steps.append, own_words=True) == "theirs"
+    finally:
+        module.moment_sources.clear()
+    assert asked == [(concept, False, True)] * 2 and steps == [len(concept.readings)]
+    assert text._store.get(encoder.module, (encoder.identity, concept, False, True)) is None

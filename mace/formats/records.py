@@ -70,10 +70,11 @@ class ConceptRecord(Record):
 
 
 class MomentsRecord(Record):
-    """How much a concept's moments sum over."""
+    """How much a concept's moments sum over. others: those of further texts."""
 
     pairs: Count
     prompts: Counted
+    others: tuple["MomentsRecord", ...] = ()
 
 
 class LoraRecord(Record):
@@ -85,6 +86,13 @@ class LoraRecord(Record):
     settings: dict[str, str | int | float | bool]
     refined_on: str
     moments: MomentsRecord | None
+
+
+class ShardRecord(Record):
+    """One concept of a shard's moments."""
+
+    concept: ConceptRecord
+    moments: MomentsRecord
 
 
 class BaseRecord(_Whole):
@@ -144,6 +152,7 @@ class AdapterRecord(Record):
 
 _STRICT = ConfigDict(strict=True)
 LORAS = TypeAdapter(Annotated[tuple[LoraRecord, ...], Field(min_length=1)], config=_STRICT)
+SHARD = TypeAdapter(Annotated[tuple[ShardRecord, ...], Field(min_length=1)], config=_STRICT)
 BASE_RECORD = TypeAdapter(BaseRecord | None)
 RECIPE = TypeAdapter(RecipeRecord | None)
 # num_res_blocks of a UNet, one a level.
@@ -158,6 +167,11 @@ SOME_NAMES = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=1)], config
 STEPPED_ASIDE = TypeAdapter(tuple[Count, tuple[str, ...]], config=_STRICT)
 # A prior's captions, and the prompts of each concept to preserve.
 TEXTS = TypeAdapter(tuple[tuple[str, ...], tuple[tuple[str, ...], ...]], config=_STRICT)
+
+
+def dumps(value) -> str:
+    """A value as `read_record` reads it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_record(kind: type[Record] | TypeAdapter, text: str | bytes, name: str) -> Any:

@@ -1,9 +1,10 @@
 """The refinement as a stage: its weights, what must go together, the patches and the record of it (Section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept, normalised, phrases_by_key
@@ -182,6 +183,34 @@ def solve_text(
     return solve(moments, weights, strengths=strengths, device=model.device)
 
 
+def _rounded(delta: Tensor | LowRank | None, device: torch.device) -> Tensor | LowRank | None:
+    """T - I in float32 on a device."""
+    if isinstance(delta, LowRank):
+        return LowRank(*(part.float().to(device) for part in (delta.left, delta.right)))
+    return None if delta is None else delta.float().to(device)
+
+
+def refined_by(
+    model: Weights, result: Refinement, strengths: Sequence[float] | None, step: Callable[[int], None]
+) -> tuple[Weights, list[str]]:
+    """(the model with a Refinement that was solved for it, here or elsewhere; lines for the artist). At strength 0 it
+    computes as it did. step(1): after each weight."""
+    if result.strength == 0:
+        return model.edited(Edit(refinement=result), step)
+    ports = () if result.pooled_delta is None else model.pooled
+    # Rounded once, where the products are.
+    pooled = _rounded(result.pooled_delta, model.device)
+    deltas = dict.fromkeys(model.tokens(result.projections), _rounded(result.transform_delta, model.device))
+    for own_keys, other in zip(model.others, result.other_deltas, strict=True):
+        deltas |= dict.fromkeys(own_keys, _rounded(other, model.device))
+
+    def change(key: str, weight: Tensor) -> Tensor:
+        return pooled_weight_delta(weight, pooled) if key in ports else weight_delta(weight, deltas[key])
+
+    record = refinement_record(result, strengths)
+    return model.edited(Edit((*deltas, *ports), change, result.strength, record, result), step)
+
+
 def refine_model(
     model: Weights,
     text: Text,
@@ -225,12 +254,10 @@ def refine_model(
     first, *more = (at_scale(weights, own, text.at_ports) for own in texts_of(moments))
     general = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
     delta = solve_text(model, model.values, moments, first, general, strengths)
-    deltas = dict.fromkeys(keys, delta)
     other_deltas = []
     for place, (own_keys, own) in enumerate(zip(others, texts_of(moments)[1:], strict=True)):
         given = prior.other_moments(place) if prior else (None, None)
         other_deltas.append(solve_text(model, own_keys, own, more[place], given, strengths).cpu())
-        deltas |= dict.fromkeys(own_keys, other_deltas[-1])
     pooled_delta = None
     if ports:
         try:
@@ -241,9 +268,6 @@ def refine_model(
                 "to hold the rest of it; take more, or raise mu"
             )
             ports = ()
-
-    def change(key: str, weight: Tensor) -> Tensor:
-        return pooled_weight_delta(weight, pooled_delta) if key in ports else weight_delta(weight, deltas[key])
 
     result = Refinement(
         concepts,
@@ -261,11 +285,8 @@ def refine_model(
         tuple(other_deltas),
     )
     if strength == 0:
-        step(len(deltas))
-        edit = Edit(refinement=result)
-    else:
-        edit = Edit((*deltas, *ports), change, strength, refinement_record(result, strengths), result)
-    refined, notes = model.edited(edit, step)
+        step(len(keys) + sum(map(len, others)))
+    refined, notes = refined_by(model, result, strengths, step)
     lines += notes
     lines += [
         f"{len(concepts)} concepts, {prompts} prompts, {sum(m.pairs for m in moments)} token pairs"

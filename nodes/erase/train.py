@@ -8,7 +8,7 @@ from ...mace.method.loss import LOSSES
 from ...mace.method.schedule import Cfis, Uniform
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO, MOST_RATE, read_number
-from ...mace.presets.presets import PAPER
+from ...mace.presets.presets import PAPER, Preset
 from ..host.lora_files import slug
 from ..host.model.unet import PROJECTIONS, REFINEMENT
 from ..host.preset_files import find_preset, preset_stamp, presets
@@ -231,19 +231,10 @@ class TrainErasureLora(io.ComfyNode):
             refinement = model.get_attachment(REFINEMENT)
             carried = () if refinement is None else (preset_of(refinement.concepts),)
             preset = one_preset([*carried, *(entry.preset for entry in images)])
-        chosen = find_preset(preset)
-        options = TrainOptions(
-            **read_options(rank, steps, learning_rate, side_by_side),
-            form=chosen.loss if loss == AUTO else loss,
-            end_of_text=chosen.end_of_text if end_of_text == AUTO else end_of_text == "yes",
-            timesteps=Cfis(t1, t2, gamma) if cfis else Uniform(),
-            projections=projections,
-            seed=seed,
-            save_memory=save_memory,
-            again=again,
-            focus=chosen.focus if focus == AUTO else focus == "yes",
-            by_type=chosen.lora,
-        )
+        how = dict(rank=rank, steps=steps, learning_rate=learning_rate, side_by_side=side_by_side, loss=loss)
+        how |= dict(end_of_text=end_of_text, focus=focus, cfis=cfis, t1=t1, t2=t2, gamma=gamma, seed=seed)
+        how |= dict(projections=projections, save_memory=save_memory, again=again)
+        options = read_training(find_preset(preset), **how)
         given = [whole_image(entry) for entry in images] if masks is None else fitted(masks, images)
         kept = [without_skipped(entry, mask) for entry, mask in zip(images, given, strict=True)]
         loras, lines = train_loras(model, clip, [entry for entry, *_ in kept], [mask for _, mask, _ in kept], options)
@@ -257,6 +248,24 @@ class TrainErasureLora(io.ComfyNode):
             [f"loras/mace_{slug(entry.concept.target)}" for entry in loras.loras],
             ui=ui.PreviewText("\n".join(lines)),
         )
+
+
+def read_training(
+    chosen: Preset, *, loss, end_of_text, focus, cfis, t1, t2, gamma, rank, steps, learning_rate, side_by_side, **same
+) -> TrainOptions:
+    """The node's settings as the stage takes them. chosen: what auto stands for.  same: those of one name in both.
+
+    Raises ValueError.
+    """
+    return TrainOptions(
+        **read_options(rank, steps, learning_rate, side_by_side),
+        **same,
+        form=chosen.loss if loss == AUTO else loss,
+        end_of_text=chosen.end_of_text if end_of_text == AUTO else end_of_text == "yes",
+        timesteps=Cfis(t1, t2, gamma) if cfis else Uniform(),
+        focus=chosen.focus if focus == AUTO else focus == "yes",
+        by_type=chosen.lora,
+    )
 
 
 def read_options(rank, steps, learning_rate, side_by_side) -> dict:

@@ -1,7 +1,7 @@
 """The whole of an erasure as a stage: images, masks, refinement, training and fusion, with a preset's settings."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from ...mace.concepts.concept import Concept
@@ -145,9 +145,8 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
     A concept whose images are kept from before counts as done, for its LoRA is kept longer; nothing is measured where
     all are.
     """
-    settings = {"count": IMAGES, **wanted.drawing, **SAMPLING}
     send_text("measuring what a prompt and a picture take")
-    new = undrawn(model, clip, vae, concepts, AUTO, "", settings)
+    new = undrawn(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
     if not new:
         return Estimate({}, ())
     chosen = wanted.preset
@@ -206,8 +205,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     plan = estimate(model, clip, vae, concepts, wanted)
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
     send_text("\n".join([*plan.lines, "drawing training images"]))
-    settings = {"count": IMAGES, **wanted.drawing, **SAMPLING}
-    images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+    images = make_images(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
     if wanted.find_aliases:
         plan.say(OTHER_WORDS, "asking for other words")
         found = find_aliases(model, clip, images, AliasSettings())
@@ -218,20 +216,42 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     )
     plan.say(TRAINING, "finding the concepts in the images")
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
-    chosen = wanted.preset
-    options = TrainOptions(
-        form=chosen.loss,
-        end_of_text=chosen.end_of_text,
-        focus=chosen.focus,
-        seed=wanted.seed,
-        by_type=chosen.lora,
-    )
-    loras, about["Training"] = train_loras(refined, clip, images, masks, options)
+    loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted))
     plan.say(COMPARING, "fusing")
+    fused, about["Fusion"], listed = fuse_as_preset(model, clip, loras, refinement, prior, wanted)
+    took = f"It took {duration(time.perf_counter() - start)}."
+    send_text(took)
+    return Erased(fused, loras, [*in_parts(about), took], listed)
+
+
+def in_parts(about: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines for the artist, each part's below its name."""
+    return [line for name, part in about.items() for line in (f"{name}:", *part)]
+
+
+def drawn_with(wanted: Wanted) -> dict:
+    """How training images are drawn from a UNet; see `images.Sampling`."""
+    return {"count": IMAGES, **wanted.drawing, **SAMPLING}
+
+
+def preset_training(wanted: Wanted) -> TrainOptions:
+    """How a preset trains."""
+    chosen = wanted.preset
+    return TrainOptions(
+        form=chosen.loss, end_of_text=chosen.end_of_text, focus=chosen.focus, seed=wanted.seed, by_type=chosen.lora
+    )
+
+
+def fuse_as_preset(model, clip, loras: LoraSet, refinement: Refinement, prior: Prior | None, wanted: Wanted):
+    """(fused MODEL, lines for the artist, [target, strength] of every concept) with a preset's weights.
+
+    loras: trained on the refinement.  prior: that it was refined with.
+    """
     fuse_as = (AUTO,) * 3
-    if chosen.fuse is not None:
-        fuse_as = tuple(map(repr, astuple(leaning(chosen.fuse(len(concepts)), wanted.lean))[:3]))
-    fused, about_fusion, listed = fused_model(
+    if wanted.preset.fuse is not None:
+        weights = wanted.preset.fuse(len(refinement.concepts))
+        fuse_as = tuple(map(repr, astuple(leaning(weights, wanted.lean))[:3]))
+    fused, about, listed = fused_model(
         ModelWeights(model),
         TextEncoder(clip),
         NodeProgress(),
@@ -244,8 +264,4 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
         next(iter(TOWARDS)),
     )
     far = fused_lines(model, fused.model, clip, loras, refinement, prior, listed)
-    about["Fusion"] = [*lean_lines(wanted.lean), *about_fusion, *far]
-    took = f"It took {duration(time.perf_counter() - start)}."
-    send_text(took)
-    lines = [line for name, part in about.items() for line in (f"{name}:", *part)]
-    return Erased(fused.model, loras, [*lines, took], listed)
+    return fused.model, [*lean_lines(wanted.lean), *about, *far], listed

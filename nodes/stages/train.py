@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...mace.concepts.concept import normalised
 from ...mace.concepts.images import ConceptImages
-from ...mace.formats.lora_set import LoraSet, recipe_of
+from ...mace.formats.lora_set import ErasureLora, LoraSet, recipe_of
 from ...mace.pipeline.train_options import TrainOptions
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import REFINEMENT
@@ -61,7 +61,12 @@ def train_loras(
     for key in keys:
         lora = {**found, **trained}[key]
         loras.append(replace(lora, moments=moments.get(normalised(lora.concept.target))))
-        first, last = (float(part.mean()) for part in (lora.losses[:5], lora.losses[-5:]))
-        lines.append(f"{lora.concept.target}: loss {first:.4g} to {last:.4g} in {len(lora.losses)} steps")
+        lines.append(loss_line(lora))
     recipe = None if refinement is None else recipe_of(refinement, trainer.refined_on)
     return LoraSet(tuple(loras), recipe, res_blocks(model), family(model)), lines
+
+
+def loss_line(lora: ErasureLora) -> str:
+    """How a LoRA's training went, for the artist."""
+    first, last = (float(part.mean()) for part in (lora.losses[:5], lora.losses[-5:]))
+    return f"{lora.concept.target}: loss {first:.4g} to {last:.4g} in {len(lora.losses)} steps"

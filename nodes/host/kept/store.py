@@ -8,7 +8,7 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from aiohttp import web
@@ -16,7 +16,9 @@ from comfy import model_management
 from server import PromptServer
 from torch import nn
 
+from ....mace.concepts.concept import Concept
 from ....mace.method.moments import ConceptMoments
+from ....mace.method.span import RowMoments
 
 # A concept of SD1.x takes 9 MB of moments, of SDXL 67 MB; the host's outputs hold them too while a graph is in use.
 SHARE_OF_MEMORY = 0.25
@@ -105,25 +107,32 @@ class ContentStore:
         return len(self._entries)
 
 
+# Asked for moments that no store holds: (concept, pooled, own_words) -> moments or None. A program that has them from
+# elsewhere, such as from other machines, adds itself while one text is read.
+MomentSource = Callable[[Concept, bool, bool], ConceptMoments | RowMoments | None]
+moment_sources: list[MomentSource] = []
+
+
 class MomentStore:
-    """Moments by text encoder and key; the least recently used go first, an encoder's go with it."""
+    """Moments by text encoder and (the text's identity, concept, pooled, own_words); the least recently used go first,
+    an encoder's go with it. What it does not hold `moment_sources` are asked for."""
 
     def __init__(self, limit: int, budget: Budget = BUDGET):
         self._limit, self._budget = min(limit, budget.limit), budget
         self._by_model: weakref.WeakKeyDictionary[nn.Module, OrderedDict] = weakref.WeakKeyDictionary()
         budget.add(self)
 
-    def get(self, model: nn.Module, key: Hashable) -> ConceptMoments | None:
+    def get(self, model: nn.Module, key: tuple) -> ConceptMoments | RowMoments | None:
         """The moments under this key, or None."""
         with self._budget.lock:
             entries = self._by_model.get(model)
-            if entries is None or key not in entries:
-                return None
-            moments, _ = entries.pop(key)
-            entries[key] = (moments, self._budget.tick())
-            return moments
+            if entries is not None and key in entries:
+                moments, _ = entries.pop(key)
+                entries[key] = (moments, self._budget.tick())
+                return moments
+        return next((found for source in moment_sources if (found := source(*key[1:])) is not None), None)
 
-    def put(self, model: nn.Module, key: Hashable, moments: ConceptMoments) -> None:
+    def put(self, model: nn.Module, key: tuple, moments: ConceptMoments | RowMoments) -> None:
         """Keep moments; other models' are dropped before this model's own."""
         with self._budget.lock:
             entries = self._by_model.setdefault(model, OrderedDict())
