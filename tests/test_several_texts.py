@@ -68,7 +68,11 @@ def test_all_texts_together_draw_the_mapping(comfy_host, given):
         assert (predicted(comfy_host, partly, clip, seen.replace("{}", "dog")) - wanted).norm() > 1.1 * missed
     assert f"{len(EDITED[name]) - 2} further texts of the prompt too" in report(node)
     unet = comfy_host.module("nodes.host.model.unet")
-    assert node[0].get_attachment(unet.ATTACHMENT)[-1]["further_texts"] == len(EDITED[name]) - 2
+    record = node[0].get_attachment(unet.ATTACHMENT)[-1]
+    assert record["further_texts"] == len(EDITED[name]) - 2 and record["own_words"] is True
+    around = refine(comfy_host, model, clip, chosen, mu="0.1", own_words="off")
+    assert around[0].get_attachment(unet.ATTACHMENT)[-1]["own_words"] is False
+    assert "their own words" not in report(around)
 
 
 def test_each_text_is_least_squares_with_its_own_prior(comfy_host, given):

@@ -239,36 +239,35 @@ def refine_model(
         prior.check(text.fingerprint, text.other_widths)
         prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines, progress)
     check_prior(concepts, weights, prior, lines)
-    prompts = sum(len(concept.readings) for concept in concepts)
-    others = model.others
+    others, prompts = model.others, sum(len(concept.readings) for concept in concepts)
     step = progress.begin(prompts + len(keys) + sum(map(len, others)))
     ports = model.pooled if pooled and holds_pooled(weights, prior, bool(model.pooled), lines) else ()
     moments = text.gather(text.moments(concept, step, bool(ports), own) for concept in concepts)
     if text.at_ports and weights.mu:
-        scales = ", ".join(f"{mean_square(own):.3g}" for own in texts_of(moments))
+        scales = ", ".join(f"{mean_square(rows):.3g}" for rows in texts_of(moments))
         lines.append(f"mu times {scales}, the mean square of what this model reads (CLIP-L's is 1)")
     if model.left:
         lines.append(f"left as they are, though they read some prompts: {', '.join(model.left)}")
     if prior is not None and isinstance(moments[0], RowMoments):
         raise ValueError(WIDE_TEXT.format(text.width))
-    first, *more = (at_scale(weights, own, text.at_ports) for own in texts_of(moments))
+    solved = at_scale(weights, moments, text.at_ports)
     general = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
-    delta = solve_text(model, model.values, moments, first, general, strengths)
+    delta = solve_text(model, model.values, moments, solved, general, strengths)
     other_deltas = []
-    for place, (own_keys, own) in enumerate(zip(others, texts_of(moments)[1:], strict=True)):
+    for place, (read_by, rows) in enumerate(zip(others, texts_of(moments)[1:], strict=True)):
         given = prior.other_moments(place) if prior else (None, None)
-        other_deltas.append(solve_text(model, own_keys, own, more[place], given, strengths).cpu())
+        weighed = at_scale(weights, rows, text.at_ports)
+        other_deltas.append(solve_text(model, read_by, rows, weighed, given, strengths).cpu())
     pooled_delta = None
     if ports:
         try:
-            pooled_delta = solve_pooled(model, ports[0], moments, first, prior, strengths)
+            pooled_delta = solve_pooled(model, ports[0], moments, solved, prior, strengths)
         except SingularSystem:
             lines.append(
                 "the pooled text is left as it is, and may still carry the concept: the prior's captions are too few "
                 "to hold the rest of it; take more, or raise mu"
             )
             ports = ()
-
     result = Refinement(
         concepts,
         moments,
@@ -294,7 +293,7 @@ def refine_model(
         f"{len(keys)} matrices, |T - I| = {float(delta.norm()):.4g}, strength {strength:g}",
     ]
     if other_deltas:
-        norms = ", ".join(f"{float(own.norm()):.4g}" for own in other_deltas)
+        norms = ", ".join(f"{float(change.norm()):.4g}" for change in other_deltas)
         lines.append(f"{len(other_deltas)} further texts of the prompt too, |T - I| = {norms}")
     if pooled_delta is not None:
         lines.append(f"the pooled text too: {prompts} prompts, |T - I| = {float(pooled_delta.norm()):.4g}")
