@@ -58,10 +58,14 @@ def sampling_inputs(steps: str, cfg: str) -> list[io.Int.Input | io.Float.Input]
     ]
 
 
-def number_input(name: str, tooltip: str, default: str = AUTO, whole: bool = False, **given) -> io.MultiType.Input:
-    """A number, or auto, as text; nodes that give numbers can be linked to it.
+def number_input(
+    name: str, tooltip: str, usual: float, default: str = AUTO, whole: bool = False, **given
+) -> io.MultiType.Input:
+    """A number, or auto, as text; nodes that give numbers can be linked to it, and the page lets it be dragged.
 
-    Its widget stays a text, which workflows hold as such: a number widget could not hold auto.
+    Its widget stays a text, which workflows hold as such: a number widget could not hold auto.  usual: where a drag
+    begins while it is auto.
     """
-    written = io.String.Input(name, default=default, tooltip=tooltip, **given)
+    dragged = {"mace_number": {"usual": usual, "whole": whole}}
+    written = io.String.Input(name, default=default, tooltip=tooltip, extra_dict=dragged, **given)
     return io.MultiType.Input(written, [io.Int] if whole else [io.Float, io.Int])

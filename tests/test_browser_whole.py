@@ -50,6 +50,53 @@ def test_numbers_of_other_nodes_are_linked(page):
     assert "mu 7.5\n" in f"{said}\n" and "lambda1 0\n" in said and f"lambda3 {written}\n" in said
 
 
+def drag(page, node: str, widget: str, by: int) -> str:
+    """Drag a node's widget on the canvas `by` pixels to the right; the value it has then."""
+    page.evaluate(
+        """type => { const { canvas, graph } = window.app;
+            canvas.ds.scale = 1; canvas.centerOnNode(graph.nodes.find(n => n.type === type)); canvas.draw(true, true); }""",
+        node,
+    )
+    x, y = page.evaluate(
+        """([type, name]) => {
+            const { canvas, graph } = window.app;
+            const node = graph.nodes.find(n => n.type === type);
+            const widget = node.widgets.find(w => w.name === name);
+            const box = canvas.canvas.getBoundingClientRect();
+            const [x, y] = canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] + widget.y + 10]);
+            return [box.left + x, box.top + y];
+        }""",
+        [node, widget],
+    )
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by / 2, y, steps=5)
+    page.mouse.move(x + by, y, steps=5)
+    page.mouse.up()
+    return page.evaluate(
+        "([type, name]) => window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name).value",
+        [node, widget],
+    )
+
+
+def test_numbers_that_may_be_auto_are_dragged(page):
+    """Weights by decades, counts one by one; what is sent is the text that stands there then."""
+    load(page, graphs.workflow("full"))
+    node = "MACE_CFRRefine"
+    before = of_refine(page)["mu"]
+    assert before != "auto"
+    up = drag(page, node, "mu", 120)
+    assert float(up) == pytest.approx(10 * float(before), rel=0.1) and of_refine(page)["mu"] == up
+    assert float(drag(page, node, "mu", -240)) == pytest.approx(0.1 * float(before), rel=0.2)
+    training = "MACE_TrainErasureLora"
+    steps = "n => n.type === 'MACE_TrainErasureLora'"
+    page.evaluate(
+        f"() => {{ window.app.graph.nodes.find({steps}).widgets.find(w => w.name === 'steps').value = 'auto'; }}"
+    )
+    assert drag(page, training, "steps", 36) == "53"
+    assert drag(page, training, "steps", -6000) == "1"
+
+
 def test_a_number_that_is_none_is_marked_before_anything_runs(page):
     load(page, graphs.workflow("refine"))
     page.evaluate(

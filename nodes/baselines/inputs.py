@@ -25,6 +25,7 @@ def rate_input(published: float, note: str) -> io.MultiType.Input:
     """The learning rate, as text for its many decimals."""
     return number_input(
         "learning_rate",
+        usual=published,
         tooltip="Higher erases more in as many steps, and breaks more. Learning rate, above 0 and up to 1. auto: the "
         f"published {published:g} ({note}), which is for Stable Diffusion 1.x; a small model needs more.",
     )

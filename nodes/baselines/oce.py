@@ -88,7 +88,7 @@ class OrthogonalErasure(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def scale(name: str, tooltip: str):
-            return number_input(name, tooltip=f"{tooltip} auto: as published for the first type.")
+            return number_input(name, usual=1.0, tooltip=f"{tooltip} auto: as published for the first type.")
 
         return io.Schema(
             node_id="MACE_BaselineOCE",
@@ -115,12 +115,14 @@ class OrthogonalErasure(io.ComfyNode):
                 ),
                 number_input(
                     "global_scale",
+                    usual=10.0,
                     advanced=True,
                     tooltip="Larger keeps more of what everyday captions show. auto: the published 10 for objects and "
                     "styles, 20 for explicit content, 50 and 70 for celebrities. A weight without unit.",
                 ),
                 number_input(
                     "lamb",
+                    usual=10.0,
                     advanced=True,
                     tooltip="Larger keeps more of everything else. auto: the published 10. The weight of all "
                     "directions alike (lambda), without unit.",

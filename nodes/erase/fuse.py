@@ -50,16 +50,19 @@ class FuseLoras(io.ComfyNode):
                 ),
                 number_input(
                     "lambda2",
+                    usual=1e-4,
                     advanced=True,
                     tooltip=f"Larger keeps more of what the prior's captions show. {weight} lambda2 of Eq. 7.",
                 ),
                 number_input(
                     "lambda3",
+                    usual=1.0,
                     advanced=True,
                     tooltip=f"Larger keeps more of the concepts to preserve. {weight} lambda3 of Eq. 7.",
                 ),
                 number_input(
                     "mu",
+                    usual=0.1,
                     advanced=True,
                     display_name="identity weight mu",
                     tooltip=f"Larger keeps more of everything else as pull names it. {weight} the weight of staying "

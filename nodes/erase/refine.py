@@ -54,6 +54,7 @@ class CFRRefine(io.ComfyNode):
                 ),
                 number_input(
                     "lambda1",
+                    usual=1e-4,
                     advanced=True,
                     tooltip=f"Larger keeps more of what the prior's captions show, and erases less. {weight} 1e-4 for "
                     "people and styles, 7e-7 for explicit content, none for objects. A number without unit: lambda1 "
@@ -61,12 +62,14 @@ class CFRRefine(io.ComfyNode):
                 ),
                 number_input(
                     "lambda3",
+                    usual=1.0,
                     advanced=True,
                     tooltip=f"Larger keeps more of the concepts to preserve. {weight} 0.8 to 20 by the number of "
                     "people, 8 for styles, none for objects. A number without unit: lambda3 of Eq. 19.",
                 ),
                 number_input(
                     "mu",
+                    usual=0.1,
                     display_name="identity weight mu",
                     tooltip="Larger keeps more of everything else, and erases less: the main control for objects. "
                     f"{weight} 0.1 to 1000 for the ten CIFAR classes, 10 for other objects, 0.1 for explicit content "

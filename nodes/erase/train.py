@@ -44,6 +44,7 @@ class TrainErasureLora(io.ComfyNode):
                 ),
                 number_input(
                     "rank",
+                    usual=1,
                     advanced=True,
                     whole=True,
                     tooltip="Larger can change more, in what is erased and beside it. auto: the preset's (1 in Table "
@@ -51,12 +52,14 @@ class TrainErasureLora(io.ComfyNode):
                 ),
                 number_input(
                     "steps",
+                    usual=50,
                     whole=True,
                     tooltip="More erase more and take longer. auto: the preset's (Table 10: 50, explicit 120). "
                     "Training steps for each concept.",
                 ),
                 number_input(
                     "learning_rate",
+                    usual=1e-5,
                     tooltip="Larger erases more and touches more of the rest. auto: the preset's (Table 10: 1e-5 for "
                     "objects and explicit content, 1e-4 for people and styles). The rate of AdamW.",
                 ),
@@ -135,6 +138,7 @@ class TrainErasureLora(io.ComfyNode):
                 ),
                 number_input(
                     "side_by_side",
+                    usual=8,
                     whole=True,
                     advanced=True,
                     tooltip="More is quicker and takes more memory; the result is the same for any number. auto: one "

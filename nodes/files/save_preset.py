@@ -98,16 +98,19 @@ class SavePreset(io.ComfyNode):
                 ),
                 number_input(
                     "lambda1",
+                    usual=1e-4,
                     optional=True,
                     tooltip=f"How much of what captions say is kept by CFR Refine (lambda1 of Eq. 1). {grows}",
                 ),
                 number_input(
                     "lambda3",
+                    usual=1.0,
                     optional=True,
                     tooltip=f"How much of the concepts to preserve is kept by CFR Refine (lambda3 of Eq. 19). {grows}",
                 ),
                 number_input(
                     "mu",
+                    usual=0.1,
                     display_name="identity weight mu",
                     optional=True,
                     tooltip=f"How much of everything else is kept by CFR Refine (Appendix C.2). {grows}",
@@ -153,12 +156,14 @@ class SavePreset(io.ComfyNode):
                 ),
                 number_input(
                     "lambda2",
+                    usual=1e-4,
                     optional=True,
                     advanced=True,
                     tooltip=f"How much of what captions say is kept by Fuse LoRAs (lambda2 of Eq. 7). {grows}",
                 ),
                 number_input(
                     "fuse_lambda3",
+                    usual=1.0,
                     display_name="lambda3 of the fusion",
                     optional=True,
                     advanced=True,
@@ -166,6 +171,7 @@ class SavePreset(io.ComfyNode):
                 ),
                 number_input(
                     "fuse_mu",
+                    usual=0.1,
                     display_name="mu of the fusion",
                     optional=True,
                     advanced=True,
