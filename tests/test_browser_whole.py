@@ -54,7 +54,9 @@ def drag(page, node: str, widget: str, by: int) -> str:
     """Drag a node's widget on the canvas `by` pixels to the right; the value it has then."""
     page.evaluate(
         """type => { const { canvas, graph } = window.app;
-            canvas.ds.scale = 1; canvas.centerOnNode(graph.nodes.find(n => n.type === type)); canvas.draw(true, true); }""",
+            canvas.ds.scale = 1;
+            canvas.centerOnNode(graph.nodes.find(n => n.type === type));
+            canvas.draw(true, true); }""",
         node,
     )
     x, y = page.evaluate(
