@@ -59,10 +59,16 @@ def test_probe_is_a_copy_of_the_first_tokens():
 
 
 def test_same_encoder_in_another_precision(prior):
-    prior.check(probe(encoder()))
-    prior.check(probe(encoder().half()))
-    prior.check(probe(encoder().bfloat16()))
-    prior.check(probe(encoder() * (1 + 1e-3 * normal(3, WINDOW, WIDTH, seed=5))))
+    prior.check(probe(encoder()), (3, 4))
+    prior.check(probe(encoder().half()), (3, 4))
+    prior.check(probe(encoder().bfloat16()), (3, 4))
+    prior.check(probe(encoder() * (1 + 1e-3 * normal(3, WINDOW, WIDTH, seed=5))), (3, 4))
+
+
+@pytest.mark.parametrize("widths", [(), (3,), (3, 5), (3, 4, 4)], ids=str)
+def test_a_model_that_reads_other_texts(prior, widths):
+    with pytest.raises(PriorError, match="does not hold all texts"):
+        prior.check(probe(encoder()), widths)
 
 
 def test_another_encoder(prior):
