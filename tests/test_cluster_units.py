@@ -183,6 +183,18 @@ def test_a_claim_of_a_process_that_is_gone_is_nobodys(folder):
     assert folder().claim(unit())
 
 
+def test_a_claim_left_on_what_is_done_is_cleared(folder):
+    """Its run ended between the result and giving it back. One that somebody holds stays."""
+    held, other = folder(beat=1000), folder(beat=1000)
+    assert held.claim(unit())
+    other.clear(unit())
+    (path,) = other.path.glob("claims/*.claim")
+    os.utime(path, (time.time() - 61,) * 2)
+    other.clear(unit())
+    other.clear(unit(OTHER))
+    assert not list(other.path.glob("claims/*.claim")) and other.claim(unit())
+
+
 @pytest.mark.parametrize(
     "resources, asked, count",
     [

@@ -123,13 +123,20 @@ class Folder:
         """Give a claim back."""
         with self._lock:
             mine = self._held.pop(unit.key, None)
-        if mine is None:
-            return
-        number = int(mine.name.split(".")[1])
+        if mine is not None:
+            self._remove(unit.key, mine)
+
+    def clear(self, unit: Unit) -> None:
+        """Remove the claim that a run which is gone left on a unit whose result is there."""
+        _, last = self._last(unit.key)
+        if last is not None and self._given_up(last):
+            self._remove(unit.key, last)
+
+    def _remove(self, key: str, last: Path) -> None:
         # The highest last: as long as it is there, those below it say nothing.
-        for below in range(1, number + 1):
+        for number in range(1, int(last.name.split(".")[1]) + 1):
             with contextlib.suppress(OSError):
-                (self._claims / f"{unit.key}.{below}.claim").unlink(missing_ok=True)
+                (self._claims / f"{key}.{number}.claim").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give all claims back."""

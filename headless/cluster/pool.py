@@ -110,6 +110,7 @@ class Pool:
         for outcome in outcomes:
             self._check()
             if folder.holds(outcome.unit):
+                folder.clear(outcome.unit)
                 self._end(outcome, "before", folder)
         left = deque(outcome for outcome in outcomes if not outcome.state)
         try:
