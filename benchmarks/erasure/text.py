@@ -174,8 +174,8 @@ for and no caption of its prior holds behind a name: 10 of 13 are drawn right by
 
 UCE erases all hundred and everything else; at ten it keeps 93. SPEED, whose null space has room for few things beside
 106 that it preserves by name, leaves a seventh of the hundred and keeps two thirds; at ten it keeps all and leaves a
-tenth. OCE has no weight for what is preserved in its published form for objects and keeps nothing at either length:
-on this model each name shares most of its directions with all others.
+tenth. OCE has no weight for what is preserved in its published form for objects: it keeps all at one, a third at five
+and nothing from ten on, for on this model each name shares most of its directions with all others.
 
 Fifty fare as a hundred do: 2 left and 93 kept by the refinement alone (H_c 96), and a third of the others lost by
 Eq. 7's fusion. One and five cost nothing that these pictures show.
