@@ -111,6 +111,7 @@ def build(webui: WebUI, job: Job) -> gr.Blocks:
         go.click(erase, inputs=given, outputs=outputs)
         follow.click(followed, inputs=[], outputs=outputs)
         compare.click(drawn, inputs=[prompt, shown_side, shown_seed], outputs=[said, before, after])
-        cancel.click(lambda: job.stop(), inputs=[], outputs=[])
+        # Past the queue, which Gradio 3 works off one by one where the web UI does not say otherwise.
+        cancel.click(lambda: job.stop(), inputs=[], outputs=[], queue=False)
         again.click(listed, inputs=[], outputs=[checkpoint])
     return blocks

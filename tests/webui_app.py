@@ -100,4 +100,6 @@ with gr.Blocks() as demo:
         for interface, label, name in interfaces:
             with gr.TabItem(label, id=name, elem_id=f"tab_{name}"):
                 interface.render()
-demo.queue().launch(server_name="127.0.0.1", server_port=port, share=False)
+# As A1111 has it, where this is the number of events at once.
+demo.queue(64) if gr.__version__.startswith("3.") else demo.queue()
+demo.launch(server_name="127.0.0.1", server_port=port, share=False)
