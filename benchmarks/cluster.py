@@ -22,21 +22,36 @@ from devtools.overlay import overlay
 
 NAMES = "dog cat ship horse frog deer truck bird".split()
 SMALL = ("--width", 64, "--height", 64, "--images", 2, "--image-steps", 2, "--seed", 3, "--steps", 6, "--rank", 2)
+# One concept a unit, so that there is something to share out.
 ONE_BY_ONE = ("--unit-moments", 1, "--unit-loras", 1)
+
+
+def cluster_python(say=log) -> Path:
+    """The Python of this environment with Ray beside it."""
+    return overlay(Path(sys.executable), REPO / "requirements-cluster.txt", "cluster", say)
+
+
+def environment() -> dict[str, str]:
+    """Ours, with quick text layers; in one thread, as in the workers, so that sums round alike."""
+    return {**os.environ, "PYTHONPATH": str(REPO / "tests/cluster_quick"), "OMP_NUM_THREADS": "1"}
+
+
+def command(python: Path, base: Path, *arguments) -> list[str]:
+    """The headless command with a base directory of its own, which is made."""
+    for name in ("custom_nodes", "models", "input", "output", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    comfy = ("--", "--cpu", "--base-directory", base)
+    return list(map(str, [python, REPO / "headless", *arguments, "--json-progress", *comfy]))
 
 
 def run(python: Path, folder: Path, workers: int, concepts: int) -> list[dict]:
     """The events of one training. Raises RuntimeError where it failed."""
-    for name in ("custom_nodes", "models", "input", "output", "user"):
-        (folder / name).mkdir()
     (folder / "list.txt").write_text("\n".join(f"{name} -> sky" for name in NAMES[:concepts]))
-    command = [
-        python, REPO / "headless", "train", "--model", os.environ["MACE_DEMO_CHECKPOINT"],
-        "--concepts", folder / "list.txt", "--out", folder / "out.safetensors", *SMALL, *ONE_BY_ONE,
-        "--ray", "local", "--ray-workers", workers, "--json-progress", "--", "--cpu", "--base-directory", folder,
-    ]  # fmt: skip
-    more = {"PYTHONPATH": str(REPO / "tests/cluster_quick"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env={**os.environ, **more}, stdout=subprocess.PIPE, text=True)
+    training = command(
+        python, folder, "train", "--model", os.environ["MACE_DEMO_CHECKPOINT"], "--concepts", folder / "list.txt",
+        "--out", folder / "out.safetensors", *SMALL, *ONE_BY_ONE, "--ray", "local", "--ray-workers", workers,
+    )  # fmt: skip
+    done = subprocess.run(training, env=environment(), stdout=subprocess.PIPE, text=True)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode:
         raise RuntimeError(events[-1]["error"] if events else "it did not start")
@@ -69,8 +84,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=(1, 2, 4))
     parser.add_argument("--concepts", type=int, default=len(NAMES))
     options = parser.parse_args()
-    python = overlay(Path(sys.executable), REPO / "requirements-cluster.txt", "cluster")
-    busy, rows = load(), []
+    python, busy, rows = cluster_python(), load(), []
     for workers in options.workers:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(row(run(python, Path(folder), workers, options.concepts), workers))

@@ -10,15 +10,14 @@ JSON object.
 
 import argparse
 import json
-import shutil
 import tempfile
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
-from benchmarks.erasure.bench import CLOSED_FORM, PRIOR
+from benchmarks.erasure.bench import CLOSED_FORM, PRIOR, lend
 from benchmarks.measure import load, timed
-from devtools.inprocess import REPO, open_host
+from devtools.inprocess import open_host
 
 LORAS = "mace_demo_loras.safetensors"
 PROMPT = "a photo of the dog"
@@ -35,9 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         host = open_host(Path(folder))
         for kind, name in (("mace_loras", LORAS), ("mace_priors", PRIOR)):
-            kept = Path(host.folder_paths.get_folder_paths(kind)[0])
-            kept.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(REPO / "assets/demo" / name, kept / name)
+            lend(host, kind, name)
         model, clip, vae = host.load_checkpoint(host.demo_checkpoint)
         loras = host.run("MACE_LoadLoras", loras_name=LORAS)[0]
         prior = host.run("MACE_LoadPrior", prior_name=PRIOR)[0]

@@ -29,6 +29,19 @@ def skip_identity_layers(clip) -> list[str]:
     return list(found)
 
 
+def skip_where_loaded(sd) -> None:
+    """Let `skip_identity_layers` be done to every CLIP of a checkpoint from here on. sd: the host's module comfy.sd."""
+    load = sd.load_checkpoint_guess_config
+
+    def loaded(*arguments, **options):
+        found = load(*arguments, **options)
+        if found[1] is not None:
+            skip_identity_layers(found[1])
+        return found
+
+    sd.load_checkpoint_guess_config = loaded
+
+
 def is_identity(layer: torch.nn.Module) -> bool:
     """Whether a CLIPLayer returns every finite input as it is: layer-norm weights one, every other weight and bias
     zero, and nothing on its parts that would change what they compute."""

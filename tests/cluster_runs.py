@@ -1,50 +1,32 @@
 """The headless command on Ray clusters of several processes, each run in a process of its own."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.cluster import cluster_python, command, environment
 from devtools import process
 from devtools.cache import REPO
-from devtools.overlay import overlay
 
 LIMIT = 300
-# One concept a unit, so that there is something to share out.
-ONE_BY_ONE = ("--unit-moments", 1, "--unit-loras", 1)
-TRAINED = ("--width", 64, "--height", 64, "--images", 2, "--image-steps", 2, "--seed", 3, "--steps", 6, "--rank", 2)
 
 
-def cluster_python() -> Path:
-    """The Python of the tests' environment with Ray beside it."""
-    return overlay(Path(sys.executable), REPO / "requirements-cluster.txt", "cluster", lambda line: None)
-
-
-def environment() -> dict[str, str]:
-    """Ours, with quick text layers; in one thread, as in the workers, so that sums round alike."""
-    quick = str(REPO / "tests/cluster_quick")
-    return {**os.environ, "PYTHONPATH": quick, "OMP_NUM_THREADS": "1"}
+def ray_python() -> Path:
+    """The Python of the tests' environment with Ray beside it, made without a word."""
+    return cluster_python(lambda line: None)
 
 
 class Run:
     """A command that is running. events: what it said so far."""
 
     def __init__(self, base: Path, *arguments):
-        for name in ("custom_nodes", "models", "input", "output", "user"):
-            (base / name).mkdir(parents=True, exist_ok=True)
         self.events: list[dict] = []
+        started = command(ray_python(), base, *arguments)
         self._log = open(base / "stderr.txt", "wb")
-        self.process = process.start(
-            [
-                cluster_python(), REPO / "headless", *arguments, "--json-progress",
-                "--", "--cpu", "--base-directory", base,
-            ],
-            env=environment(), stdout=subprocess.PIPE, stderr=self._log, text=True,
-        )  # fmt: skip
+        self.process = process.start(started, env=environment(), stdout=subprocess.PIPE, stderr=self._log, text=True)
         self.base = base
         # One that waits for ever is ended, and then fails for what it did not say.
         self._limit = threading.Timer(LIMIT, self.process.kill)
@@ -94,7 +76,7 @@ class Nodes:
 
     def __init__(self, count: int):
         self._process = process.start(
-            [cluster_python(), REPO / "tests/cluster_nodes.py", count],
+            [ray_python(), REPO / "tests/cluster_nodes.py", count],
             env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.address = self._process.stdout.readline().strip()

@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.cluster import ONE_BY_ONE, SMALL
 from devtools import process
-from tests.cluster_runs import ONE_BY_ONE, TRAINED, Nodes, Run, copied
+from tests.cluster_runs import Nodes, Run, copied
 from tests.headless_runs import same, settings_of, tensors
 
 pytestmark = [pytest.mark.long, pytest.mark.host]
@@ -50,7 +51,7 @@ def listed(tmp_path_factory):
 def training(demo_checkpoint, listed):
     """The arguments of a training of all concepts into a file, one a unit."""
     return lambda out, *more: (
-        "train", "--model", demo_checkpoint, "--concepts", listed, *TRAINED, *ONE_BY_ONE, "--out", out, *more
+        "train", "--model", demo_checkpoint, "--concepts", listed, *SMALL, *ONE_BY_ONE, "--out", out, *more
     )  # fmt: skip
 
 

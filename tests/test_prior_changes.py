@@ -53,13 +53,13 @@ def test_what_steps_aside_was_never_in_it():
     anew = made(("a cat", "the sky"), ("rose",), prompts[1:])
     for name in MOMENTS:
         close(getattr(less, name), getattr(anew, name))
-    for found, expected in zip(less.other_moments(0), anew.other_moments(0), strict=True):
+    for found, expected in zip(less.text_moments(1), anew.text_moments(1), strict=True):
         close(found, expected)
     assert replace(less, stepped_aside=(0, ())).texts == anew.texts
     assert (less.captions, less.preserved, less.stepped_aside) == (2, ("rose",), (3, ("ship",)))
     nothing = step_aside(less, ("a cat", "the sky"), of(("a cat", "the sky")), ("rose",), of(prompts[1]))
     assert nothing.mean is nothing.preserve is nothing.pooled_mean is nothing.pooled_preserve is None
-    assert nothing.others == ((None, None),) and nothing.other_moments(0) == (None, None)
+    assert nothing.others == ((None, None),) and nothing.text_moments(1) == (None, None)
     assert nothing.stepped_aside == (5, ("ship", "rose"))
     assert step_aside(whole, (), (None, None), (), (None, None)).mean is whole.mean
     with pytest.raises(ValueError, match="not all in it"):

@@ -6,17 +6,13 @@ there; models, settings and the extension stand in a folder of their own.
 
 import json
 import os
-import socket
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from devtools import process
-from tests.test_webui_gradio import check_compared
+from tests.webui_pages import check_compared, fill_side, opened_tab
 
 FORGE = os.environ.get("MACE_FORGE", "")
 pytestmark = [
@@ -25,7 +21,6 @@ pytestmark = [
     pytest.mark.skipif(not FORGE, reason="MACE_FORGE names no folder of Forge"),
 ]
 
-REPO = Path(__file__).resolve().parent.parent
 SIDE = 64
 READY = 300
 
@@ -43,39 +38,16 @@ def place_small_vae(models: Path, checkpoint: Path) -> None:
 @pytest.fixture
 def forge(browser, tmp_path, demo_checkpoint):
     """(Forge's page at the tab, its folder)."""
-    models = tmp_path / "models"
-    (models / "Stable-diffusion").mkdir(parents=True)
-    (models / "Stable-diffusion" / "demo.safetensors").symlink_to(demo_checkpoint)
-    place_small_vae(models, demo_checkpoint)
-    (tmp_path / "extensions").mkdir()
-    (tmp_path / "extensions" / "mace").symlink_to(REPO)
+    (tmp_path / "models").mkdir()
+    place_small_vae(tmp_path / "models", demo_checkpoint)
     (tmp_path / "config.json").write_text(json.dumps({"sd_vae_decode_method": "TAESD"}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--data-dir", tmp_path, "--port", port)
-    device = () if torch.cuda.is_available() else ("--always-cpu",)
-    variables = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    variables.pop("PYTHONPATH", None)
-    with open(tmp_path / "log.txt", "wb") as log:
-        command = [Path(FORGE, "venv/bin/python"), "launch.py", *map(str, own), *device]
-        app = process.start(command, env=variables, cwd=FORGE, stdout=log, stderr=log)
-        try:
-            end = time.monotonic() + READY
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
-                    break
-                except OSError:
-                    assert app.poll() is None and time.monotonic() < end, (tmp_path / "log.txt").read_text()
-                    time.sleep(1)
-            page = browser.new_page(viewport={"width": 1500, "height": 1300})
-            page.goto(f"http://127.0.0.1:{port}/")
-            page.get_by_role("tab", name="Erase concepts").click(timeout=1000 * READY)
-            yield page, tmp_path
-            page.close()
-        finally:
-            process.stop(app)
+    own = ["--skip-prepare-environment", "--skip-torch-cuda-test", "--data-dir", tmp_path]
+    own += [] if torch.cuda.is_available() else ["--always-cpu"]
+    start = [Path(FORGE, "venv/bin/python"), "launch.py", *own, "--port"]
+    with opened_tab(
+        browser, tmp_path, demo_checkpoint, lambda port: [*start, port], READY, (1500, 1300), cwd=FORGE
+    ) as page:
+        yield page, tmp_path
 
 
 def test_an_erasure_before_and_after(forge):
@@ -84,11 +56,10 @@ def test_an_erasure_before_and_after(forge):
     page.locator("#mace_said").first.get_by_text("erase something first").wait_for(timeout=60_000)
     page.locator("#mace_concepts textarea").fill("dog -> sky")
     page.locator("#mace_more").get_by_text("More").click()
-    page.locator("#mace_side input").fill(str(SIDE))
-    page.locator("#mace_side input").blur()
+    fill_side(page, "side", SIDE)
     page.locator("#mace_go").click()
     page.locator("#mace_status").first.get_by_text("demo_erased.safetensors").first.wait_for(timeout=1_500_000)
-    before, after = check_compared(page, "demo_erased", SIDE, timeout=300_000)
+    check_compared(page, SIDE, timeout=300_000)
     if where := os.environ.get("MACE_SCREENSHOTS"):
         page.evaluate(
             """folder => document.querySelectorAll('#mace_status code').forEach(

@@ -2,22 +2,18 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from devtools import process
-from devtools.cache import cache_root
+from devtools.cache import REPO, cache_root
+from tests.webui_pages import check_compared, fill_side, opened_tab, tab_of
 
 pytestmark = [pytest.mark.long, pytest.mark.browser]
 
-REPO = Path(__file__).resolve().parent.parent
 # What each was made for, where newer packages broke it.
 OLDER = ["huggingface-hub<0.25", "jinja2<3.1.5", "numpy<2"]
 VERSIONS = {
@@ -42,56 +38,9 @@ def python_of(version: str) -> Path:
 @pytest.fixture(params=VERSIONS)
 def opened(request, browser, tmp_path, demo_checkpoint):
     """(the tab's page, the web UI's folder)."""
-    models = tmp_path / "models/Stable-diffusion"
-    models.mkdir(parents=True)
-    (tmp_path / "extensions").mkdir()
-    (tmp_path / "extensions/mace").symlink_to(REPO)
-    (models / "demo.safetensors").symlink_to(demo_checkpoint)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    log = open(tmp_path / "log.txt", "wb")
-    app = process.start(
-        [python_of(request.param), REPO / "tests/webui_app.py", tmp_path, port], env=variables, stdout=log, stderr=log
-    )
-    try:
-        end = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
-                break
-            except OSError:
-                assert app.poll() is None and time.monotonic() < end, (tmp_path / "log.txt").read_text()
-                time.sleep(0.5)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.goto(f"http://127.0.0.1:{port}/")
-        page.get_by_role("tab", name="Erase concepts").or_(page.get_by_role("button", name="Erase concepts")).click()
+    app = [python_of(request.param), REPO / "tests/webui_app.py", tmp_path]
+    with opened_tab(browser, tmp_path, demo_checkpoint, lambda port: [*app, port], 180, (1400, 1000)) as page:
         yield page, tmp_path
-        page.close()
-    finally:
-        process.stop(app)
-        log.close()
-
-
-def check_compared(page, name: str, side: int, timeout: int = 60_000) -> list[bytes]:
-    """One click draws before and after, by the two checkpoints; the pictures."""
-    page.locator("#mace_prompt input, #mace_prompt textarea").first.fill("a photo of the dog")
-    page.locator("#mace_shown_side input").fill(str(side))
-    page.locator("#mace_shown_side input").blur()
-    page.locator("#mace_compare").click()
-    found = []
-    for place in ("before", "after"):
-        picture = page.locator(f"#mace_{place} img")
-        picture.wait_for(timeout=timeout)
-        page.wait_for_function(
-            "([name, side]) => document.querySelector(`#mace_${name} img`).naturalWidth === side",
-            arg=[place, side],
-            timeout=timeout,
-        )
-        found.append(picture.screenshot())
-    assert found[0] != found[1]
-    return found
 
 
 def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
@@ -104,8 +53,7 @@ def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
 
     concepts.fill("dog -> sky")
     page.locator("#mace_more").get_by_text("More").click()
-    page.locator("#mace_side input").fill("64")
-    page.locator("#mace_side input").blur()
+    fill_side(page, "side", 64)
     page.locator("#mace_go").click()
     page.locator("#mace_bar").first.get_by_text("Estimate").wait_for(timeout=300_000)
     page.locator("#mace_cancel").click()
@@ -116,7 +64,7 @@ def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
     page.locator("#mace_bar progress[value]").first.wait_for(timeout=300_000)
     # Somebody looks away, comes back, and asks how far it is.
     page.reload()
-    page.get_by_role("tab", name="Erase concepts").or_(page.get_by_role("button", name="Erase concepts")).click()
+    tab_of(page).click()
     page.locator("#mace_follow").click()
     page.locator("#mace_bar progress").first.wait_for(timeout=60_000)
     if where := os.environ.get("MACE_SCREENSHOTS"):
@@ -130,7 +78,7 @@ def test_a_list_is_refused_an_erasure_cancelled_and_one_done(opened):
         assert any(key.startswith("model.diffusion_model.") for key in found.keys())
     with safe_open(loras / "demo_erased.safetensors", "pt") as found:
         assert all(key.startswith("lora_unet_") for key in found.keys())
-    check_compared(page, "demo_erased", 64)
+    check_compared(page, 64)
     # The new checkpoint is in the list.
     page.locator("#mace_checkpoint input").click()
     page.get_by_role("option", name="demo_erased.safetensors").or_(

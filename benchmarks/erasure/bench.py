@@ -48,15 +48,20 @@ def fuse_any_length(count: int) -> FuseWeights:
     return FuseWeights(lambda2=1e-4 * count, mu=1.0)
 
 
+def lend(host, kind: str, name: str) -> None:
+    """Put a file of the demo's where a host looks for files of a kind."""
+    folder = Path(host.folder_paths.get_folder_paths(kind)[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(REPO / "assets/demo" / name, folder / name)
+
+
 class Bench:
     """host: an InProcessHost.  steps: of the pictures that are judged.  clip: folder of a CLIP model that scores them
     too, as transformers saves it, or None."""
 
     def __init__(self, host, steps: int = STEPS, clip: Path | None = None):
         self.host = host
-        priors = Path(host.folder_paths.get_folder_paths("mace_priors")[0])
-        priors.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPO / "assets/demo" / PRIOR, priors / PRIOR)
+        lend(host, "mace_priors", PRIOR)
         self.model, self.clip, self.vae = self.host.load_checkpoint(self.host.demo_checkpoint)
         self.prior = self.host.run("MACE_LoadPrior", prior_name=PRIOR)[0]
         self.studio = Studio(self.host, self.clip, self.vae, steps)

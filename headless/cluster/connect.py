@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def _environment(address: str) -> dict[str, str]:
         address = os.environ.get("RAY_ADDRESS", "")
         with contextlib.suppress(OSError):
             # Where `ray start` says which cluster runs here.
-            address = address or Path("/tmp/ray/ray_current_cluster").read_text(encoding="utf-8")
+            where = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+            address = address or where.read_text(encoding="utf-8")
     if address == LOCAL or address.strip("[").startswith(("127.", "localhost", "::1")):
         # Else it takes the machine's address in place of loopback, where such a cluster does not listen.
         found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

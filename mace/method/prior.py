@@ -92,21 +92,21 @@ class Prior:
 
     def general_moment(self) -> Tensor | None:
         """P of Eq. 19 scaled to COCO's number of captions, [d, d] float64."""
-        return None if self.mean is None else unpack(self.mean) * COCO_CAPTIONS
+        return _general(self.mean)
 
     def preserve_moment(self) -> Tensor | None:
         """D of Eq. 19, [d, d] float64."""
-        return None if self.preserve is None else unpack(self.preserve)
+        return _preserved(self.preserve)
 
     def pooled_moments(self) -> tuple[Tensor | None, Tensor | None]:
         """P, scaled to COCO's number of captions, and D of the pooled texts, [c, c] float64 each or None."""
-        mean, preserve = (None if part is None else unpack(part) for part in (self.pooled_mean, self.pooled_preserve))
-        return None if mean is None else mean * COCO_CAPTIONS, preserve
+        return _general(self.pooled_mean), _preserved(self.pooled_preserve)
 
-    def other_moments(self, place: int) -> tuple[Tensor | None, Tensor | None]:
-        """P, scaled, and D of the model's further text at `place`, [d, d] float64 each or None."""
-        mean, preserve = (None if part is None else unpack(part) for part in self.others[place])
-        return None if mean is None else mean * COCO_CAPTIONS, preserve
+    def text_moments(self, place: int) -> tuple[Tensor | None, Tensor | None]:
+        """P, scaled, and D of one text that the model reads, [d, d] float64 each or None. place: 0 for the tokens, from
+        1 on for its further texts."""
+        mean, preserve = ((self.mean, self.preserve), *self.others)[place]
+        return _general(mean), _preserved(preserve)
 
     def check(self, fingerprint: Tensor, others: Sequence[int] = ()) -> None:
         """Raise PriorError unless the prior was made with the text encoder of this fingerprint.
@@ -127,6 +127,14 @@ class Prior:
                 "the prior does not hold all texts that this model reads its prompt by: make it with the MODEL and the "
                 "CLIP that are connected here"
             )
+
+
+def _general(mean: Tensor | None) -> Tensor | None:
+    return None if mean is None else unpack(mean) * COCO_CAPTIONS
+
+
+def _preserved(total: Tensor | None) -> Tensor | None:
+    return None if total is None else unpack(total)
 
 
 def make_prior(

@@ -153,14 +153,6 @@ def mean_square(moments: Moments) -> float:
     return size / (pairs * moments[0].width) if pairs and size > 0 else 1.0
 
 
-def at_scale(weights: RefineWeights, moments: Moments, at_ports: bool) -> RefineWeights:
-    """The weights for what a model reads at its ports.
-
-    Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
-    """
-    return replace(weights, mu=weights.mu * mean_square(moments)) if at_ports else weights
-
-
 def solve_text(
     model: Weights,
     keys: Sequence[str],
@@ -239,29 +231,31 @@ def refine_model(
         prior.check(text.fingerprint, text.other_widths)
         prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines, progress)
     check_prior(concepts, weights, prior, lines)
-    others, prompts = model.others, sum(len(concept.readings) for concept in concepts)
-    step = progress.begin(prompts + len(keys) + sum(map(len, others)))
+    prompts = sum(len(concept.readings) for concept in concepts)
+    edited = len(keys) + sum(map(len, model.others))
+    step = progress.begin(prompts + edited)
     ports = model.pooled if pooled and holds_pooled(weights, prior, bool(model.pooled), lines) else ()
     moments = text.gather(text.moments(concept, step, bool(ports), own) for concept in concepts)
+    texts = texts_of(moments)
+    # Table 10's mu is for CLIP-L's embeddings; features of other sizes are held alike.
+    scales = [mean_square(rows) if text.at_ports else 1.0 for rows in texts]
     if text.at_ports and weights.mu:
-        scales = ", ".join(f"{mean_square(rows):.3g}" for rows in texts_of(moments))
-        lines.append(f"mu times {scales}, the mean square of what this model reads (CLIP-L's is 1)")
+        said = ", ".join(f"{scale:.3g}" for scale in scales)
+        lines.append(f"mu times {said}, the mean square of what this model reads (CLIP-L's is 1)")
     if model.left:
         lines.append(f"left as they are, though they read some prompts: {', '.join(model.left)}")
     if prior is not None and isinstance(moments[0], RowMoments):
         raise ValueError(WIDE_TEXT.format(text.width))
-    solved = at_scale(weights, moments, text.at_ports)
-    general = (prior.general_moment(), prior.preserve_moment()) if prior else (None, None)
-    delta = solve_text(model, model.values, moments, solved, general, strengths)
-    other_deltas = []
-    for place, (read_by, rows) in enumerate(zip(others, texts_of(moments)[1:], strict=True)):
-        given = prior.other_moments(place) if prior else (None, None)
-        weighed = at_scale(weights, rows, text.at_ports)
-        other_deltas.append(solve_text(model, read_by, rows, weighed, given, strengths).cpu())
+    solved = [replace(weights, mu=weights.mu * scale) for scale in scales]
+    deltas = []
+    for place, (read_by, rows) in enumerate(zip((model.values, *model.others), texts, strict=True)):
+        given = prior.text_moments(place) if prior else (None, None)
+        deltas.append(solve_text(model, read_by, rows, solved[place], given, strengths).cpu())
+    delta, *other_deltas = deltas
     pooled_delta = None
     if ports:
         try:
-            pooled_delta = solve_pooled(model, ports[0], moments, solved, prior, strengths)
+            pooled_delta = solve_pooled(model, ports[0], moments, solved[0], prior, strengths)
         except SingularSystem:
             lines.append(
                 "the pooled text is left as it is, and may still carry the concept: the prior's captions are too few "
@@ -276,7 +270,7 @@ def refine_model(
         strength,
         projections,
         dict(settings),
-        delta.cpu(),
+        delta,
         text.fingerprint,
         text.clip_layer,
         None if pooled_delta is None else pooled_delta.cpu(),
@@ -284,7 +278,7 @@ def refine_model(
         tuple(other_deltas),
     )
     if strength == 0:
-        step(len(keys) + sum(map(len, others)))
+        step(edited)
     refined, notes = refined_by(model, result, strengths, step)
     lines += notes
     lines += [

@@ -33,12 +33,21 @@ class Layout:
     side: int
     masked: bool
 
+    @property
+    def _columns(self) -> list[int]:
+        """The place of each text among the groups, in which the pooled text may stand behind the first."""
+        return [0, *range(len(self.ports.groups) - len(self.others), len(self.ports.groups))]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """d of each text, the tokens' first."""
+        return tuple(self.ports.widths[column] for column in self._columns)
+
     def of_texts(self, places: Sequence[int]) -> "Layout":
         """The same with only some of the texts, the others' layers left as they are. places: in order, not empty."""
         texts, kept = (self.tokens, *self.others), self.ports
-        columns = [0, *range(len(kept.groups) - len(self.others), len(kept.groups))]
         pooled = [1] if self.pooled else []
-        first, *others = (columns[place] for place in places)
+        first, *others = (self._columns[place] for place in places)
         parts = (
             tuple(part[column] for column in (first, *pooled, *others))
             for part in (kept.groups, kept.rows, kept.widths)

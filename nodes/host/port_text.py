@@ -95,8 +95,7 @@ class PortText:
     @property
     def widths(self) -> tuple[int, ...]:
         """d of each text, the tokens' first."""
-        pooled = len(self.layout.ports.widths) - len(self.layout.others)
-        return (self.width, *self.layout.ports.widths[pooled:])
+        return self.layout.widths
 
     @property
     def other_widths(self) -> tuple[int, ...]:

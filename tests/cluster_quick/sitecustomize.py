@@ -32,15 +32,7 @@ class QuickSd:
         spec = importlib.util.spec_from_file_location("mace_identity_layers", REPO / "devtools/identity_layers.py")
         identity_layers = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(identity_layers)
-        load = module.load_checkpoint_guess_config
-
-        def loaded(*arguments, **options):
-            found = load(*arguments, **options)
-            if found[1] is not None:
-                identity_layers.skip_identity_layers(found[1])
-            return found
-
-        module.load_checkpoint_guess_config = loaded
+        identity_layers.skip_where_loaded(module)
 
 
 sys.meta_path.insert(0, QuickSd)
