@@ -99,6 +99,50 @@ def test_numbers_that_may_be_auto_are_dragged(page):
     assert drag(page, training, "steps", -6000) == "1"
 
 
+def drag_field(page, node: str, widget: str, by: int) -> str:
+    """Drag the field of a node that is drawn with Vue `by` pixels to the right; the value it has then."""
+    field = page.locator(f'[data-node-id="{node}"] input[aria-label="{widget}"]')
+    box = field.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by / 2, y, steps=5)
+    page.mouse.move(x + by, y, steps=5)
+    page.mouse.up()
+    return field.input_value()
+
+
+def test_they_are_dragged_where_nodes_are_drawn_with_vue(page):
+    """A field is dragged like a number, a click writes in it, and in what is being written a drag selects."""
+    load(page, graphs.workflow("full"))
+    before = float(of_refine(page)["mu"])
+    page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    try:
+        node = page.evaluate(
+            """() => { const { canvas, graph } = window.app;
+                const node = graph.nodes.find(n => n.type === 'MACE_CFRRefine');
+                node.showAdvanced = true;
+                canvas.ds.scale = 1;
+                canvas.centerOnNode(node);
+                return String(node.id); }"""
+        )
+        field = page.locator(f'[data-node-id="{node}"] input[aria-label="mu"]')
+        field.wait_for()
+        up = drag_field(page, node, "mu", 120)
+        assert float(up) == pytest.approx(10 * before, rel=0.1) and of_refine(page)["mu"] == up
+        down = drag_field(page, node, "mu", -240)
+        assert float(down) == pytest.approx(0.1 * before, rel=0.2) and of_refine(page)["mu"] == down
+        field.click()
+        assert field.evaluate("field => field === document.activeElement")
+        assert drag_field(page, node, "mu", 60) == down
+        field.fill("auto")
+        assert of_refine(page)["mu"] == "auto"
+        field.blur()
+        assert float(drag_field(page, node, "mu", 120)) > 0
+    finally:
+        page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
 def test_a_number_that_is_none_is_marked_before_anything_runs(page):
     load(page, graphs.workflow("refine"))
     page.evaluate(
