@@ -26,22 +26,19 @@ RUN = 1800
 # Where the graph is put in the page: right of and below what the page lays over it.
 LEFT, TOP, MARGIN, WIDE = 70, 110, 20, 430
 COMMON = {"ckpt_name": CHECKPOINT, "width": SIDE, "height": SIDE, "steps": STEPS, "cfg": CFG}
-ERASE = {"preview_prompt": "a photo of the dog"}
-# By the picture: the template, whether Vue draws the nodes, values of Erase Concepts, the prompt.
+# By the picture: the template, whether Vue draws the nodes, values of Erase Concepts.
 PICTURES = {
-    "erase_one_object": ("Erase one object", False, {**ERASE, "words": "dog | canine"}, "a photo of the dog"),
+    "erase_one_object": ("Erase one object", False, {"words": "dog | canine"}),
     "erase_several_things": (
         "Erase several things",
         True,
-        {**ERASE, "words": "dog -> cat\nairplane -> sky\nship | boat, vessel -> ground"},
-        "a photo of the ship",
+        {"words": "dog -> cat\nairplane -> sky\nship | boat, vessel -> ground"},
     ),
 }
-SET = """([values, prompt]) => {
+SET = """values => {
     for (const node of window.app.graph.nodes) {
         const given = {
             MACE_EraseConcepts: values, CheckpointLoaderSimple: values, KSampler: values,
-            CLIPTextEncode: node.title === 'Negative prompt' ? {} : {text: prompt},
         }[node.type] ?? {};
         for (const widget of node.widgets ?? []) {
             if (widget.name in given) {
@@ -81,13 +78,13 @@ def main() -> None:
     (url,) = sys.argv[1:]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=os.environ.get("MACE_BROWSER"), args=["--no-sandbox"])
-        for name, (template, vue, values, prompt) in PICTURES.items():
+        for name, (template, vue, values) in PICTURES.items():
             page = open_page(browser, url, 1900, 1500)
             for setting, value in (("Comfy.VueNodes.Enabled", vue), ("Comfy.Minimap.Visible", False)):
                 page.evaluate("given => window.app.extensionManager.setting.set(...given)", [setting, value])
             workflow = json.loads((REPO / f"example_workflows/{template}.json").read_text(encoding="utf-8"))
             load(page, workflow)
-            page.evaluate(SET, [{**COMMON, **values}, prompt])
+            page.evaluate(SET, {**COMMON, **values})
             press_queue(page, RUN)
             # The nodes grow with the pictures that they fetch.
             page.wait_for_timeout(5000)

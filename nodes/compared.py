@@ -1,16 +1,22 @@
 """A prompt of the artist's before and after, for the page's compare: on the nodes that erase."""
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io, ui
 
+from ..mace.concepts.concept import Concept
 from .host.progress import send_text
 from .schema import MOST_SEED
 from .stages.erasing import COMPARED
 from .stages.preview import before_and_after
 
+# What a prompt has in place of the first word that is erased.
+WORD = "{}"
 
-def read_prompt(text: str) -> str:
-    """A prompt in one line, "" for no pictures."""
-    return " ".join(text.split())
+
+def read_prompt(text: str, concepts: Sequence[Concept]) -> str:
+    """A prompt in one line, the first target in place of WORD; "" for no pictures."""
+    return " ".join(text.split()).replace(WORD, concepts[0].target)
 
 
 def compared_pictures(

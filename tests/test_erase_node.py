@@ -166,7 +166,8 @@ def test_before_and_after_of_a_prompt(comfy_host, demo, erase, monkeypatch):
     monkeypatch.setattr(
         gallery, "sampled", lambda model, *rest, **more: drawn.append(model) or sampled(model, *rest, **more)
     )
-    node = erase(words="dog -> sky", preview_prompt=" a photo\n of the dog ")
+    node = erase(words="dog -> sky", preview_prompt=" a photo\n of the {} ")
+    assert node.result[4] == "a photo of the dog"
     before, after = (node.ui[name] for name in ("a_images", "b_images"))
     assert len(before) == len(after) == 2 and len(drawn) == 2
     pictures = [torch.from_numpy(pixels(comfy_host, image)) for image in (*before, *after)]
@@ -179,7 +180,8 @@ def test_before_and_after_of_a_prompt(comfy_host, demo, erase, monkeypatch):
     # The base is drawn once; nothing is without a prompt.
     again = erase(words="dog -> sky", preview_prompt="a photo of the dog", gentle_strong=0.5)
     assert len(drawn) == 3 and torch.equal(torch.from_numpy(pixels(comfy_host, again.ui["a_images"][0])), pictures[0])
-    assert "a_images" not in erase(words="dog -> sky").ui and len(drawn) == 3
+    without = erase(words="dog -> sky")
+    assert "a_images" not in without.ui and len(drawn) == 3 and without.result[4] == "dog"
 
 
 def pixels(host, image):

@@ -1,16 +1,21 @@
 """The first click: the registry archive in a clean ComfyUI, a stranger's checkpoint, a template, a word, queue."""
 
+import io
 import json
 import os
 import sys
 from itertools import product
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
+from PIL import Image
 
 from devtools import host, random_models
 from devtools.client import Client
 from devtools.pages import open_page, press_queue
+from mace.measure.judge import Judge
 from tests.archive import build_archive, install_archive
 from tests.conftest import REPO
 from tests.pages import queued, reports
@@ -104,6 +109,10 @@ def test_a_template_runs_on_a_strangers_checkpoint(page, clean, name, kind):
     assert (erase["width"], erase["height"]) == (0, 0) and erase["words"] and erase["preview_prompt"]
     latent = next(node["inputs"] for node in first.values() if node["class_type"] == "EmptyLatentImage")
     assert latent["width"][1] == 2 and latent["height"][1] == 3
+    # The word stands in one place: both prompts take it from there.
+    assert "{}" in erase["preview_prompt"]
+    texts = [node["inputs"]["text"] for node in first.values() if node["class_type"] == "CLIPTextEncode"]
+    assert sorted(text if text == "" else text[1] for text in texts if text != "") == [4] and len(texts) == 2
     # As it is, the first checkpoint of the list is chosen.
     assert (
         next(n for n in first.values() if n["class_type"].startswith("Check"))["inputs"]["ckpt_name"] == KINDS["sd15"]
@@ -121,6 +130,27 @@ def test_a_template_runs_on_a_strangers_checkpoint(page, clean, name, kind):
     page.get_by_role("slider", name="divider between before and after").wait_for()
     ours = [line for line in page.console if line[0] == "error" and "mace" in f"{line[1]} {line[2]}".lower()]
     assert ours == []
+
+
+def test_a_word_is_typed_and_what_it_draws_is_gone(page, clean, demo_checkpoint):
+    """On a model that knows the word. Nothing but checkpoint, word and size is changed."""
+    (clean.base_dir / "models/checkpoints" / demo_checkpoint.name).symlink_to(demo_checkpoint)
+    open_template(page, TEMPLATES[0])
+    page.evaluate("window.app.refreshComboInNodes()")
+    choose(page, ckpt_name=demo_checkpoint.name, words="truck", width=SIDE, height=SIDE, steps=12, seed=3)
+    entry = press_queue(page, PATIENCE)
+    shown = next(output for output in entry["outputs"].values() if "a_images" in output)
+    saved = next(output["images"] for output in entry["outputs"].values() if "images" in output)
+    judge = Judge(REPO / "assets/demo/judge.safetensors")
+
+    def seen(images):
+        pictures = [numpy.array(Image.open(io.BytesIO(clean.client.fetch(image))).convert("RGB")) for image in images]
+        with torch.inference_mode():
+            likely = judge.c(judge.features(torch.from_numpy(numpy.stack(pictures)).movedim(-1, 1) / 255)).softmax(-1)
+        return likely[:, judge.names.index("truck")]
+
+    assert (seen(shown["a_images"]) > 0.8).all()
+    assert (seen(shown["b_images"]) < 0.1).all() and (seen(saved) < 0.1).all()
 
 
 def test_the_divider_moves_by_mouse_and_keyboard(page, clean):

@@ -106,9 +106,9 @@ class EraseConcepts(io.ComfyNode):
                     optional=True,
                     dynamic_prompts=False,
                     default="",
-                    placeholder="a photo of a dog in a park",
-                    tooltip="A prompt of yours: the node shows what it draws before and after, with two seeds. Empty: "
-                    "no pictures.",
+                    placeholder="a photo of a {} in a park",
+                    tooltip="A prompt of yours: the node shows what it draws before and after, with two seeds; {} "
+                    "stands for the first word. Empty: no pictures.",
                 ),
             ],
             outputs=[
@@ -118,6 +118,9 @@ class EraseConcepts(io.ComfyNode):
                 LorasType.Output("loras", tooltip="The erasure LoRAs, to save or to fuse with other strengths."),
                 io.Int.Output("width", tooltip="Width of the pictures in pixels, for Empty Latent Image."),
                 io.Int.Output("height", tooltip="Height of the pictures in pixels, for Empty Latent Image."),
+                io.String.Output(
+                    "prompt", tooltip="preview_prompt with its word, or the first word alone, to be encoded."
+                ),
             ],
             has_intermediate_output=True,
         )
@@ -162,7 +165,7 @@ class EraseConcepts(io.ComfyNode):
         if theirs not in ("", preset):
             lines.append(f"settings: {preset}, chosen here; the concepts' own, {theirs}, are passed over")
         chosen = ConceptList(chosen, "" if preset == PAPER else preset)
-        shown = read_prompt(preview_prompt)
+        shown = read_prompt(preview_prompt, chosen)
         if shown:
             check_vae(vae)
         settings = find_preset(preset)
@@ -178,5 +181,6 @@ class EraseConcepts(io.ComfyNode):
             erased.model,
             ExecutionBlocker(None) if erased.loras is None else erased.loras,
             *sized(model, width, height),
+            shown or chosen[0].target,
             ui={"text": ("\n".join([*lines, *erased.lines]),), "concepts": erased.listed, **pictures},
         )

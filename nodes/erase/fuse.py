@@ -94,9 +94,10 @@ class FuseLoras(io.ComfyNode):
                     optional=True,
                     dynamic_prompts=False,
                     default="",
-                    placeholder="a photo of a dog in a park",
+                    placeholder="a photo of a {} in a park",
                     tooltip="A prompt of yours: the node shows what it draws before and after, with two seeds, so that "
-                    "you see what a slider does. Needs clip and vae. Empty: no pictures.",
+                    "you see what a slider does; {} stands for the first concept. Needs clip and vae. Empty: no "
+                    "pictures.",
                 ),
                 io.Int.Input(
                     "preview_seed",
@@ -144,7 +145,7 @@ class FuseLoras(io.ComfyNode):
         width=0,
         height=0,
     ) -> io.NodeOutput:
-        shown = read_prompt(preview_prompt)
+        shown = read_prompt(preview_prompt, (refinement or loras).concepts)
         if shown and (clip is None or vae is None):
             raise ValueError("preview_prompt is drawn with clip and vae: connect both, or leave it empty")
         name, weights = "", (lambda2, lambda3, mu)

@@ -4,7 +4,7 @@ import sys
 
 from server import PromptServer
 
-PICTURES, STEPS = 2, 4
+PICTURES, STEPS = 2, 10
 
 
 def draw_few(request: dict) -> dict:
