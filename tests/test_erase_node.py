@@ -46,7 +46,7 @@ def size(model):
 def test_words_alone_are_enough(comfy_host, erase):
     node = erase(words="dog -> sky")
     assert same(node[0], erase(concepts=concepts(comfy_host, "dog -> sky"))[0])
-    assert tuple(node[2:]) == (64, 64)
+    assert tuple(node[2:]) == (64, 64, "dog")
     listed = [entry.concept.target for entry in node[1].loras]
     assert listed == ["dog"] and node.ui["concepts"] == [["dog", 1.0]]
 

@@ -170,7 +170,7 @@ def test_the_divider_moves_by_mouse_and_keyboard(page, clean):
     assert before.get_attribute("src") != first
     # It belongs to the run: neither the workflow nor the prompt holds it.
     node = page.evaluate("window.app.graph.serialize().nodes.find(node => node.type === 'MACE_EraseConcepts')")
-    assert len(node["widgets_values"]) == 10
+    assert len(node["widgets_values"]) == 11
     assert not any("before" in name for entry in queued(page).values() for name in entry["inputs"])
 
 

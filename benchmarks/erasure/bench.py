@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.erasure.questions import TEMPLATES, Examiner, asked
 from benchmarks.pictures import Studio, vocabulary
 from devtools.cache import REPO
-from devtools.demo_prior import captions
+from devtools.demo_prior import captions, sentences
 from devtools.identity_layers import skip_identity_layers
 from mace.method.fuse import FuseWeights
 
@@ -72,15 +72,18 @@ class Bench:
         self.preset, self._long_lists = presets[PRESET], presets[LONG_LISTS]
 
     @contextmanager
-    def any_length(self) -> Iterator[None]:
+    def any_length(self, wider: bool = False) -> Iterator[None]:
         """Weights for lists of any length meanwhile, with a prior of all the model's words that steps aside.
 
+        wider: whether its captions have words around the names that the model does not know, as people's have.
         Text layers that are identities are not computed from then on: the same bits, sooner.
         """
         before = self.prior, self.preset
         skip_identity_layers(self.clip)
         folder = Path(self.host.folder_paths.get_input_directory())
-        (folder / VOCABULARY).write_text("\n".join(captions(self.words["concepts"])), encoding="utf-8")
+        names = self.words["concepts"]
+        lines = [*captions(names), *(sentences(names) if wider else ())]
+        (folder / VOCABULARY).write_text("\n".join(lines), encoding="utf-8")
         every = dict(count=1_000_000, seed=0, preserve="", preserve_type="object", retention="none")
         self.prior = self.host.run("MACE_Prior", clip=self.clip, captions=VOCABULARY, **every)[0]
         self.preset = replace(self._long_lists, fuse=fuse_any_length)

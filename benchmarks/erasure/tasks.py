@@ -16,6 +16,8 @@ COUNTS = (1, 5, 10, 50, 100)
 # Of what a hundred leave, each how many-th is kept by the longest list.
 FEW = 5
 CLOSED_FORMS = (ALONE, "UCE", "SPEED", "OCE")
+# Ten with the aliases that the model tells.
+FOUND = "10, aliases found"
 # How far the pictures of the base model itself are apart, by another noise.
 OTHER_NOISE = "base, other noise"
 # The base model's answers are kept, so any number of cells may compare with them.
@@ -145,6 +147,23 @@ def _mass(bench: Bench, records: Records, plan: Plan) -> None:
         fill(bench, records, Subject(bench, most), questions, plan, str(len(most)), (REFINED, *CLOSED_FORMS))
 
 
+def sentences(bench: Bench, records: Records, plan: Plan) -> None:
+    """The same lists in closed form, with a prior whose captions have words around the names that the model does not
+    know; of ten, with synonyms, and once with the aliases that the model tells."""
+    with bench.any_length(wider=True):
+        order = mass_order(bench.words)
+        kept = [name for name in bench.words["concepts"] if name not in order]
+        always = {"others": asked(kept, TEMPLATES[:1]), "captions": varied(kept)}
+        for count in COUNTS:
+            erased = order[:count]
+            questions = {"erased": asked(erased, seeds=max(1, 20 // count)), **always}
+            if count == len(bench.words["synonyms"]):
+                named = {word: name for name in erased for word in bench.synonyms[name]}
+                questions["synonyms"] = asked(named)
+                fill(bench, records, Subject(bench, erased, found=True), questions, plan, FOUND, (REFINED, ALONE))
+            fill(bench, records, Subject(bench, erased), questions, plan, str(count), (REFINED, *CLOSED_FORMS))
+
+
 def compared(bench: Bench, questions: Sequence[Question], with_those: Sequence[Question]) -> dict:
     """The base model's answers to some questions, compared with its answers to the same prompts and another noise."""
     first, second = (bench.examiner.ask(bench.model, group, KEPT) for group in (with_those, questions))
@@ -202,6 +221,7 @@ COMPARISONS: dict[str, Callable[[Bench, Records, Plan], None]] = {
     "aliases": partial(with_aliases, aliases=True),
     "found": partial(with_aliases, found=True),
     "mass": mass,
+    "sentences": sentences,
     "styles": styles,
     "mixed": mixed,
     "shared": shared,

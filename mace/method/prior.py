@@ -220,3 +220,32 @@ def step_aside(
         texts=PriorTexts(tuple(kept), tuple(own for own, keep in zip(prior.texts.prompts, keeps, strict=True) if keep)),
         stepped_aside=(prior.stepped_aside[0] + len(captions), (*prior.stepped_aside[1], *preserved)),
     )
+
+
+def preserve_more(prior: Prior, names: Sequence[str], prompts: Sequence[tuple[str, ...]], sums: Sums) -> Prior:
+    """The prior with further concepts to preserve, as if it had been made with them.
+
+    names: their phrases.  prompts: of each of them.  sums: of all these prompts.
+    """
+
+    def more(packed: Tensor | None, own: Tensor | None) -> Tensor | None:
+        if own is None:
+            return packed
+        added = pack(own).cpu()
+        return added if packed is None else packed + added
+
+    preserve, pooled, *others = (
+        more(of_concepts, own)
+        for of_concepts, own in zip(
+            (prior.preserve, prior.pooled_preserve, *(own for _, own in prior.others)), sums, strict=True
+        )
+    )
+    texts = prior.texts
+    return replace(
+        prior,
+        preserve=preserve,
+        pooled_preserve=pooled,
+        others=tuple((mean, own) for (mean, _), own in zip(prior.others, others, strict=True)),
+        preserved=(*prior.preserved, *names),
+        texts=None if texts is None else PriorTexts(texts.captions, (*texts.prompts, *prompts)),
+    )

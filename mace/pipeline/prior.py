@@ -11,7 +11,7 @@ from ..concepts import captions as caption_sources
 from ..concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ..concepts.lists import RETENTION
 from ..messages import MessageError
-from ..method.prior import Prior, PriorTexts, Sums, make_prior
+from ..method.prior import Prior, PriorTexts, Sums, make_prior, preserve_more
 from ..method.prior import step_aside as without
 from ..method.tokens import fill
 from .host import Progress, Text
@@ -64,13 +64,14 @@ def draw_captions(source: CaptionSource) -> list[str]:
     return random.Random(source.seed).sample(found, count) if len(found) > count else found
 
 
-def keepers(preserve: str, preserve_type: str, retention: str) -> list[Concept]:
+def keepers(preserve: str, preserve_type: str, retention: str, concepts: Sequence[Concept] = ()) -> list[Concept]:
     """The concepts to preserve, each phrase once: the paper's list, then the lines and their aliases.
 
-    Raises ConceptError for a bad line.
+    concepts: those to erase, which the paper's list gives way to. Raises ConceptError for a bad line.
     """
     kind, names = RETENTION.get(retention, (preserve_type, ()))
-    phrases = {normalised(name): Concept(name, "", kind) for name in names}
+    erased = phrases_by_key(concepts)
+    phrases = {normalised(name): Concept(name, "", kind) for name in names if normalised(name) not in erased}
     for line in parse_concepts(preserve, preserve_type, mapped=False, field="preserve"):
         for phrase in line.phrases:
             phrases.setdefault(normalised(phrase), Concept(phrase, "", line.type))
@@ -109,6 +110,11 @@ def captions_to_read(encoder: Text, source: CaptionSource) -> int:
     return source.count if _last_general.get(encoder.module, (encoder.identity, source)) is None else 0
 
 
+def prompts_of(concept: Concept) -> tuple[str, ...]:
+    """The prompts that a concept to preserve is read in."""
+    return tuple(fill(template, concept.target) for template in concept.prompts)
+
+
 def _why_none(found: int, drawn: int) -> str:
     """Why no caption is left. found: captions there were.  drawn: those that fit the text encoder."""
     if not found:
@@ -141,7 +147,7 @@ def build_prior(
     if not kept and not keep:
         why = _why_none(len(found), len(drawn))
         raise ValueError(f"there is nothing to keep: {why}; and no concept to preserve is named")
-    kept_prompts = tuple(tuple(fill(template, concept.target) for template in concept.prompts) for concept in keep)
+    kept_prompts = tuple(map(prompts_of, keep))
     prompts = [prompt for own in kept_prompts for prompt in own]
     step = progress.begin(len(drawn) + len(left_out) + len(prompts))
     general, pooled, *others = general_moment(encoder, drawn, left_out, source, step) if kept else (None, None)
@@ -195,3 +201,18 @@ def step_aside(
     if contrary:
         lines.append(f"no longer preserved, for it is erased now: {', '.join(contrary)}")
     return found
+
+
+def preserve_also(prior: Prior, keep: Sequence[Concept], encoder: Text, progress: Progress) -> Prior:
+    """The prior that preserves further concepts too; those that it preserves already count once.
+
+    encoder: the prior's own (see `Prior.check`).
+    """
+    known = set(map(normalised, prior.preserved))
+    new = [concept for concept in keep if normalised(concept.target) not in known]
+    if not new:
+        return prior
+    prompts = [prompts_of(concept) for concept in new]
+    every = [prompt for own in prompts for prompt in own]
+    sums = encoder.gram(every, progress.begin(len(every)))
+    return preserve_more(prior, tuple(concept.target for concept in new), prompts, sums)

@@ -69,7 +69,7 @@ def checked_preserve(preserve: str | None) -> bool | str:
 
 def kept_phrases(preserve: str, retention: str, concepts: Sequence[Concept]) -> list[str]:
     """The phrases to preserve. Raises ValueError for one that is to be erased too."""
-    kept = [concept.target for concept in keepers(preserve, TYPES[0], retention)]
+    kept = [concept.target for concept in keepers(preserve, TYPES[0], retention, concepts)]
     erased = phrases_by_key(concepts)
     for phrase in kept:
         if normalised(phrase) in erased:

@@ -110,6 +110,14 @@ class EraseConcepts(io.ComfyNode):
                     tooltip="A prompt of yours: the node shows what it draws before and after, with two seeds; {} "
                     "stands for the first word. Empty: no pictures.",
                 ),
+                io.Boolean.Input(
+                    "keep_near",
+                    optional=True,
+                    default=False,
+                    tooltip="Keeps the words next to what is erased that draw something else (wolf for dog), and the "
+                    "paper's lists of people or artists where such are erased: you name none. It takes as long as "
+                    "find_aliases; both together take it once. They are D of Eq. 19.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -157,6 +165,7 @@ class EraseConcepts(io.ComfyNode):
         type="object",
         gentle_strong=0.0,
         preview_prompt="",
+        keep_near=False,
     ) -> io.NodeOutput:
         chosen = merge(concepts or (), parse_concepts(words, type, field="words"))
         if not chosen:
@@ -169,7 +178,8 @@ class EraseConcepts(io.ComfyNode):
         if shown:
             check_vae(vae)
         settings = find_preset(preset)
-        wanted = Wanted(settings, width, height, seed, strengths, prior, find_aliases, gentle_strong, bool(shown))
+        how = (strengths, prior, find_aliases, gentle_strong, bool(shown), keep_near)
+        wanted = Wanted(settings, width, height, seed, *how)
         erased = erase(model, clip, vae, chosen, wanted)
         pictures = {}
         if shown:

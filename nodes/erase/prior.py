@@ -119,7 +119,7 @@ class BuildPrior(io.ComfyNode):
     def execute(
         cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=(), model=None
     ) -> io.NodeOutput:
-        keep = keepers(preserve, preserve_type, retention)
+        keep = keepers(preserve, preserve_type, retention, concepts)
         text, source = text_of(clip, model), captions_of(captions, count, seed)
         prior, drawn = build_prior(text, NodeProgress(), source, keep, concepts)
         return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, drawn)))

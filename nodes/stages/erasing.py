@@ -10,7 +10,7 @@ from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
 from ...mace.pipeline.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
-from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read
+from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read, preserve_also
 from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, RELEASED, choose_weights, refine_model, written_settings
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
@@ -24,6 +24,7 @@ from ..host.text import TextEncoder
 from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import make_images, undrawn
+from .keeping import kept_beside, kept_lines, with_near
 from .mask_making import ATTENTION, make_masks
 from .nearby import fused_lines
 from .train import train_loras
@@ -44,7 +45,8 @@ class Wanted:
     """What the artist sets. preset: all settings.  width, height: of training images in pixels, 0 for the model's
     own.  strengths: as in `mace.concepts.strengths`.  prior: what to keep, None for built-in captions where the weights
     need them.  find_aliases: whether the model is asked for them.  lean: -1 (gentle) to 1 (strong), see
-    `mace.presets.leaning`.  compared: whether pictures before and after come last, for the estimate.
+    `mace.presets.leaning`.  compared: whether pictures before and after come last, for the estimate.  keep_near:
+    whether the words next to the concepts are preserved, see `kept_beside`.
     """
 
     preset: Preset
@@ -56,6 +58,12 @@ class Wanted:
     find_aliases: bool = False
     lean: float = 0.0
     compared: bool = False
+    keep_near: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model is asked which words draw the same and which do not."""
+        return self.find_aliases or self.keep_near
 
     @property
     def drawing(self) -> dict:
@@ -98,22 +106,34 @@ def refine_as_preset(
     prior: Prior | None,
     strengths: Sequence[float] | None = None,
     lean: float = 0.0,
+    keep: Sequence[Concept] = (),
 ):
     """(refined MODEL, Refinement, lines for the artist, the prior it was refined with) with a preset's weights.
 
     prior: where None, built-in captions are read if the weights need them.  strengths: see `refine_model`.  lean: see
-    `mace.presets.leaning`.
+    `mace.presets.leaning`.  keep: to preserve besides what the prior does, with NEAR_WEIGHT where the preset has no
+    lambda3.
     """
     text, original = text_and_weights(model, clip)
     own = None if chosen.refine is None else chosen.refine(len(concepts))
     if prior is None and needs_captions(concepts, chosen):
         send_text("reading captions for the prior")
         prior, _ = build_prior(text, NodeProgress(), CAPTIONS, concepts=concepts)
+    if keep:
+        send_text("reading what is kept")
+        if prior is None:
+            prior, _ = build_prior(text, NodeProgress(), replace(CAPTIONS, count=0), keep, concepts)
+        else:
+            prior.check(text.fingerprint, text.other_widths)
+            prior = preserve_also(prior, keep, text, NodeProgress())
     send_text("refining")
     # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
     written, form = (AUTO,) * 3, RELEASED if chosen.lambda1_squared else PAPER
+    usual = with_near(chosen.weights(concepts), keep)
     if own or lean:
-        written, form = tuple(map(repr, astuple(leaning(chosen.weights(concepts), lean))[:3])), PAPER
+        written, form = tuple(map(repr, astuple(leaning(usual, lean))[:3])), PAPER
+    elif keep and not chosen.weights(concepts).lambda3:
+        written = (AUTO, repr(usual.lambda3), AUTO)
     measures = MEASURE_NAMES[own.metric if own else ALIKE]
     weights, lines = choose_weights(concepts, *written, form, measures)
     settings = written_settings(*written, form, measures)
@@ -159,7 +179,7 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
         captions = captions_to_read(TextEncoder(clip), CAPTIONS)
     parts = {
         PICTURES: (0, len(new) * IMAGES * steps * 2),
-        OTHER_WORDS: (len(new) * usual.nearest, len(new) * asked) if wanted.find_aliases else (0, 0),
+        OTHER_WORDS: (len(new) * usual.nearest, len(new) * asked) if wanted.asks else (0, 0),
         READING: (captions + 2 * sum(len(concept.readings) for concept in new), 0),
         TRAINING: (0, TRAINED * sum(chosen.lora(concept.type).steps for concept in new)),
         COMPARING: (0, 2 * COMPARED * steps * 2 if wanted.compared else 0),
@@ -174,19 +194,25 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
     """Erasing from a model for which no LoRA is trained: the refinement is all, and moves the concepts' own words."""
     lines = ["No LoRA is trained for this model: the refinement is all, and moves the concepts' own words too."]
     strengths = strengths_of(wanted.strengths, concepts)
-    if wanted.find_aliases:
+    keep: Sequence[Concept] = ()
+    if wanted.asks:
         check_vae(vae)
-        send_text("drawing pictures to find aliases by")
+        send_text("drawing pictures to ask for other words by")
         settings = {"count": AliasSettings().pictures, **sampling(model), **wanted.drawing}
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
         found = find_aliases(model, clip, images, AliasSettings())
-        concepts = found.concepts
-        lines += ["Aliases:", *found.lines]
+        if wanted.keep_near:
+            keep = kept_beside(found, concepts)
+            lines += ["Kept:", *kept_lines(keep)]
+        if wanted.find_aliases:
+            concepts = found.concepts
+            lines += ["Aliases:", *found.lines]
     listed = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
     erased = model.clone()
     if any(strengths):
         own = strengths if min(strengths) < 1 else None
-        erased, _, about, _ = refine_as_preset(model, clip, concepts, wanted.preset, wanted.prior, own, wanted.lean)
+        how = (wanted.preset, wanted.prior, own, wanted.lean, keep)
+        erased, _, about, _ = refine_as_preset(model, clip, concepts, *how)
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
@@ -206,19 +232,24 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
     send_text("\n".join([*plan.lines, "drawing training images"]))
     images = make_images(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
-    if wanted.find_aliases:
+    keep: Sequence[Concept] = ()
+    if wanted.asks:
         plan.say(OTHER_WORDS, "asking for other words")
         found = find_aliases(model, clip, images, AliasSettings())
-        images, concepts, about["Aliases"] = found.images, found.concepts, found.lines
+        if wanted.keep_near:
+            keep = kept_beside(found, concepts)
+            about["Kept"] = kept_lines(keep)
+        if wanted.find_aliases:
+            images, concepts, about["Aliases"] = found.images, found.concepts, found.lines
     plan.say(READING, "reading prompts")
     refined, refinement, about["Refinement"], prior = refine_as_preset(
-        model, clip, concepts, wanted.preset, wanted.prior
+        model, clip, concepts, wanted.preset, wanted.prior, keep=keep
     )
     plan.say(TRAINING, "finding the concepts in the images")
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
     loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted))
     plan.say(COMPARING, "fusing")
-    fused, about["Fusion"], listed = fuse_as_preset(model, clip, loras, refinement, prior, wanted)
+    fused, about["Fusion"], listed = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
     took = f"It took {duration(time.perf_counter() - start)}."
     send_text(took)
     return Erased(fused, loras, [*in_parts(about), took], listed)
@@ -242,14 +273,16 @@ def preset_training(wanted: Wanted) -> TrainOptions:
     )
 
 
-def fuse_as_preset(model, clip, loras: LoraSet, refinement: Refinement, prior: Prior | None, wanted: Wanted):
+def fuse_as_preset(
+    model, clip, loras: LoraSet, refinement: Refinement, prior: Prior | None, wanted: Wanted, keep: Sequence[Concept]
+):
     """(fused MODEL, lines for the artist, [target, strength] of every concept) with a preset's weights.
 
-    loras: trained on the refinement.  prior: that it was refined with.
+    loras: trained on the refinement.  prior: that it was refined with.  keep: what it preserves of itself.
     """
     fuse_as = (AUTO,) * 3
     if wanted.preset.fuse is not None:
-        weights = wanted.preset.fuse(len(refinement.concepts))
+        weights = with_near(wanted.preset.fuse(len(refinement.concepts)), keep)
         fuse_as = tuple(map(repr, astuple(leaning(weights, wanted.lean))[:3]))
     fused, about, listed = fused_model(
         ModelWeights(model),
