@@ -54,11 +54,11 @@ def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior,
     """Say how long an erasure will take, where LoRAs are trained; the closed form alone needs none. cluster: what does
     it, None for this process."""
     stage = session.host.module("nodes.stages.erasing")
-    if not stage.is_unet(loaded.model):
+    preset = session.host.module("nodes.host.preset_files").find_preset(settings["preset"])
+    if not stage.trains(loaded.model, preset):
         session.result["estimate"] = {"seconds": {}, "lines": ["in closed form alone: nothing is trained"]}
         return
-    names = ("width", "height", "seed", "strengths", "find_aliases")
-    preset = session.host.module("nodes.host.preset_files").find_preset(settings["preset"])
+    names = ("width", "height", "seed", "strengths", "find_aliases", "keep_near")
     given = {name: settings[name] for name in names}
     wanted = stage.Wanted(preset=preset, **given, prior=prior, lean=settings["gentle_strong"])
     stage.check_vae(loaded.vae)

@@ -60,6 +60,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         _setting("--height", int, f"height {_SIZE}", ERASE),
         _setting("--seed", int, "seed of images and training", ERASE),
         _setting("--aliases", True, "ask the model for other words that draw the same", ERASE, name="find_aliases"),
+        _setting("--keep-near", True, "keep the words next to them that draw something else", ERASE),
         _setting("--gentle-strong", float, "-1 (gentle) to 1 (strong); 0 is the preset", ERASE),
         _DTYPE,
         _setting("--rank", int, "rank of --lora", EXPORT),
@@ -149,8 +150,12 @@ def check_cluster(options) -> None:
         raise BadInput("--ray: the registry's archive has no headless/cluster; clone the repository for it")
     if importlib.util.find_spec("ray") is None:
         raise BadInput(f"--ray needs Ray: {sys.executable} -m pip install -r requirements-cluster.txt")
-    if getattr(options, "set_aliases", None):
-        raise BadInput("--aliases: each search looks at the words of the whole list; run erase without --ray for it")
+    for name in ("aliases", "keep_near"):
+        if getattr(options, f"set_{name}", None):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(
+                f"{option}: each search looks at the words of the whole list; run erase without --ray for it"
+            )
 
 
 def _counted(text: str) -> int:

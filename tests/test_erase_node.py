@@ -133,6 +133,18 @@ def test_the_presets_own_fusion_leans_too(comfy_host, erase, monkeypatch):
     assert "mu 5" in said.partition("Fusion:")[0] and "mu 30" in said.partition("Fusion:")[2]
 
 
+def test_a_preset_of_the_closed_form_trains_nothing(comfy_host, demo, erase, monkeypatch):
+    """It is CFR Refine with the concepts' own words; no picture is drawn, and nothing goes where LoRAs would."""
+    presets = comfy_host.module("mace.presets.presets")
+    alone = presets.Preset(presets.auto_lora, lambda count: presets.RefineWeights(0.0, 0.0, 2.0), closed_form=True)
+    monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {"alone": alone, **presets.PRESETS})
+    monkeypatch.setattr(comfy_host.module("nodes.stages.erasing"), "make_images", lambda *a: pytest.fail("drawn"))
+    node = erase(words="dog -> sky", preset="alone")
+    expected = refine(comfy_host, demo[0], demo[1], concepts(comfy_host, "dog -> sky"), mu="2", own_words="on")[0]
+    assert same(node[0], expected) and type(node[1]).__name__ == "ExecutionBlocker"
+    assert report(node).startswith("No LoRA is trained by this preset: ")
+
+
 def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, monkeypatch):
     said = []
     for name in ("estimate", "erasing"):

@@ -74,6 +74,7 @@ def test_what_is_offered_first_stays_first():
 
 
 def test_lambda1_grows_with_the_list_and_mu_does_not():
+    assert [name for name in PRESETS if PRESETS[name].closed_form] == ["demo model, lists of any length"]
     lists = PRESETS["demo model, lists of any length"].refine
     for count in (1, 10, 100):
         assert lists(count).lambda1 == pytest.approx(1e-4 * count) and lists(count).mu == 1

@@ -67,8 +67,12 @@ class Clustered(OnCluster):
         given = {name: settings[name] for name in ("width", "height", "seed", "strengths")}
         wanted = stage.Wanted(preset=preset, **given, prior=prior, lean=settings["gentle_strong"])
         with torch.inference_mode():
-            if not stage.is_unet(loaded.model):
-                with self.moments(loaded, concepts) as kept, session.timed("refinement", "Refinement") as entry:
+            if not stage.trains(loaded.model, preset):
+                own = True if preset.closed_form else None
+                with (
+                    self.moments(loaded, concepts, own_words=own) as kept,
+                    session.timed("refinement", "Refinement") as entry,
+                ):
                     erased = stage.by_closed_form(loaded.model, loaded.clip, loaded.vae, kept, wanted)
                     entry["text"] = erased.lines
                 return erased.model, None

@@ -3,7 +3,7 @@
 Such a file has "name", how the preset is called, and "found_on", what it was found on and where that is told; then,
 each only where it is not Table 10's: "lora" with rank, steps and learning_rate by type of concept ("*": all other
 types), "refine" with lambda1, lambda3, mu and metric of Eq. 19, "fuse" with lambda2, lambda3 and mu of Eq. 7, and
-"loss", "end_of_text", "focus", "lambda1_squared" as in `Preset`. A weight is a number, or [number, power, n] for one
+"loss", "end_of_text", "focus", "lambda1_squared", "closed_form" as in `Preset`. A weight is a number, or [number, power, n] for one
 that grows with the list: times (count / n)^power for lists longer than n.
 """
 
@@ -38,6 +38,7 @@ class Preset:
     loss: one of mace.method.loss.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     focus: whether LoRAs read the directions of mace.method.focus.  found_on: what model, and where that is told.
     lambda1_squared: whether the refinement's lambda1 counts twice, as in the published code.
+    closed_form: whether Erase Concepts trains nothing: the refinement is all, and moves the concepts' own words too.
     """
 
     lora: Callable[[str], LoraRow]
@@ -48,6 +49,7 @@ class Preset:
     focus: bool = False
     found_on: str = ""
     lambda1_squared: bool = False
+    closed_form: bool = False
 
     def weights(self, concepts: Sequence[Concept]) -> RefineWeights:
         """What Eq. 19 is solved with for a list, mixed types included. Raises ValueError for an empty one."""
@@ -109,6 +111,7 @@ class _File(Record):
     end_of_text: bool = False
     focus: bool = False
     lambda1_squared: bool = False
+    closed_form: bool = False
 
 
 def read_preset(path: Path) -> tuple[str, Preset]:
@@ -134,6 +137,7 @@ def preset_of_text(text: bytes, named: str) -> tuple[str, Preset]:
         entry.focus,
         entry.found_on,
         entry.lambda1_squared,
+        entry.closed_form,
     )
     return entry.name, preset
 

@@ -45,6 +45,7 @@ def written_preset(
     fuse_lambda3=AUTO,
     fuse_mu=AUTO,
     lambda1_form: str = PAPER,
+    closed_form: bool = False,
 ) -> str:
     """The text of the file. Raises ValueError."""
     weights = {key: read_growing(key, value) for key, value in zip(REFINE, (lambda1, lambda3, mu), strict=True)}
@@ -58,6 +59,7 @@ def written_preset(
         "end_of_text": end_of_text,
         "focus": focus,
         "lambda1_squared": lambda1_form == RELEASED,
+        "closed_form": closed_form,
     }
     return preset_text(name, found_on, settings)
 
@@ -184,6 +186,14 @@ class SavePreset(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Whether lambda1 counts twice, as in the published code; see CFR Refine.",
+                ),
+                io.Boolean.Input(
+                    "closed_form",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Erase Concepts trains nothing with this preset: the refinement is all, and moves the "
+                    "concepts' own words too, as CFR Refine does with own_words on.",
                 ),
             ],
             outputs=[],

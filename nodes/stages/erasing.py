@@ -137,9 +137,8 @@ def refine_as_preset(
     measures = MEASURE_NAMES[own.metric if own else ALIKE]
     weights, lines = choose_weights(concepts, *written, form, measures)
     settings = written_settings(*written, form, measures)
-    refined, refinement, about = refine_model(
-        original, text, NodeProgress(), concepts, weights, prior, settings=settings, strengths=strengths
-    )
+    how = dict(settings=settings, strengths=strengths, own_words=True if chosen.closed_form else None)
+    refined, refinement, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, **how)
     return refined.model, refinement, [*lines, *about], refinement.prior
 
 
@@ -190,9 +189,15 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
     return replace(found, lines=lines)
 
 
+def trains(model, chosen: Preset) -> bool:
+    """Whether LoRAs are trained to erase from a model by a preset."""
+    return is_unet(model) and not chosen.closed_form
+
+
 def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
-    """Erasing from a model for which no LoRA is trained: the refinement is all, and moves the concepts' own words."""
-    lines = ["No LoRA is trained for this model: the refinement is all, and moves the concepts' own words too."]
+    """Erasing without LoRAs (see `trains`): the refinement is all, and moves the concepts' own words."""
+    of = "by this preset" if is_unet(model) else "for this model"
+    lines = [f"No LoRA is trained {of}: the refinement is all, and moves the concepts' own words too."]
     strengths = strengths_of(wanted.strengths, concepts)
     keep: Sequence[Concept] = ()
     if wanted.asks:
@@ -224,7 +229,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     check_base(ModelWeights(model))
     # A name that no concept has is said now, not after the training.
     strengths_of(wanted.strengths, concepts)
-    if not is_unet(model):
+    if not trains(model, wanted.preset):
         return by_closed_form(model, clip, vae, concepts, wanted)
     check_vae(vae)
     start = time.perf_counter()
