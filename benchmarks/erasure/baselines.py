@@ -5,6 +5,7 @@ made for Stable Diffusion: the rates were searched on the demo model (docs/searc
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from benchmarks.erasure.bench import Bench, Work
 
@@ -15,6 +16,9 @@ FMN = dict(train="cross-attention", end_of_text=False, steps=35, batch=1, seed=0
 SPEED = dict(threshold=0.1, retain_scale=1.0)
 OCE = dict(erase_scale="auto", preserve_scale="auto")
 RATES = {"ESD-x": "1e-4", "ESD-u": "1e-5", "AC": "1e-4", "FMN": "1e-4"}
+# OCE by the weights that are published for as many people, in which what is preserved counts; and in the form that its
+# objective asks for.
+OCE_PEOPLE, OCE_DERIVED = "OCE as for people", "OCE as for people, derived"
 METHODS = {"ESD-x": "ESD-x (cross-attention)", "ESD-u": "ESD-u (all but cross-attention)"}
 
 # (MODEL, what to draw with besides: see `Studio.draw`)
@@ -74,6 +78,13 @@ def oce(bench: Bench, work: Work, name: str, **settings) -> Made:
     return run(bench, "OCE", model=bench.model, concepts=work.concepts, **chosen)[0], {}
 
 
+def oce_as_for_people(bench: Bench, work: Work, name: str) -> Made:
+    """OCE with the published weights for as many celebrities, preserving all other things by name."""
+    weights = bench.host.module("mace.baselines.oce").published_weights("celebrity", len(work.concepts))
+    scales = {scale: repr(value) for scale, value in asdict(weights).items()}
+    return oce(bench, work, name, **scales, solution="derived" if name == OCE_DERIVED else "published")
+
+
 def sld(bench: Bench, work: Work, name: str, **settings) -> Made:
     """SLD with the medium setting."""
     return run(bench, "SLD", model=bench.model, concepts=work.concepts, preset="medium", **settings)[0], {}
@@ -89,6 +100,8 @@ BASELINES: dict[str, Callable[..., Made]] = {
     "UCE": uce,
     "SPEED": speed,
     "OCE": oce,
+    OCE_PEOPLE: oce_as_for_people,
+    OCE_DERIVED: oce_as_for_people,
     "ESD-x": esd,
     "ESD-u": esd,
     "AC": ablation,

@@ -161,7 +161,7 @@ def sentences(bench: Bench, records: Records, plan: Plan) -> None:
                 named = {word: name for name in erased for word in bench.synonyms[name]}
                 questions["synonyms"] = asked(named)
                 fill(bench, records, Subject(bench, erased, found=True), questions, plan, FOUND, (REFINED, ALONE))
-            fill(bench, records, Subject(bench, erased), questions, plan, str(count), (REFINED, *CLOSED_FORMS))
+            fill(bench, records, Subject(bench, erased), questions, plan, str(count), (REFINED, ALONE))
 
 
 def compared(bench: Bench, questions: Sequence[Question], with_those: Sequence[Question]) -> dict:

@@ -9,6 +9,8 @@ NAMES = {
     "UCE": "UCE",
     "SPEED": "SPEED",
     "OCE": "OCE",
+    "OCE as for people": "OCE, weights as for people",
+    "OCE as for people, derived": "OCE, the same, derived form",
     "ESD-x": "ESD-x",
     "ESD-u": "ESD-u",
     "AC": "AC",
