@@ -2,8 +2,8 @@
 
     python dev.py run python -m devtools.node_pictures http://127.0.0.1:8188 [NODE ...]
 
-Writes web/docs/pictures/<node id>.png for the nodes named, or for all that have a help page. Needs a Chromium (see
-dev.py).
+Writes web/docs/pictures/<node id>.png for the nodes named, or for all that have a help page, and with these
+web/docs/concept_table.png, the table with some concepts in it. Needs a Chromium (see dev.py).
 """
 
 import io
@@ -20,13 +20,16 @@ from .pages import open_page
 DOCS = Path(__file__).resolve().parent.parent / "web/docs"
 COLOURS = 64
 LEFT, TOP, TITLE = 700, 200, 30
-PLACE = """async ([kind, id, left, top]) => {
+TABLE = "MACE_Concepts"
+WRITTEN = "# animals\ndog | hound, puppy -> sky\n#cat -> forest\nhorse > field\nairplane"
+PLACE = """async ([kind, id, left, top, written]) => {
     const app = window.app, node = window.LiteGraph.createNode(kind);
     app.graph.clear();
     // The page keeps values by the number of a node: each kind has its own.
     node.id = id;
     app.graph.add(node);
     node.pos = [0, 0];
+    if (written) node.widgets.find(widget => widget.name === 'concepts').value = written;
     await new Promise(done => setTimeout(done, 200));
     const [width, height] = node.computeSize();
     node.setSize([Math.max(360, Math.min(width, 460)), height]);
@@ -39,9 +42,10 @@ PLACE = """async ([kind, id, left, top]) => {
 }"""
 
 
-def picture(page: Page, kind: str, number: int) -> Image.Image:
-    """A node as the page draws it, with its defaults. number: of the node, another for each kind."""
-    left, top, width, height = page.evaluate(PLACE, [kind, number, LEFT, TOP])
+def picture(page: Page, kind: str, number: int, written: str = "") -> Image.Image:
+    """A node as the page draws it, with its defaults. number: of the node, another for each kind.  written: of
+    Concepts, what stands in it."""
+    left, top, width, height = page.evaluate(PLACE, [kind, number, LEFT, TOP, written])
     return taken(page, (left + LEFT - 14, top + TOP - TITLE - 8, width + 28, height + TITLE + 18))
 
 
@@ -53,14 +57,16 @@ def taken(page: Page, area: Sequence[float], colours: int = COLOURS) -> Image.Im
 
 def main() -> None:
     """Take the pictures that the command line asks for."""
-    url, *kinds = sys.argv[1:]
-    kinds = kinds or sorted(path.stem for path in DOCS.glob("MACE_*.md"))
+    url, *named = sys.argv[1:]
+    kinds = named or sorted(path.stem for path in DOCS.glob("MACE_*.md"))
     (DOCS / "pictures").mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=os.environ.get("MACE_BROWSER"), args=["--no-sandbox"])
         page = open_page(browser, url, height=1400)
         for number, kind in enumerate(kinds, start=50):
             picture(page, kind, number).save(DOCS / f"pictures/{kind}.png", optimize=True)
+        if not named:
+            picture(page, TABLE, len(kinds) + 50, WRITTEN).save(DOCS / "concept_table.png", optimize=True)
         browser.close()
 
 
