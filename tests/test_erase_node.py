@@ -125,8 +125,8 @@ def test_the_presets_own_fusion_leans_too(comfy_host, erase, monkeypatch):
     weights, fused = comfy_host.module("mace.method.refine"), comfy_host.module("mace.method.fuse")
     own = presets.Preset(
         lambda type: presets.LoraRow(1, 1, 1e-3),
-        lambda count: weights.RefineWeights(mu=5.0),
-        lambda count: fused.FuseWeights(mu=3.0),
+        presets.ListWeights(weights.RefineWeights, tuple(map(presets.Growing, (0.0, 0.0, 5.0)))),
+        presets.ListWeights(fused.FuseWeights, tuple(map(presets.Growing, (0.0, 0.0, 3.0)))),
     )
     monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {"short": own})
     said = report(erase(words="horse -> forest", gentle_strong=-0.5))

@@ -24,7 +24,7 @@ def equal(a, b):
     for name in ("mean", "preserve", "fingerprint"):
         x, y = getattr(a, name), getattr(b, name)
         assert (x is None and y is None) or torch.equal(x, y), name
-    for name in ("captions", "preserved", "source", "left_out", "texts", "stepped_aside"):
+    for name in ("captions", "preserved", "source", "left_out", "texts", "stepped_aside", "made_of", "digest"):
         assert getattr(a, name) == getattr(b, name), name
     for one, two in zip(a.others, b.others, strict=True):
         assert all(x is y is None or torch.equal(x, y) for x, y in zip(one, two, strict=True))

@@ -48,6 +48,8 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
     }
     if prior.others:
         metadata["others"] = str(len(prior.others))
+    if prior.made_of:
+        metadata["made_of"] = prior.made_of
     return tensors, metadata
 
 
@@ -93,6 +95,7 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior:
         _texts(tensors.get(_TEXTS), captions, len(preserved)),
         read_record(STEPPED_ASIDE, metadata.get("stepped_aside", "[0, []]"), "stepped_aside"),
         tuple((tensors.get(mean), tensors.get(preserve)) for mean, preserve in names),
+        metadata.get("made_of", ""),
     )
 
 

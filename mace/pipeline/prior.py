@@ -11,7 +11,7 @@ from ..concepts import captions as caption_sources
 from ..concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ..concepts.lists import RETENTION
 from ..messages import MessageError
-from ..method.prior import Prior, PriorTexts, Sums, make_prior
+from ..method.prior import Prior, PriorTexts, Sums, make_prior, texts_digest
 from ..method.prior import step_aside as without
 from ..method.tokens import fill
 from .host import Progress, Text
@@ -157,6 +157,7 @@ def build_prior(
         (pooled, pooled_preserve),
         PriorTexts(tuple(kept), kept_prompts),
         tuple(zip_longest(others, others_preserve)),
+        texts_digest(drawn, kept_prompts),
     )
     return prior, Drawn(kept, left_out, len(found) - len(drawn))
 

@@ -110,13 +110,15 @@ def refine_as_preset(
         send_text("reading captions for the prior")
         prior, _ = build_prior(text, NodeProgress(), CAPTIONS, concepts=concepts)
     send_text("refining")
-    # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
+    # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list; so does the form
+    # of a preset's weight that grows with the list.
     written, form = (AUTO,) * 3, RELEASED if chosen.lambda1_squared else PAPER
     if own or lean:
         written, form = tuple(map(repr, astuple(leaning(chosen.weights(concepts), lean))[:3])), PAPER
+    told = chosen.refine_forms if own and not lean else written
     measures = MEASURE_NAMES[own.metric if own else ALIKE]
     weights, lines = choose_weights(concepts, *written, form, measures)
-    settings = written_settings(*written, form, measures)
+    settings = written_settings(*told, form, measures)
     refined, refinement, about = refine_model(
         original, text, NodeProgress(), concepts, weights, prior, settings=settings, strengths=strengths
     )
