@@ -19,8 +19,8 @@ from .store import LastResult
 
 BUILT_IN = "built-in"
 
-# The last prior that stepped aside by text encoder, with what it depends on: other weights ask for it again.
-_last_aside: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# The last prior that stepped aside by text encoder, with the one it was: other weights ask for it again.
+_last_aside = LastResult()
 # The last captions' moment by text encoder: another list of concepts leaves out other captions, and taking their
 # part off the whole spares encoding thousands of captions again.
 _last_general = LastResult()
@@ -177,9 +177,9 @@ def step_aside(
     contrary = [phrase for phrase in prior.preserved if normalised(phrase) in targets]
     if not named and not contrary:
         return prior
-    model = encoder.module
-    known, key, found = _last_aside.get(model, (None, None, None))
-    if known is not prior or key != (encoder.identity, tuple(named), tuple(contrary)):
+    key = (encoder.identity, tuple(named), tuple(contrary))
+    whole, found = _last_aside.get(encoder.module, key) or (None, None)
+    if whole is None or whole() is not prior:
         prompts = [
             prompt
             for phrase, own in zip(prior.preserved, prior.texts.prompts, strict=True)
@@ -190,7 +190,8 @@ def step_aside(
         sums = encoder.gram([literal(caption) for caption in named], step) if named else (None, None)
         own = encoder.gram(prompts, step) if prompts else (None, None)
         found = without(prior, named, sums, contrary, own)
-        _last_aside[model] = (prior, (encoder.identity, tuple(named), tuple(contrary)), found)
+        # What it was made from is the host's to keep.
+        _last_aside.put(encoder.module, key, (weakref.ref(prior), found))
     if named:
         lines.append(f"taken out of the prior: {len(named)} of {prior.captions} captions, which name what is erased")
     if contrary:
