@@ -36,6 +36,18 @@ def test_round_trip(prior):
     equal(prior_from_file(tensors, metadata), prior)
 
 
+def test_what_no_file_may_hold_is_refused_when_it_is_saved(prior, monkeypatch):
+    """By the texts' length in bytes: the longest that is written is read."""
+    texts = replace(prior.texts, captions=("\u00eb" * 1000, *prior.texts.captions[1:]))
+    length = len(json.dumps([texts.captions, texts.prompts], ensure_ascii=False).encode())
+    monkeypatch.setattr("mace.formats.prior_file.MOST_TEXT", length)
+    whole = replace(prior, texts=texts)
+    equal(prior_from_file(*prior_to_file(whole)), whole)
+    monkeypatch.setattr("mace.formats.prior_file.MOST_TEXT", length - 1)
+    with pytest.raises(PriorError, match=f"captions and prompts take {length} bytes, and a file holds {length - 1}"):
+        prior_to_file(whole)
+
+
 @pytest.mark.parametrize("without", [(), ("mean",), ("preserve",)])
 def test_round_trip_through_a_file(prior, tmp_path, without):
     empty = {"mean": {"mean": None, "captions": 0}, "preserve": {"preserve": None, "preserved": ()}}
