@@ -2,7 +2,7 @@
 
 import torch
 
-from mace.method.prior import PriorTexts, make_prior, probe
+from mace.method.prior import PriorTexts, make_prior, probe, texts_digest
 
 WIDTH = 6
 WINDOW = 77
@@ -38,4 +38,5 @@ def small_prior():
         ("dog", "Zo\u00eb"),
         texts=PriorTexts(tuple(f"caption {i}" for i in range(CAPTIONS)), (("a field", "the field"), ("Zo\u00eb",))),
         others=[(further[0], further[0] / 2), (further[1], None)],
+        made_of=texts_digest(("a caption that was left out",), ()),
     )

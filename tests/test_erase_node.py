@@ -125,8 +125,8 @@ def test_the_presets_own_fusion_leans_too(comfy_host, erase, monkeypatch):
     weights, fused = comfy_host.module("mace.method.refine"), comfy_host.module("mace.method.fuse")
     own = presets.Preset(
         lambda type: presets.LoraRow(1, 1, 1e-3),
-        lambda count: weights.RefineWeights(mu=5.0),
-        lambda count: fused.FuseWeights(mu=3.0),
+        presets.ListWeights(weights.RefineWeights, tuple(map(presets.Growing, (0.0, 0.0, 5.0)))),
+        presets.ListWeights(fused.FuseWeights, tuple(map(presets.Growing, (0.0, 0.0, 3.0)))),
     )
     monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {"short": own})
     said = report(erase(words="horse -> forest", gentle_strong=-0.5))
@@ -136,7 +136,8 @@ def test_the_presets_own_fusion_leans_too(comfy_host, erase, monkeypatch):
 def test_a_preset_of_the_closed_form_trains_nothing(comfy_host, demo, erase, monkeypatch):
     """It is CFR Refine with the concepts' own words; no picture is drawn, and nothing goes where LoRAs would."""
     presets = comfy_host.module("mace.presets.presets")
-    alone = presets.Preset(presets.auto_lora, lambda count: presets.RefineWeights(0.0, 0.0, 2.0), closed_form=True)
+    text = b'{"name": "alone", "refine": {"mu": 2}, "closed_form": true}'
+    _, alone = presets.preset_of_text(text, "alone.json")
     monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {"alone": alone, **presets.PRESETS})
     monkeypatch.setattr(comfy_host.module("nodes.stages.erasing"), "make_images", lambda *a: pytest.fail("drawn"))
     node = erase(words="dog -> sky", preset="alone")

@@ -188,6 +188,9 @@ def test_without_what_holds_the_rest_it_is_left_and_said(comfy_host, sdxl, monke
     monkeypatch.undo()
     off = refine(comfy_host, model, clip, chosen, mu="10", pooled_text=False)
     assert PORT not in off[0].patches and off[0].get_attachment("mace_stages")[-1]["pooled_text"] is False
+    on = refine(comfy_host, model, clip, chosen, mu="10", pooled_text=True)
+    key = comfy_host.module("nodes.host.kept.content").training_key
+    assert key(on[0]) != key(off[0])
 
 
 @pytest.mark.host

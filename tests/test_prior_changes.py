@@ -62,6 +62,7 @@ def test_what_steps_aside_was_never_in_it():
     assert nothing.others == ((None, None),) and nothing.text_moments(1) == (None, None)
     assert nothing.stepped_aside == (5, ("ship", "rose"))
     assert step_aside(whole, (), (None, None), (), (None, None)).mean is whole.mean
+    assert whole.digest == less.digest == nothing.digest != anew.digest
     with pytest.raises(ValueError, match="not all in it"):
         step_aside(whole, ("a dog",), of(("a dog",)), (), (None, None))
     with pytest.raises(ValueError, match="does not hold its texts"):

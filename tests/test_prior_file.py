@@ -24,7 +24,7 @@ def equal(a, b):
     for name in ("mean", "preserve", "fingerprint"):
         x, y = getattr(a, name), getattr(b, name)
         assert (x is None and y is None) or torch.equal(x, y), name
-    for name in ("captions", "preserved", "source", "left_out", "texts", "stepped_aside"):
+    for name in ("captions", "preserved", "source", "left_out", "texts", "stepped_aside", "made_of", "digest"):
         assert getattr(a, name) == getattr(b, name), name
     for one, two in zip(a.others, b.others, strict=True):
         assert all(x is y is None or torch.equal(x, y) for x, y in zip(one, two, strict=True))
@@ -34,6 +34,18 @@ def test_round_trip(prior):
     tensors, metadata = prior_to_file(prior)
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in metadata.items())
     equal(prior_from_file(tensors, metadata), prior)
+
+
+def test_what_no_file_may_hold_is_refused_when_it_is_saved(prior, monkeypatch):
+    """By the texts' length in bytes: the longest that is written is read."""
+    texts = replace(prior.texts, captions=("\u00eb" * 1000, *prior.texts.captions[1:]))
+    length = len(json.dumps([texts.captions, texts.prompts], ensure_ascii=False).encode())
+    monkeypatch.setattr("mace.formats.prior_file.MOST_TEXT", length)
+    whole = replace(prior, texts=texts)
+    equal(prior_from_file(*prior_to_file(whole)), whole)
+    monkeypatch.setattr("mace.formats.prior_file.MOST_TEXT", length - 1)
+    with pytest.raises(PriorError, match=f"captions and prompts take {length} bytes, and a file holds {length - 1}"):
+        prior_to_file(whole)
 
 
 @pytest.mark.parametrize("without", [(), ("mean",), ("preserve",)])

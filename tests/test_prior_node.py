@@ -172,6 +172,35 @@ def test_a_loaded_prior_steps_aside_for_a_list(comfy_host, demo, captions, monke
     assert again[1].prior is found[1].prior
 
 
+def test_a_lora_is_kept_by_the_prior_as_it_was_made(comfy_host, demo, captions):
+    """By all of its captions and prompts, not by their file's name nor by what steps aside for a list."""
+    model, clip, _ = demo
+    key = comfy_host.module("nodes.host.kept.content").training_key
+    chosen = concepts(comfy_host, "dog -> sky\nvessel | boat -> sky")
+    file = comfy_host.base / "input" / "edited.txt"
+
+    def key_of(prior, listed=chosen):
+        return key(refine(comfy_host, model, clip, listed, prior=prior, lambda1="1e-4", lambda3="1", mu="10")[0])
+
+    def edited(lines, **given):
+        file.write_text("\n".join(lines), encoding="utf-8")
+        return prior_of(comfy_host, clip, captions=file.name, **{"count": 100, "preserve": "ship | boat", **given})[0]
+
+    whole = edited(LINES)
+    copied = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship | boat")[0]
+    assert whole.source != copied.source and key_of(whole) == key_of(copied)
+    # What is left out and taken out for a list plays no part, nor does a way through a file.
+    left_out = edited(LINES, concepts=concepts(comfy_host, "dog -> sky"))
+    comfy_host.run("MACE_SavePrior", prior=left_out, filename_prefix="mace_priors/kept_by")
+    loaded = comfy_host.run("MACE_LoadPrior", prior_name="kept_by_00001_.safetensors")[0]
+    shorter = concepts(comfy_host, "dog -> sky")
+    assert key_of(whole, shorter) == key_of(whole) == key_of(left_out) == key_of(loaded)
+    others = [edited([*LINES[:4], "a blue car"]), edited(LINES[:4]), edited(LINES, preserve="ship")]
+    # Of an earlier version all that is known is its sums.
+    old = [replace(prior, texts=None, made_of="", preserve=None, preserved=()) for prior in (whole, others[0])]
+    assert len({key_of(prior) for prior in (whole, *others, *old)}) == 6
+
+
 def test_captions_stay_where_they_do_not_count(comfy_host, demo, captions):
     model, clip, _ = demo
     whole = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]

@@ -101,6 +101,15 @@ def test_by_type_and_by_length(tmp_path):
     assert preset.focus and preset.loss == NORMS and preset.refine(1).metric == ALIKE
 
 
+def test_how_a_weight_is_written_is_the_same_for_every_list(tmp_path):
+    refine = {"lambda1": [2, 0.5, 4], "lambda3": [0, 1, 10], "mu": 1e5}
+    _, preset = preset_of(tmp_path, refine=refine)
+    assert preset.refine_forms == ("2.0 (n / 4)^0.5", "0.0", "100000.0")
+    _, preset = preset_of(tmp_path, refine=refine, lambda1_squared=True)
+    assert preset.refine_forms == ("4.0 (n / 4)^1", "0.0", "100000.0") and preset_of(tmp_path)[1].refine_forms is None
+    assert preset.weights([Concept(name, "sky", "object") for name in "abcdefgh"]).lambda1 == pytest.approx(8)
+
+
 DAMAGED = {
     "unknown entry": {"lambda1": 1},
     "unknown weight": {"refine": {"lambda2": 1}},

@@ -1,6 +1,11 @@
 """The stores of results that are kept by content, and the budget they share."""
 
+import pkgutil
+import weakref
+from collections import OrderedDict
+
 import pytest
+import torch
 
 pytestmark = pytest.mark.host
 
@@ -21,13 +26,70 @@ def test_stores_share_a_budget(comfy_host):
     assert budget.bytes == 0 and not len(other)
 
 
+# Hashes alone, by what they are of.
+SMALL = {"nodes.host.kept.content._weights", "nodes.host.kept.values._locks"}
+
+
+def kept_by_modules(host):
+    """(name, value) of all that modules of the pack keep and that looks like a store."""
+    root = host.module("mace").__name__.removesuffix("mace")
+    for part in ("mace", "nodes"):
+        package = host.module(part)
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            name = found.name.removeprefix(root)
+            for own, value in vars(host.module(name)).items():
+                ours = type(value).__module__.startswith(root) and hasattr(value, "put") and hasattr(value, "get")
+                if ours or isinstance(value, weakref.WeakKeyDictionary | weakref.WeakValueDictionary | OrderedDict):
+                    yield f"{name}.{own}", value
+
+
 def test_every_store_of_the_pack_is_in_the_budget(comfy_host):
-    module = comfy_host.module("nodes.host.kept.store")
-    names = ("stages.images", "host.text", "stages.trainer")
-    stores = [comfy_host.module(f"nodes.{name}")._store for name in names]
-    stores += [comfy_host.module("nodes.host.text")._embeddings]
-    stores += [getattr(comfy_host.module("nodes.host.gallery"), name) for name in ("_pictures", "_seen")]
-    assert set(stores) <= set(module.BUDGET._stores)
+    budget = comfy_host.module("nodes.host.kept.store").BUDGET
+    found = {name: value for name, value in kept_by_modules(comfy_host) if name not in SMALL}
+    some = {"nodes.stages.trainer._store", "mace.pipeline.prior._last_aside", "nodes.baselines.oce._last_general"}
+    assert some <= set(found)
+    stores = {id(store) for store in budget._stores}
+    assert [name for name, value in found.items() if id(value) not in stores] == []
+    assert 0 < budget.limit < float("inf")
+
+
+def test_a_last_result_counts_and_is_forgotten(comfy_host):
+    """By the tensors and texts in it and in what it depends on; it goes with its network too."""
+    module = comfy_host.module("mace.pipeline.store")
+    budget, network, other = module.Budget(100), torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    one, two = module.LastResult(budget), module.LastResult(budget)
+    images = comfy_host.module("mace.method.prior").PriorTexts(("ab",), (("c", "d"),))
+    one.put(network, ("key", 1), (torch.zeros(5), [None, images]))
+    assert budget.bytes == one.bytes == 3 + 20 + 4
+    two.put(other, "k", torch.zeros(10))
+    assert one.get(network, ("key", 2)) is None and one.get(network, ("key", 1)) is not None
+    two.put(network, "k", torch.zeros(10))
+    # What was used last stays.
+    assert one.get(network, ("key", 1)) is not None and two.get(other, "k") is None and budget.bytes == 68
+    del network
+    assert budget.bytes == 0 and not len(one) + len(two)
+    two.put(other, "k", torch.zeros(100))
+    assert two.get(other, "k") is not None
+    budget.clear()
+    assert two.get(other, "k") is None and budget.bytes == 0
+
+
+def test_a_prior_that_stepped_aside_holds_the_whole_one_no_longer_than_the_host_does(comfy_host, demo):
+    priors, text = comfy_host.module("mace.pipeline.prior"), comfy_host.module("nodes.host.text")
+    progress = comfy_host.module("nodes.host.progress").NodeProgress()
+    concepts = comfy_host.module("mace.concepts.concept")
+    encoder, dog = text.TextEncoder(demo[1]), (concepts.Concept("dog", "sky", "object"),)
+    source = priors.CaptionSource(priors.BUILT_IN, 20, 0)
+    keep = [concepts.Concept("dog", "", "object", (), ("{}",)), concepts.Concept("cat", "", "object", (), ("{}",))]
+    whole, _ = priors.build_prior(encoder, progress, source, keep)
+    first = priors.step_aside(whole, dog, encoder, False, [], progress)
+    assert first.preserved == ("cat",)
+    assert priors.step_aside(whole, dog, encoder, False, [], progress) is first
+    comfy_host.module("nodes.host.kept.store").BUDGET.clear()
+    assert priors.step_aside(whole, dog, encoder, False, [], progress) is not first
+    gone = weakref.ref(whole)
+    del whole
+    assert gone() is None
 
 
 def test_the_store_drops_the_least_recently_used(comfy_host):

@@ -178,6 +178,11 @@ def test_the_folder_of_loras_is_bounded_and_may_be_missing(comfy_host, demo, par
     for number in range(3):
         kept.put_lora(f"{number:064x}", lora, (1,))
     assert [path.name[:64] for path in kept.folder.iterdir()] == [f"{2:064x}"]
+    # A state that cannot be removed: it lies beside the LoRA, which is kept all the same.
+    stuck = kept.folder / f"{3:064x}.state.safetensors"
+    stuck.mkdir()
+    kept.put_lora(f"{3:064x}", lora, (1,))
+    assert stuck.exists() and kept.lora(f"{3:064x}") is not None
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     nowhere = disk.LoraStore(blocked / "loras")

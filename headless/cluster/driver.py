@@ -107,7 +107,7 @@ class OnCluster:
         refined = [dict(refinement.settings), refinement.strength, refinement.projections, refinement.own_words]
         # As LoRAs are kept by in one process too: how it was refined, not for which other concepts, so that a list may
         # grow without training all of it again. What each was trained on is in its file, and told where it differs.
-        refined += [prior and (prior.source, prior.captions, prior.preserved), refinement.clip_layer]
+        refined += [prior and prior.digest, refinement.clip_layer, refinement.pooled_delta is not None]
 
         def key_of(some: Sequence) -> str:
             rows = {kind: row for kind, row in training["rows"].items() if kind in {c.type for c in some}}

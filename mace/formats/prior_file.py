@@ -23,7 +23,7 @@ _OTHERS = ("general.other_mean.", "preserve.other_sum.")
 
 
 def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a prior's safetensors file."""
+    """The tensors and the metadata of a prior's safetensors file. Raises PriorError for texts that no file may hold."""
     tensors = {"fingerprint": prior.fingerprint}
     if prior.mean is not None:
         tensors["general.mean"] = prior.mean
@@ -35,8 +35,13 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
     for number, own in enumerate(prior.others):
         tensors |= {f"{name}{number}": moment for name, moment in zip(_OTHERS, own, strict=True) if moment is not None}
     if prior.texts is not None:
-        written = json.dumps([prior.texts.captions, prior.texts.prompts], ensure_ascii=False)
-        packed = zlib.compress(written.encode("utf-8"))
+        written = json.dumps([prior.texts.captions, prior.texts.prompts], ensure_ascii=False).encode("utf-8")
+        if len(written) > MOST_TEXT:
+            raise PriorError(
+                f"the prior's captions and prompts take {len(written)} bytes, and a file holds {MOST_TEXT}: make the "
+                "prior of fewer captions"
+            )
+        packed = zlib.compress(written)
         tensors[_TEXTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     metadata = {
         "format": FORMAT,
@@ -48,6 +53,8 @@ def prior_to_file(prior: Prior) -> tuple[dict[str, Tensor], dict[str, str]]:
     }
     if prior.others:
         metadata["others"] = str(len(prior.others))
+    if prior.made_of:
+        metadata["made_of"] = prior.made_of
     return tensors, metadata
 
 
@@ -93,6 +100,7 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior:
         _texts(tensors.get(_TEXTS), captions, len(preserved)),
         read_record(STEPPED_ASIDE, metadata.get("stepped_aside", "[0, []]"), "stepped_aside"),
         tuple((tensors.get(mean), tensors.get(preserve)) for mean, preserve in names),
+        metadata.get("made_of", ""),
     )
 
 
@@ -110,10 +118,10 @@ def _texts(packed: Tensor | None, captions: int, preserved: int) -> PriorTexts |
         return None
     try:
         unpack = zlib.decompressobj()
-        raw = unpack.decompress(packed.contiguous().numpy().tobytes(), MOST_TEXT)
+        raw = unpack.decompress(packed.contiguous().numpy().tobytes(), MOST_TEXT + 1)
     except (TypeError, RuntimeError, zlib.error) as error:
         raise PriorError(f"its texts cannot be unpacked ({error})") from None
-    if not unpack.eof:
+    if not unpack.eof or len(raw) > MOST_TEXT:
         raise PriorError("its texts do not end")
     found = PriorTexts(*read_record(TEXTS, raw, "texts"))
     if (len(found.captions), len(found.prompts)) != (captions, preserved):

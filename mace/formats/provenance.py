@@ -23,6 +23,7 @@ def prior_record(prior: Prior | None) -> dict | None:
     if prior is None:
         return None
     record = {"source": prior.source, "captions": prior.captions, "preserved": list(prior.preserved)}
+    record["sha256"] = prior.digest
     captions, preserved = prior.stepped_aside
     if captions or preserved:
         record["stepped_aside"] = {"captions": captions, "preserved": list(preserved)}

@@ -1,5 +1,7 @@
 """The prior: moments of what is to be kept (lambda1 and lambda3 of Eq. 19), and the text encoder they belong to."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -58,6 +60,11 @@ class PriorTexts:
     prompts: tuple[tuple[str, ...], ...] = field(repr=False)
 
 
+def texts_digest(captions: Sequence[str], prompts: Sequence[Sequence[str]]) -> str:
+    """SHA-256 (hex) of the texts that a prior is made of; see `PriorTexts`."""
+    return hashlib.sha256(json.dumps([list(captions), [list(own) for own in prompts]]).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Prior:
     """Moments to keep, in float64.
@@ -69,7 +76,7 @@ class Prior:
     the texts' pooled vectors [c], packed; None where the encoder's pooled text is not read, and in older files.
     texts: what was summed, None in older files.  stepped_aside: how many captions and which concepts to preserve were
     taken out of it again, see `step_aside`.  others: (mean, preserve) of each further text of a model that reads its
-    prompt by several of their own.
+    prompt by several of their own.  made_of: see `digest`; "" where it is that of the texts.
     """
 
     mean: Tensor | None = field(repr=False)
@@ -84,11 +91,25 @@ class Prior:
     texts: PriorTexts | None = field(default=None, repr=False)
     stepped_aside: tuple[int, tuple[str, ...]] = (0, ())
     others: tuple[tuple[Tensor | None, Tensor | None], ...] = field(default=(), repr=False)
+    made_of: str = ""
 
     @property
     def width(self) -> int:
         """d of the text embeddings."""
         return self.fingerprint.shape[-1]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the texts it was made of, those that were left out or stepped aside for a list among them;
+        in older files of those that were summed, or of the sums where they have no texts."""
+        if self.made_of:
+            return self.made_of
+        if self.texts is not None:
+            return texts_digest(self.texts.captions, self.texts.prompts)
+        found = hashlib.sha256()
+        for moment in (self.mean, self.preserve):
+            found.update(b"none;" if moment is None else moment.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def general_moment(self) -> Tensor | None:
         """P of Eq. 19 scaled to COCO's number of captions, [d, d] float64."""
@@ -148,10 +169,12 @@ def make_prior(
     pooled: tuple[Tensor | None, Tensor | None] = (None, None),
     texts: PriorTexts | None = None,
     others: Sequence[tuple[Tensor | None, Tensor | None]] = (),
+    made_of: str = "",
 ) -> Prior:
     """A Prior from the summed moments [d, d] of all captions and of the concepts to preserve.
 
-    pooled: the same of their pooled texts, [c, c].  others: the same of each further text of the model.
+    pooled: the same of their pooled texts, [c, c].  others: the same of each further text of the model.  made_of: see
+    `Prior.digest`.
     """
 
     def kept(of_captions: Tensor | None, of_concepts: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -173,6 +196,7 @@ def make_prior(
         pooled_own,
         texts,
         others=tuple(kept(*own) for own in others),
+        made_of=made_of,
     )
 
 
@@ -219,6 +243,7 @@ def step_aside(
         preserved=tuple(phrase for phrase, keep in zip(prior.preserved, keeps, strict=True) if keep),
         texts=PriorTexts(tuple(kept), tuple(own for own, keep in zip(prior.texts.prompts, keeps, strict=True) if keep)),
         stepped_aside=(prior.stepped_aside[0] + len(captions), (*prior.stepped_aside[1], *preserved)),
+        made_of=prior.digest,
     )
 
 
@@ -248,4 +273,5 @@ def preserve_more(prior: Prior, names: Sequence[str], prompts: Sequence[tuple[st
         others=tuple((mean, own) for (mean, _), own in zip(prior.others, others, strict=True)),
         preserved=(*prior.preserved, *names),
         texts=None if texts is None else PriorTexts(texts.captions, (*texts.prompts, *prompts)),
+        made_of=texts_digest((prior.digest,), prompts),
     )

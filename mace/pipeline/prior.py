@@ -11,7 +11,7 @@ from ..concepts import captions as caption_sources
 from ..concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ..concepts.lists import RETENTION
 from ..messages import MessageError
-from ..method.prior import Prior, PriorTexts, Sums, make_prior, preserve_more
+from ..method.prior import Prior, PriorTexts, Sums, make_prior, preserve_more, texts_digest
 from ..method.prior import step_aside as without
 from ..method.tokens import fill
 from .host import Progress, Text
@@ -19,8 +19,8 @@ from .store import LastResult
 
 BUILT_IN = "built-in"
 
-# The last prior that stepped aside by text encoder, with what it depends on: other weights ask for it again.
-_last_aside: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# The last prior that stepped aside by text encoder, with the one it was: other weights ask for it again.
+_last_aside = LastResult()
 # The last captions' moment by text encoder: another list of concepts leaves out other captions, and taking their
 # part off the whole spares encoding thousands of captions again.
 _last_general = LastResult()
@@ -163,6 +163,7 @@ def build_prior(
         (pooled, pooled_preserve),
         PriorTexts(tuple(kept), kept_prompts),
         tuple(zip_longest(others, others_preserve)),
+        texts_digest(drawn, kept_prompts),
     )
     return prior, Drawn(kept, left_out, len(found) - len(drawn))
 
@@ -182,9 +183,9 @@ def step_aside(
     contrary = [phrase for phrase in prior.preserved if normalised(phrase) in targets]
     if not named and not contrary:
         return prior
-    model = encoder.module
-    known, key, found = _last_aside.get(model, (None, None, None))
-    if known is not prior or key != (encoder.identity, tuple(named), tuple(contrary)):
+    key = (encoder.identity, tuple(named), tuple(contrary))
+    whole, found = _last_aside.get(encoder.module, key) or (None, None)
+    if whole is None or whole() is not prior:
         prompts = [
             prompt
             for phrase, own in zip(prior.preserved, prior.texts.prompts, strict=True)
@@ -195,7 +196,8 @@ def step_aside(
         sums = encoder.gram([literal(caption) for caption in named], step) if named else (None, None)
         own = encoder.gram(prompts, step) if prompts else (None, None)
         found = without(prior, named, sums, contrary, own)
-        _last_aside[model] = (prior, (encoder.identity, tuple(named), tuple(contrary)), found)
+        # What it was made from is the host's to keep.
+        _last_aside.put(encoder.module, key, (weakref.ref(prior), found))
     if named:
         lines.append(f"taken out of the prior: {len(named)} of {prior.captions} captions, which name what is erased")
     if contrary:

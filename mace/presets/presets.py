@@ -8,9 +8,9 @@ power, n] for one that grows with the list: times (count / n)^power for lists lo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -42,8 +42,8 @@ class Preset:
     """
 
     lora: Callable[[str], LoraRow]
-    refine: Callable[[int], RefineWeights] | None = None
-    fuse: Callable[[int], FuseWeights] | None = None
+    refine: "ListWeights[RefineWeights] | None" = None
+    fuse: "ListWeights[FuseWeights] | None" = None
     loss: str = SQUARED
     end_of_text: bool = False
     focus: bool = False
@@ -55,6 +55,14 @@ class Preset:
         """What Eq. 19 is solved with for a list, mixed types included. Raises ValueError for an empty one."""
         usual = auto_weights(concepts) if self.refine is None else self.refine(len(concepts))
         return replace(usual, lambda1=usual.lambda1**2) if self.lambda1_squared else usual
+
+    @property
+    def refine_forms(self) -> tuple[str, ...] | None:
+        """lambda1, lambda3 and mu of `weights` as they are for a list of any length; None for Table 10's."""
+        if self.refine is None:
+            return None
+        lambda1, *others = self.refine.growing
+        return tuple(own.form for own in (lambda1.squared() if self.lambda1_squared else lambda1, *others))
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,32 @@ class Growing:
     def at(self, count: int) -> float:
         """The weight for so many concepts."""
         return self.value * max(1.0, count / self.beyond) ** self.power
+
+    def squared(self) -> "Growing":
+        """The weight's square."""
+        return replace(self, value=self.value**2, power=2 * self.power)
+
+    @property
+    def form(self) -> str:
+        """The weight in writing, the same for every list; one that does not grow as its number."""
+        grows = self.value and self.power
+        return f"{self.value!r} (n / {self.beyond:g})^{self.power:g}" if grows else repr(self.value)
+
+
+_Weights = TypeVar("_Weights", RefineWeights, FuseWeights)
+
+
+@dataclass(frozen=True)
+class ListWeights(Generic[_Weights]):
+    """Weights by the number of concepts. growing: each, in the order of `made`.  others: what else `made` takes."""
+
+    made: type[_Weights]
+    growing: tuple[Growing, ...]
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, count: int) -> _Weights:
+        """The weights for so many concepts."""
+        return self.made(*(own.at(count) for own in self.growing), **self.others)
 
 
 class _Row(Record):
@@ -146,13 +180,13 @@ def _lora(rows: Mapping[str, LoraRow]) -> Callable[[str], LoraRow]:
     return lambda type: rows.get(type, rows[EVERY_TYPE])
 
 
-def _weights(entry: Mapping, made: type) -> Callable[[int], RefineWeights | FuseWeights]:
+def _weights(entry: Mapping, made: type[_Weights]) -> ListWeights[_Weights]:
+    """Of a part of a file, whose weights stand in the order of `made`."""
     others = {name: value for name, value in entry.items() if isinstance(value, str)}
-    given = {
-        name: value if isinstance(value, tuple) else (value,) for name, value in entry.items() if name not in others
-    }
-    growing = {name: Growing(*value) for name, value in given.items()}
-    return lambda count: made(**{name: own.at(count) for name, own in growing.items()}, **others)
+    given = (value for name, value in entry.items() if name not in others)
+    return ListWeights(
+        made, tuple(Growing(*value) if isinstance(value, tuple) else Growing(value) for value in given), others
+    )
 
 
 PAPER = "paper (Table 10)"

@@ -171,12 +171,14 @@ class CFRRefine(io.ComfyNode):
             lambda1_form = RELEASED if preset.lambda1_squared and own is None else PAPER
         if mu_measures == AUTO:
             mu_measures = MEASURE_NAMES[own.metric] if own else EMBEDDINGS
-        # As Erase Concepts writes them, so that both find the LoRAs that one of them trained.
-        written = (*weights_in_place_of_auto((lambda1, lambda3, mu), own), lambda1_form, mu_measures)
-        weights, lines = choose_weights(concepts, *written)
+        given = (lambda1, lambda3, mu)
+        weights, lines = choose_weights(concepts, *weights_in_place_of_auto(given, own), lambda1_form, mu_measures)
         lines = [*([f"auto: {name}"] if name else []), *lines]
+        # As Erase Concepts writes them, so that both find the LoRAs that one of them trained.
+        forms = preset.refine_forms if own else None
+        settings = written_settings(*weights_in_place_of_auto(given, forms), lambda1_form, mu_measures)
         text, original = text_and_weights(model, clip)
-        how = (strength, projections, written_settings(*written), pooled_text, OWN_WORDS[own_words])
+        how = (strength, projections, settings, pooled_text, OWN_WORDS[own_words])
         refined, result, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, *how)
         lines += about
         if strength and is_unet(model):

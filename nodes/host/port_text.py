@@ -23,6 +23,7 @@ from ...mace.method.prior import PROBE_PROMPTS, PROBE_TOKENS, Sums
 from ...mace.method.span import WIDE, RowMoments, row_moments
 from ...mace.method.tokens import Pairing, fill
 from ...mace.pipeline.batches import chunks
+from ...mace.pipeline.store import LastResult
 from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, MomentStore
 from .model.ports import SmallRuns
@@ -38,7 +39,7 @@ WAITING_BYTES, CACHE_BYTES = 2**28, 2**28
 
 _store = MomentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
 # What was found of a MODEL's network with a CLIP, by what both depend on.
-_layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_layouts = LastResult()
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,17 @@ class PortText:
         prompt = PROBE.replace("{}", PROBED)
         self._sections = {name: Section(clip, name) for name in clip.tokenize(prompt)}
         key = (self.identity, weakref.ref(clip.cond_stage_model))
-        known = _layouts.get(model.model)
-        if known is None or known[0] != key:
+        known = _layouts.get(model.model, key)
+        if known is None:
             self.layout = find_layout(model, self._conditioning(prompt))
             blocks = find_blocks(clip, self._sections, lambda text: self._read([text])[0].texts, self._encoded)
             # What no token moves is a text of another kind (a song's words), or of an encoder that is not loaded.
             heard = [place for place, own in enumerate(blocks) if own]
             if len(heard) < len(blocks):
                 self.layout = self.layout.of_texts(heard)
-            known = (key, self.layout, [blocks[place] for place in heard], self._fingerprint())
-            _layouts[model.model] = known
-        _, self.layout, self._blocks, self.fingerprint = known
+            known = (self.layout, [blocks[place] for place in heard], self._fingerprint())
+            _layouts.put(model.model, key, known)
+        self.layout, self._blocks, self.fingerprint = known
 
     @property
     def width(self) -> int:

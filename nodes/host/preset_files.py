@@ -64,9 +64,13 @@ def preset_stamp(name: str | None) -> tuple | None:
 
 
 def weights_in_place_of_auto(
-    texts: Sequence[str | float], usual: RefineWeights | FuseWeights | None
+    texts: Sequence[str | float], usual: RefineWeights | FuseWeights | Sequence[str] | None
 ) -> tuple[str | float, ...]:
-    """Three weights as given, a preset's in place of auto; as they are where the preset has none."""
+    """Three weights as given, a preset's in place of auto; as they are where the preset has none.
+
+    usual: the preset's weights, or how they are written.
+    """
     if usual is None:
         return tuple(texts)
-    return tuple(repr(own) if is_auto(text) else text for text, own in zip(texts, astuple(usual)[:3], strict=True))
+    written = map(repr, astuple(usual)[:3]) if isinstance(usual, RefineWeights | FuseWeights) else usual
+    return tuple(own if is_auto(text) else text for text, own in zip(texts, written, strict=True))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 
 from ...mace.concepts.concept import Concept
 from ...mace.concepts.strengths import strengths_of
@@ -28,6 +28,7 @@ from .keeping import kept_beside, kept_lines, with_near
 from .mask_making import ATTENTION, make_masks
 from .nearby import fused_lines
 from .train import train_loras
+from .wanted import Erased, Wanted
 
 # The host's usual sampling, as its own txt2img template has it.
 SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
@@ -38,48 +39,6 @@ TRAINING, COMPARING = "training", "before and after"
 # The pictures before and after, one for each seed.
 COMPARED = 2
 LEAN = "gentle_strong"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the artist sets. preset: all settings.  width, height: of training images in pixels, 0 for the model's
-    own.  strengths: as in `mace.concepts.strengths`.  prior: what to keep, None for built-in captions where the weights
-    need them.  find_aliases: whether the model is asked for them.  lean: -1 (gentle) to 1 (strong), see
-    `mace.presets.leaning`.  compared: whether pictures before and after come last, for the estimate.  keep_near:
-    whether the words next to the concepts are preserved, see `kept_beside`.
-    """
-
-    preset: Preset
-    width: int
-    height: int
-    seed: int
-    strengths: str = ""
-    prior: Prior | None = None
-    find_aliases: bool = False
-    lean: float = 0.0
-    compared: bool = False
-    keep_near: bool = False
-
-    @property
-    def asks(self) -> bool:
-        """Whether the model is asked which words draw the same and which do not."""
-        return self.find_aliases or self.keep_near
-
-    @property
-    def drawing(self) -> dict:
-        """Size and seed of the training images."""
-        return dict(width=self.width, height=self.height, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class Erased:
-    """model: the erased MODEL.  loras: None where none are trained.  lines: for the artist.  listed: [target, strength]
-    of every concept."""
-
-    model: object
-    loras: LoraSet | None
-    lines: list[str]
-    listed: list
 
 
 def check_vae(vae) -> None:
@@ -127,16 +86,21 @@ def refine_as_preset(
             prior.check(text.fingerprint, text.other_widths)
             prior = preserve_also(prior, keep, text, NodeProgress())
     send_text("refining")
-    # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list.
+    # As text, so that auto stays auto in what the LoRAs are kept by, whatever it takes for this list; so does the form
+    # of a preset's weight that grows with the list.
     written, form = (AUTO,) * 3, RELEASED if chosen.lambda1_squared else PAPER
-    usual = with_near(chosen.weights(concepts), keep)
+    presets = chosen.weights(concepts)
+    usual = with_near(presets, keep)
     if own or lean:
         written, form = tuple(map(repr, astuple(leaning(usual, lean))[:3])), PAPER
-    elif keep and not chosen.weights(concepts).lambda3:
+    elif usual != presets:
         written = (AUTO, repr(usual.lambda3), AUTO)
+    told = chosen.refine_forms if own and not lean else written
+    if usual != presets:
+        told = (told[0], written[1], told[2])
     measures = MEASURE_NAMES[own.metric if own else ALIKE]
     weights, lines = choose_weights(concepts, *written, form, measures)
-    settings = written_settings(*written, form, measures)
+    settings = written_settings(*told, form, measures)
     how = dict(settings=settings, strengths=strengths, own_words=True if chosen.closed_form else None)
     refined, refinement, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, **how)
     return refined.model, refinement, [*lines, *about], refinement.prior

@@ -18,6 +18,8 @@ _weights: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary(
 # What a MODEL computes with besides its weights, their patches and its options.
 MORE = ("object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections", "hook_patches")
 MORE += ("additional_models", "forced_hooks")
+# What a LoRA depends on of a refinement's record.
+HOW_REFINED = ("stage", "settings", "clip_layer", "strength", "projections", "pooled_text", "own_words")
 # Parts that other nodes put into a MODEL are read anew each time, up to so many bytes.
 MOST_READ = 256 << 20
 
@@ -118,17 +120,15 @@ def base_of(model):
 def training_key(model) -> str:
     """What a LoRA trained on a MODEL depends on: all of it, and how it was refined in place of what that changed.
 
-    The concepts of the refinement are left out, and so are the weights that auto took for them: a LoRA stays with its
-    concept when others join the list, though the transform it was trained on then differs a little from the new one.
-    What stands before, between and behind refinements counts by value.
+    The concepts of the refinement are left out, and so are the weights that were taken for them, by auto or by a
+    preset's weight that grows with the list, and what the prior left out for them: a LoRA stays with its concept when
+    others join the list, though the transform it was trained on then differs a little from the new one. What stands
+    before, between and behind refinements counts by value, and so does the prior as it was made.
     """
     base = base_of(model)
     before = len(base.get_attachment(ATTACHMENT) or ())
     stages = []
     for stage in (model.get_attachment(ATTACHMENT) or ())[before:]:
-        prior = stage.get("prior") or {}
-        how = [stage.get(name) for name in ("stage", "settings", "clip_layer", "strength", "projections")]
-        # As it was for those without, so that what is kept stays found.
-        how += ["own_words"] if stage.get("own_words") else []
-        stages.append([how, prior.get("source"), prior.get("preserved")])
+        how = {name: stage.get(name) for name in HOW_REFINED}
+        stages.append([how, (stage.get("prior") or {}).get("sha256")])
     return content_sha256(_model_sha256(model, model.get_attachment(REFINED_BY) or ()), stages)

@@ -45,7 +45,9 @@ class LoraStore:
         """Keep a trained LoRA, in place of where its training stood. blocks: num_res_blocks of its UNet."""
         tensors, metadata = set_to_file(LoraSet((lora,), None, blocks), with_moments=False)
         if self._write(key, LORA, tensors, metadata):
-            self._path(key, STATE).unlink(missing_ok=True)
+            # A state that stays is not read beside its LoRA.
+            with contextlib.suppress(OSError):
+                self._path(key, STATE).unlink(missing_ok=True)
 
     def state(self, key: str) -> TrainState | None:
         """Where the training under this key was stopped, or None."""

@@ -4,8 +4,6 @@ new solve only, and what is kept by its content, such as training images, embedd
 The host does not see this memory. Its "free memory" empties it (see `forget_on_request`).
 """
 
-import itertools
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -19,46 +17,13 @@ from torch import nn
 from ....mace.concepts.concept import Concept
 from ....mace.method.moments import ConceptMoments
 from ....mace.method.span import RowMoments
+from ....mace.pipeline.store import BUDGET, Budget
 
 # A concept of SD1.x takes 9 MB of moments, of SDXL 67 MB; the host's outputs hold them too while a graph is in use.
 SHARE_OF_MEMORY = 0.25
 
 
-class Budget:
-    """Bytes that several stores share; what was not used for the longest time goes first, whichever store it is in."""
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.lock = threading.RLock()
-        self._ticks = itertools.count()
-        self._stores: weakref.WeakSet = weakref.WeakSet()
-
-    def add(self, store) -> None:
-        """Let a store take part."""
-        self._stores.add(store)
-
-    def tick(self) -> int:
-        """A later moment than all before."""
-        return next(self._ticks)
-
-    @property
-    def bytes(self) -> int:
-        """Memory of what is kept."""
-        return sum(store.bytes for store in self._stores)
-
-    def trim(self) -> None:
-        """Drop what is oldest until all fits; the newest entry of all stays even above the limit."""
-        while self.bytes > self.limit and sum(map(len, self._stores)) > 1:
-            min((store for store in self._stores if len(store)), key=lambda store: store.oldest).drop_oldest()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self.lock:
-            for store in self._stores:
-                store.clear()
-
-
-BUDGET = Budget(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
+BUDGET.limit = int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY)
 
 
 class ContentStore:
