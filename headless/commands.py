@@ -20,6 +20,7 @@ def erase(session: Session) -> None:
         raise BadInput("--lora-format: PEFT is a folder, and --lora names a file; take ComfyUI or kohya")
     with session.cluster() as cluster:
         prior, loaded, concepts = session.prior(), opened(), session.concepts()
+        session.result["native_side"] = session.host.module("nodes.host.model.family").native_side(loaded.model)
         _estimate(session, loaded, concepts, settings, prior, cluster)
         if options.estimate_only:
             return

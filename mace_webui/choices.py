@@ -77,6 +77,11 @@ def compared(webui: WebUI, report: dict | None) -> tuple:
     return found
 
 
+def side_of(report: dict, asked: float | None) -> int:
+    """The side in pixels of pictures before and after: as asked for, or what the last run's model was made for."""
+    return int(asked or report["native_side"])
+
+
 def bar(state) -> str:
     """How far it is, as HTML."""
     if not state.running:

@@ -4,7 +4,7 @@ import time
 
 import gradio as gr
 
-from .choices import PAPER, TYPES, WebUI, arguments_of, bar, compared, ended, presets
+from .choices import PAPER, TYPES, WebUI, arguments_of, bar, compared, ended, presets, side_of
 from .job import Job
 
 # Seconds between two looks at the process.
@@ -54,7 +54,7 @@ def build(webui: WebUI, job: Job) -> gr.Blocks:
                 log = gr.Textbox(label="Log", lines=16, max_lines=16, interactive=False, elem_id="mace_log")
                 with gr.Row():
                     prompt = gr.Textbox(label="A prompt to see before and after", elem_id="mace_prompt")
-                    shown_side = gr.Number(512, label="Side in pixels", elem_id="mace_shown_side")
+                    shown_side = gr.Number(0, label="Side in pixels, 0: the model's own", elem_id="mace_shown_side")
                     shown_seed = gr.Number(0, label="Seed", elem_id="mace_shown_seed")
                 compare = gr.Button("Before and after", elem_id="mace_compare")
                 said = gr.Markdown("", elem_id="mace_said")
@@ -101,10 +101,10 @@ def build(webui: WebUI, job: Job) -> gr.Blocks:
             except ValueError as error:
                 yield f"**{error}**", None, None
                 return
-            pictures = [None, None]
+            pictures, side = [None, None], side_of(job.state.report, side)
             for place, name in enumerate(names):
                 yield f"drawing with {name}", *pictures
-                pictures[place] = webui.draw(name, prompt or "", int(seed or 0), int(side or 512))
+                pictures[place] = webui.draw(name, prompt or "", int(seed or 0), side)
             yield "", *pictures
 
         given = [checkpoint, concepts, kind, strong, aliases, preset, strengths, side, seed, name, lora, rank]

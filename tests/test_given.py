@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mace.masks.given import read_masks, read_pictures
+from mace.masks.given import TOGETHER, mask_rows, read_masks, read_pictures
+from mace.masks.kept import as_bytes, as_floats
 
 PLAIN = torch.rand(2, 5, 7, 3, generator=torch.Generator().manual_seed(0))
 
@@ -59,16 +60,20 @@ def test_what_are_no_pictures(given, message):
         read_pictures(given, "images")
 
 
+def read(given):
+    return torch.cat(list(read_masks(given, "masks")))
+
+
 def test_masks_in_every_shape():
     masks = PLAIN[..., 0]
     for given in (masks, masks[..., None], masks[:, None], masks.double()):
-        assert torch.equal(read_masks(given, "masks"), masks)
-    assert torch.equal(read_masks(masks[0], "masks"), masks[:1])
+        assert torch.equal(read(given), masks)
+    assert torch.equal(read(masks[0]), masks[:1])
     several = torch.stack([masks, 1 - masks], dim=1)
-    assert torch.equal(read_masks(several, "masks"), several.flatten(0, 1))
+    assert torch.equal(read(several), several.flatten(0, 1))
     cut = masks > 0.5
     for given in (cut, cut.to(torch.uint8) * 255, cut.long()):
-        assert torch.equal(read_masks(given, "masks"), cut.float())
+        assert torch.equal(read(given), cut.float())
 
 
 @pytest.mark.parametrize(
@@ -84,4 +89,23 @@ def test_masks_in_every_shape():
 )
 def test_what_are_no_masks(given, message):
     with pytest.raises(ValueError, match=f"^masks: .*{message}"):
-        read_masks(given, "masks")
+        read(given)
+
+
+def test_many_masks_are_read_in_parts_and_named_by_their_place():
+    many = torch.rand(2 * TOGETHER + 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    assert [len(part) for part in read_masks(many, "masks")] == [TOGETHER, TOGETHER, 3]
+    assert torch.equal(read(many), many)
+    assert mask_rows(many, "masks").data_ptr() == many.data_ptr()
+    many[TOGETHER + 1] = 7
+    with pytest.raises(ValueError, match=f"^masks: mask {TOGETHER + 2} holds values from 7 to 7"):
+        read(many)
+
+
+def test_a_byte_a_pixel():
+    masks = PLAIN[..., 0]
+    assert as_bytes(masks).dtype == torch.uint8
+    assert float((as_floats(as_bytes(masks)) - masks).abs().max()) <= 0.5 / 255 + 1e-7
+    cut = torch.tensor([[0.0, 1.0, 0.5]])
+    assert as_floats(as_bytes(cut))[0, :2].tolist() == [0, 1] and as_floats(as_bytes(cut))[0, 2] >= 0.5
+    assert torch.equal(as_floats(masks), masks)

@@ -82,7 +82,7 @@ def test_an_estimate_alone(comfy_host, headless, short, lines_of, tmp_path):
         "erase", "--model", comfy_host.demo_checkpoint, "--concepts", lines_of("a teapot"), *SMALL, "--estimate-only",
         "--out", tmp_path / "o.safetensors", "--json-progress",
     )  # fmt: skip
-    assert report["status"] == "done" and report["files"] == {}
+    assert report["status"] == "done" and report["files"] == {} and report["native_side"] == 512
     assert "1 of 1 concepts are new" in report["estimate"]["lines"][0]
     estimate = next(line for line in headless.lines if line["event"] == "estimate")
     assert estimate["seconds"] == report["estimate"]["seconds"] and estimate["seconds"]["training"] > 0

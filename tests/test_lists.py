@@ -173,7 +173,7 @@ def test_training_takes_lists(comfy_host, demo, images, monkeypatch):
     )
     assert len(loras) == 1 and len(loras[0].loras) == len(models) == len(names) == 2
     ((first, second),) = seen
-    assert torch.equal(torch.cat([first, second]), squares())
+    assert torch.equal(torch.cat([first, second]), squares().to(torch.uint8) * 255)
 
 
 def test_lists_of_anything_else_are_refused_by_name(comfy_host, demo, two):

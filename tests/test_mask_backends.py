@@ -139,14 +139,15 @@ def test_what_is_done_where_nothing_is_found(mask):
 
 def test_the_rules_hold_for_external_masks_too(mask):
     given = torch.zeros(4, 64, 64)
-    given[1:, 20:24, 20:24] = 0.75
+    # Masks are kept in eight bits.
+    given[1:, 20:24, 20:24] = 191 / 255
     assert torch.equal(mask("external mask", mask=given, nothing_found="skip the image")[0], given)
     assert mask("external mask", mask=given, min_area=0.1)[0].all()
     assert torch.equal(mask("external mask", mask=given[..., None], nothing_found="skip the image")[0], given)
     with pytest.raises(ValueError, match="masks: mask 1 holds values that are not finite"):
         mask("external mask", mask=given * torch.nan)
     grown = mask("external mask", mask=given, grow=3)[0]
-    assert float(grown[1, 17, 22]) == 0.75 and float(grown[1, 16, 22]) == 0
+    assert float(grown[1, 17, 22]) == float(given[1, 20, 20]) and float(grown[1, 16, 22]) == 0
 
 
 def test_attentions_masks_are_what_they_were(comfy_host, demo, mask, shown):

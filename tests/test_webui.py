@@ -95,6 +95,8 @@ def test_before_and_after_are_those_of_the_last_run(webui, demo_checkpoint):
     for none in (None, {"exit_code": 1, "status": "failed"}, {**report, "files": {}}):
         with pytest.raises(ValueError, match="erase something first"):
             choices.compared(webui, none)
+    # A side of 0 or none is what the model was made for.
+    assert [choices.side_of({**report, "native_side": 1024}, asked) for asked in (0, None, 640)] == [1024, 1024, 640]
     made.unlink()
     with pytest.raises(ValueError, match="no longer in its folder"):
         choices.compared(webui, report)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..method.moments import in_float64
 from ..method.refine import SingularSystem
 
 PUBLISHED, DERIVED = "published", "derived"
@@ -121,7 +122,7 @@ def oce(
 
     erased, anchors: tokens [n, d] and [m, d] float64. kept: `kept_moment`. Raises as `rotation` and `span` do.
     """
-    weight = weight.to(kept)
+    weight = in_float64(weight, kept.device)
     if erase_scale == 0:
         return torch.zeros_like(weight)
     if weight.shape[0] <= weight.shape[1]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..method.moments import ConceptMoments, unpack
+from ..method.moments import ConceptMoments, in_float64, unpack
 from ..method.tokens import Pairing
 
 # The centres that stand for the tokens of the empty prompt among the invariants, as the paper's release has them.
@@ -225,7 +225,7 @@ def speed(
     alone: `erasing_alone` of the same edits, which all projections share. generator: on the CPU, of the copies' draws.
     Raises NoNullSpace where what is preserved leaves nothing to edit in.
     """
-    weight = weight.to(edits.gram)
+    weight = in_float64(weight, edits.gram.device)
     moment, kept, copies = refined(weight, preserved.tokens, alone, settings, generator)
     basis = null_space(moment, settings.threshold)
     change = constrained(weight, edits, basis, preserved.invariants, settings)

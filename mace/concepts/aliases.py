@@ -29,6 +29,16 @@ def explained(errors: Tensor, own: Tensor, empty: Tensor) -> Tensor:
     return (empty.double().sum() - errors.double().sum(dim=1)) / whole
 
 
+def noise_errors(seen: Tensor, clean: Tensor, sigmas: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise, float64 [B] on the CPU.
+
+    seen: the pictures [B, ...] predicted at `sigmas` [B] (or [B, 1, ...]).  clean: what they are, one for all or each.
+    What is wrong in a picture is sigma times what is wrong in its noise.
+    """
+    wrong = (seen.float() - clean) / sigmas.view(-1, *[1] * (seen.dim() - 1))
+    return wrong.cpu().double().square().flatten(1).mean(dim=1)
+
+
 def nearest(table: Tensor, groups: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """For each group of rows of a table of token embeddings [V, d], the rows by falling cosine to the group's mean.
 

@@ -14,7 +14,7 @@ def paired_distance(base: Tensor, erased: Tensor) -> float:
     every pair is one observation and a few dozen do, whereas a Frechet distance compares two clouds, forgets the pairs,
     and with fewer pictures than features measures mostly its own bias. NaN for fewer than two pairs.
     """
-    base, erased = (part.double().cpu() for part in (base, erased))
+    base, erased = (part.cpu().double() for part in (base, erased))
     if len(base) < 2:
         return float("nan")
     spread = 2 * (base - base.mean(dim=0)).square().sum(dim=1).mean()
@@ -49,7 +49,7 @@ def frechet_distance(base: Tensor, erased: Tensor) -> tuple[float, float]:
     covariances are singular. Numbers of different counts of pictures or different judges cannot be compared, nor any
     with published FIDs. (NaN, NaN) for fewer than two pictures.
     """
-    base, erased = (part.double().cpu() for part in (base, erased))
+    base, erased = (part.cpu().double() for part in (base, erased))
     if min(len(base), len(erased)) < 2:
         return float("nan"), float("nan")
     weight = (shrinkage(base) + shrinkage(erased)) / 2

@@ -32,8 +32,8 @@ def moved(words: Tensor, empty: Tensor, weights: Iterable[tuple[Tensor, Tensor]]
     count = torch.zeros_like(total)
     for before, after in weights:
         change = all_of_it.to(before) @ (after - before).mT
-        read = (said.to(before) @ before.mT).square().sum((1, 2)).double().cpu()
-        total += torch.where(read > 0, change.square().sum((1, 2)).double().cpu() / read.clamp_min(1e-300), 0)
+        read = (said.to(before) @ before.mT).square().sum((1, 2)).cpu().double()
+        total += torch.where(read > 0, change.square().sum((1, 2)).cpu().double() / read.clamp_min(1e-300), 0)
         count += read > 0
     return (total / count.clamp_min(1)).sqrt()
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .moments import working_device
+from .moments import in_float64, working_device
 
 # A concept's erasure LoRA: (B [d_out, r], A [r, d]) by projection. It may lack projections.
 Lora = Mapping[str, tuple[Tensor, Tensor]]
@@ -69,7 +69,7 @@ def approximate(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
         raise ValueError(f"the rank must be at least 1, not {rank}")
     if not torch.isfinite(delta).all():
         raise ValueError("the change of a weight holds values that are not finite (NaN or infinity)")
-    exact = delta.to(working_device(delta.device), torch.float64)
+    exact = in_float64(delta, working_device(delta.device))
     tall = exact if exact.shape[0] >= exact.shape[1] else exact.mT
     # Right singular vectors from the Gram matrix of the smaller side: several times faster than a full
     # decomposition, and the left ones follow by a product, so that its squared condition does not matter.

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .moments import working_device
+from .moments import in_float64, working_device
 
 # Of N's mean eigenvalue. Directions that are hardly read at all would have no bound otherwise.
 RIDGE = 1e-4
@@ -32,7 +32,7 @@ def reading_metric(values: Iterable[Tensor], device: torch.device | None = None)
     where = working_device(device or torch.device("cpu"))
     total, count = None, 0
     for weight in values:
-        rows = weight.to(where, torch.float64)
+        rows = in_float64(weight, where)
         size = rows.square().sum()
         if size == 0:
             continue

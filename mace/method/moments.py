@@ -23,6 +23,14 @@ def working_device(device: torch.device) -> torch.device:
     return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
+def in_float64(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor in float64 on a device that has it (see `working_device`).
+
+    Moved first and widened there: where it lies there may be no float64.
+    """
+    return tensor.to(device).double()
+
+
 @lru_cache(maxsize=4)
 def _lower(width: int, device: torch.device) -> Tensor:
     """Places of the lower triangle, row by row, in a [width, width] matrix read as a vector."""
@@ -143,14 +151,14 @@ def concept_moments(batches: Iterable[Batch], width: int, device: torch.device) 
         f_at = _places(targets, [p.target for p in pairings])
         g_at = _places(mappings, [p.mapping for p in pairings])
         targets, mappings = _flat(targets, width), _flat(mappings, width)
-        f, g = targets[f_at].to(cross), mappings[g_at].to(cross)
+        f, g = (in_float64(rows, cross.device) for rows in (targets[f_at], mappings[g_at]))
         cross.addmm_(g.T, f)
         add_products(paired, f, f)
         # S = G + sum (1 - times paired) e e^T: a product over the few tokens where that is not 0.
         missing = 1 - torch.bincount(f_at, minlength=len(targets))
         at = missing.nonzero()[:, 0]
-        e = targets[at].to(cross)
-        add_products(rest, e * missing[at].to(cross)[:, None], e)
+        e = in_float64(targets[at], cross.device)
+        add_products(rest, e * in_float64(missing[at], cross.device)[:, None], e)
         pairs += len(f_at)
         prompts += len(pairings)
     total = paired + rest
@@ -171,7 +179,7 @@ def pooled_moments(targets: Tensor, mappings: Tensor, device: torch.device) -> C
     G = S = sum f f^T. Raises ValueError for values that are not finite.
     """
     where = working_device(device)
-    f, g = (rows.to(where, torch.float64) for rows in (targets, mappings))
+    f, g = (in_float64(rows, where) for rows in (targets, mappings))
     if not (torch.isfinite(f).all() and torch.isfinite(g).all()):
         raise ValueError(NOT_FINITE)
     kept = ConceptMoments(*_own_pages(f.shape[1]), pairs=len(f), prompts=len(f))
@@ -207,7 +215,7 @@ def _flat(embeddings: Tensor, width: int) -> Tensor:
 
 
 def _tokens(embeddings: Tensor, like: Tensor) -> Tensor:
-    tokens = _flat(embeddings, like.shape[-1]).to(like)
+    tokens = in_float64(_flat(embeddings, like.shape[-1]), like.device)
     if not torch.isfinite(tokens).all():
         raise ValueError(NOT_FINITE)
     return tokens

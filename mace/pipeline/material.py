@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.images import ConceptImages
+from ..masks.kept import as_floats
 from ..method.focus import directions, selected_moment
 from ..method.loss import spread_over
 from ..method.tokens import fill
@@ -41,7 +42,7 @@ class Material:
 
 
 def material(encoder: Embeddings, images: ConceptImages, masks: Tensor, end_of_text: bool, pooled: bool) -> Material:
-    """Encode a concept's prompts, its aliases' too, and find its tokens in them."""
+    """Encode a concept's prompts, its aliases' too, and find its tokens in them. masks: as they are kept."""
     concept = images.concept
     prompts = [fill(template, phrase) for template, phrase in concept.readings]
     own, tokens = (torch.zeros(len(prompts), encoder.window) for _ in range(2))
@@ -52,7 +53,7 @@ def material(encoder: Embeddings, images: ConceptImages, masks: Tensor, end_of_t
         tokens[row, list(spread_over(positions, end, encoder.window, end_of_text))] = 1
     contexts = torch.cat([encoder.encoded(part).cpu() for part in chunks(prompts)])
     pooled_text = encoder.pooled(prompts).cpu() if pooled else None
-    return Material(images.latents, masks, contexts, tokens, own, pooled_text)
+    return Material(images.latents, as_floats(masks), contexts, tokens, own, pooled_text)
 
 
 def loss_function(model: Denoiser, materials: Sequence[Material], form: str):

@@ -19,7 +19,7 @@ from ...mace.baselines.speed import (
 )
 from ...mace.concepts.captions import leave_out
 from ...mace.formats.provenance import concept_record
-from ...mace.method.moments import concept_moments, working_device
+from ...mace.method.moments import concept_moments, in_float64, working_device
 from ...mace.pipeline.batches import chunks
 from ..host.model.fp8 import fp8_note
 from ..host.model.unet import ATTACHMENT, cross_attention_keys, patched
@@ -175,7 +175,7 @@ class NullSpaceErasure(io.ComfyNode):
         device = working_device(model.load_device)
         moments = concept_moments(edit_batches(encoder, edits, progress), encoder.width, encoder.device)
         erased = edits_of(moments, device)
-        empty = encoder.encoded([""])[0].to(device, torch.float64)
+        empty = in_float64(encoder.encoded([""])[0], device)
         generator = torch.Generator().manual_seed(seed)
         tokens = last_tokens(encoder, kept, device, progress.update) if kept else empty[1:]
         preserved, alone = Preserved(tokens, invariants(empty, generator)), erasing_alone(erased)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...mace.concepts.phrases import parse_phrases
 from ...mace.masks.boxes import ALL, CHOICES
+from ...mace.masks.kept import as_floats
 from ...mace.masks.maps import COMBINED, UNION
 from ..host.detectors.found import Found
 from ..host.detectors.model_files import AUTO
@@ -244,9 +245,9 @@ class MaskConcept(io.ComfyNode):
         settings = MaskSettings(**chosen, grow=grow, feather=feather, min_area=min_area, nothing_found=nothing_found)
         masks, lines, found = make_masks(model, clip, images, name, mask, boxes, settings)
         shown = written(
-            with_boxes(overlay(entry.as_image, own), seen or [None] * len(entry))
+            with_boxes(overlay(entry.as_image, as_floats(own)), seen or [None] * len(entry))
             for entry, own, seen in zip(images, masks, found, strict=True)
         )
-        joined = written(masks)
+        joined = written(map(as_floats, masks))
         preview = ui.PreviewImage(shown[:SHOWN], cls=cls).as_dict()
         return io.NodeOutput(joined, shown, ui={**preview, "text": ("\n".join(lines),)})

@@ -11,7 +11,7 @@ from comfy import model_management
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.aliases import candidates, explained, nearest, neighbours, with_aliases
+from ...mace.concepts.aliases import candidates, explained, nearest, neighbours, noise_errors, with_aliases
 from ...mace.concepts.concept import Concept, merge, normalised, phrases_by_key
 from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.subjects import parse_chosen, parse_names
@@ -173,9 +173,7 @@ def _errors(model, latents, predicted: Predict, count: int, draws, step) -> list
             x, sigmas = noisy(model, clean, draw.noise.to(device), [draw.timestep])
             x, sigmas = (tensor.expand(len(part), *tensor.shape[1:]) for tensor in (x, sigmas))
             seen = predicted(x, sigmas, part)
-            # What is wrong in the picture is sigma times what is wrong in the noise.
-            wrong = (seen.float() - model.model.process_latent_in(clean)) / sigmas.view(-1, *[1] * (x.dim() - 1))
-            rows.append(wrong.double().square().flatten(1).mean(dim=1).cpu())
+            rows.append(noise_errors(seen, model.model.process_latent_in(clean), sigmas))
             step(len(part))
         return list(torch.stack(rows, dim=1))
 

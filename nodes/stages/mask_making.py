@@ -11,7 +11,8 @@ from torch import Tensor
 from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.phrases import phrases_of
 from ...mace.masks.boxes import ALL, BEST, box_masks, read_boxes
-from ...mace.masks.given import read_masks
+from ...mace.masks.given import mask_rows, read_masks
+from ...mace.masks.kept import as_bytes, as_floats
 from ...mace.masks.maps import UNION, feather, grow, mask_of_map, one_mask
 from ...mace.messages import MessageError
 from ...mace.method.tokens import fill
@@ -60,8 +61,8 @@ def attention_masks(model, encoder: TextEncoder, images: ConceptImages) -> Tenso
 
 
 def whole_image(images: ConceptImages) -> Tensor:
-    """Masks [n, H, W] of ones."""
-    return torch.ones(images.pictures.shape[:3])
+    """Masks [n, H, W] of ones, as they are kept; all of them in one byte."""
+    return as_bytes(torch.ones(1)).expand(images.pictures.shape[:3])
 
 
 def resized(mask: Tensor, height: int, width: int) -> Tensor:
@@ -75,17 +76,19 @@ def resized(mask: Tensor, height: int, width: int) -> Tensor:
 def fitted(masks: Sequence[Tensor], images: Sequence[ConceptImages]) -> list[Tensor]:
     """External MASKs [n, h, w], together N or 1, as masks [n, H, W] for each concept's images, in their order.
 
+    They are as masks are kept, on the disk: a list's MASK is as large as memory.
     Raises ValueError for another number of masks than images and for what `read_masks` refuses.
     """
     size = images[0].pictures.shape[1:3]
-    mask = torch.cat([resized(read_masks(part, "masks"), *size).to("cpu") for part in masks])
     total = sum(len(entry) for entry in images)
-    if len(mask) not in (1, total):
+    count = sum(len(mask_rows(part, "masks")) for part in masks)
+    if count not in (1, total):
         raise ValueError(
-            f"there are {len(mask)} masks for {total} images: connect the pictures output of Concept Images to the "
+            f"there are {count} masks for {total} images: connect the pictures output of Concept Images to the "
             "node that makes the masks, so that there is one for each image, in the same order"
         )
-    return list(mask.expand(total, -1, -1).clamp(0, 1).split([len(entry) for entry in images]))
+    mask = written(as_bytes(resized(some, *size).clamp(0, 1)) for part in masks for some in read_masks(part, "masks"))
+    return list(mask.expand(total, -1, -1).split([len(entry) for entry in images]))
 
 
 def no_empty(masks: Tensor, images: ConceptImages, nothing_found: str = WHOLE) -> tuple[Tensor, list[str]]:
@@ -176,8 +179,8 @@ def make_masks(
 ) -> tuple[list[Tensor], list[str], list[list[Found]]]:
     """Masks [n, H, W] of each concept's images, lines for the artist, and what was found in each image, if looked for.
 
-    Styles take the whole image, except of external masks. external: MASKs.  boxes: the host's BOUNDING_BOX, in place
-    of a detector.
+    The masks are as they are kept (see `mace.masks.kept`), on the disk. Styles take the whole image, except of external
+    masks. external: MASKs.  boxes: the host's BOUNDING_BOX, in place of a detector.
     Raises ValueError for external masks and boxes that are not there or do not fit, and for what a back-end lacks.
     """
     s = settings or MaskSettings()
@@ -189,7 +192,7 @@ def make_masks(
     if backend == EXTERNAL:
         if external is None:
             raise ValueError("the back-end is external mask and the mask input is empty: connect a MASK")
-        things = [mask[:, None] for mask in fitted(external, images)]
+        things = (as_floats(mask)[:, None] for mask in fitted(external, images))
     elif backend in (GROUNDED, TRANSFORMERS, BOXES):
         found = _boxes_of(images, backend, boxes, phrases, s)
         for entry, own in zip(images, found, strict=True):
@@ -210,14 +213,16 @@ def make_masks(
         warning: list[str] = []
         if backend == WHOLE or (entry.concept.type == "style" and backend != EXTERNAL):
             made = whole_image(entry)
+            share = 1.0
         else:
             if backend == ATTENTION:
                 own = attention_masks(model, encoder, entry)[:, None]
             made = torch.stack([one_mask(part, s.combine, s.min_area) for part in own])
             made = feather(grow(made, s.grow), s.feather)
             made, warning = no_empty(made, entry, s.nothing_found)
-        masks.append(written([made]))
-        lines.append(f"{entry.concept.target}: {float(made.mean()):.0%} of the image{_counted(seen)}")
+            share, made = float(made.mean()), written([as_bytes(made)])
+        masks.append(made)
+        lines.append(f"{entry.concept.target}: {share:.0%} of the image{_counted(seen)}")
         lines += warning
         if warning and backend in (GROUNDED, TRANSFORMERS) and boxes is None:
             lines.append(f"looked for {phrase}; another phrase may find it: {entry.concept.target} = ...")

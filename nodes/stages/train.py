@@ -20,7 +20,7 @@ def train_loras(
 ) -> tuple[LoraSet, list[str]]:
     """Erasure LoRAs of every concept, trained or from the store; and lines for the artist.
 
-    model: the refined MODEL.  masks: [n, H, W] for each concept's images.
+    model: the refined MODEL.  masks: [n, H, W] for each concept's images, as they are kept (see `mace.masks.kept`).
     """
     refinement = model.get_attachment(REFINEMENT)
     steps = [options.settings(entry.concept.type).steps for entry in images]

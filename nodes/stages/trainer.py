@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...mace.concepts.images import ConceptImages
 from ...mace.formats.lora_set import ErasureLora, refinement_digest
+from ...mace.masks.kept import as_floats
 from ...mace.method.prior import PROBE_TOLERANCE, probe_distance
 from ...mace.method.refine import Refinement
 from ...mace.method.train import Example, TrainSettings, TrainState, draws, initial, train
@@ -39,7 +40,7 @@ _store = ContentStore(LORA_STORE_BYTES)
 
 @dataclass(frozen=True)
 class Work:
-    """One LoRA to train: its key, its images and their masks [n, H, W]."""
+    """One LoRA to train: its key, its images and their masks [n, H, W], as they are kept."""
 
     key: str
     images: ConceptImages
@@ -108,7 +109,7 @@ class Trainer:
         concept = images.concept
         record = self.options.record(concept.type, len(images))
         text = self.encoder.content(*concept.phrases, concept.mapping)
-        return content_sha256(self._base, text, concept, concept.prompts, images.latents, masks, record)
+        return content_sha256(self._base, text, concept, concept.prompts, images.latents, as_floats(masks), record)
 
     def known(self, key: str) -> tuple[ErasureLora | None, bool]:
         """(the LoRA trained before under this key or None, whether it was read from disk)."""
