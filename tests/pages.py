@@ -46,6 +46,12 @@ def reports(page) -> dict[str, str]:
     )
 
 
+def use_vue(page, vue: bool) -> None:
+    """Have the page draw nodes with Vue, or in its classic way."""
+    page.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+    page.wait_for_function("vue => Boolean(window.LiteGraph.vueNodesMode) === vue", arg=vue)
+
+
 def saved(page) -> dict:
     """The workflow as the page would save it."""
     return page.evaluate("JSON.parse(JSON.stringify(window.app.graph.serialize()))")

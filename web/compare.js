@@ -16,6 +16,7 @@ const address = (image) => api.apiURL(`/view?${new URLSearchParams(image)}${app.
 // The divider is a slider over the pictures, unseen: it drags by mouse and moves by keyboard.
 function pairElement({ beforeImages, afterImages }) {
   const root = make("div", { display: "flex", flexDirection: "column", gap: "4px", boxSizing: "border-box" });
+  root.className = "mace-compare";
   const over = { position: "absolute", inset: "0", width: "100%", height: "100%", objectFit: "contain" };
   const stage = make("div", { position: "relative", flex: "1 1 0", minHeight: "0", overflow: "hidden" });
   const after = make("img", over, { alt: "after", draggable: false });
