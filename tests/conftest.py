@@ -164,21 +164,31 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(autouse=True)
+def no_errors_of_the_page():
+    """A test fails where a page that is watched says that something is wrong with the pack."""
+    yield
+    if "tests.pages" in sys.modules:
+        assert sys.modules["tests.pages"].take_errors() == []
+
+
 @pytest.fixture
 def page(browser, server):
-    """ComfyUI's page in it, ready."""
+    """ComfyUI's page in it, ready and watched."""
     from devtools.pages import open_page
+    from tests.pages import watch
 
-    opened = open_page(browser, server.url)
+    opened = watch(open_page(browser, server.url))
     yield opened
     opened.close()
 
 
 @pytest.fixture(scope="module")
 def kept_page(browser, server):
-    """One page for tests that only load workflows into it."""
+    """One page for tests that only load workflows into it, watched."""
     from devtools.pages import open_page
+    from tests.pages import watch
 
-    opened = open_page(browser, server.url)
+    opened = watch(open_page(browser, server.url))
     yield opened
     opened.close()

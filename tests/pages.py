@@ -1,6 +1,30 @@
 """What the browser tests do with ComfyUI's page."""
 
+from playwright.sync_api import Page
+
 from tests import graphs
+
+# What the pages that are watched said is wrong with the pack, since it was last taken.
+_errors: list[str] = []
+
+
+def watch(page: Page) -> Page:
+    """The page, its errors recorded from now on where they name the pack or its files."""
+
+    def note(text: str) -> None:
+        if "mace" in text.lower():
+            _errors.append(text)
+
+    page.on("pageerror", lambda error: note(f"{error} {error.stack}"))
+    page.on("console", lambda said: note(f"{said.text} {said.location}") if said.type == "error" else None)
+    return page
+
+
+def take_errors() -> list[str]:
+    """The errors recorded since they were last taken."""
+    taken = list(_errors)
+    _errors.clear()
+    return taken
 
 
 def wait_for_pictures(page, nodes: int = 2, each: int = graphs.FEW) -> None:
@@ -20,6 +44,12 @@ def reports(page) -> dict[str, str]:
         """() => Object.fromEntries(window.app.graph.nodes.flatMap(n =>
             (n.widgets ?? []).filter(w => w.name === 'report').map(w => [n.type, w.element.value])))"""
     )
+
+
+def use_vue(page, vue: bool) -> None:
+    """Have the page draw nodes with Vue, or in its classic way."""
+    page.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+    page.wait_for_function("vue => Boolean(window.LiteGraph.vueNodesMode) === vue", arg=vue)
 
 
 def saved(page) -> dict:

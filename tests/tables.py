@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.pages import queued
+from tests.pages import queued, use_vue
 
 FOUND = "window.app.canvas.graph.nodes.find(node => node.type.startsWith('MACE_') && node.maceTable)"
 VALUE = f"const node = {FOUND}; const value = node?.widgets.find(w => w.name === node.maceTable.field).value;"
@@ -13,19 +13,11 @@ LINES = "# animals\ndog -> sky  # mine\n\nship | boat -> ground\n# cat -> forest
 
 @pytest.fixture(scope="module", params=["classic", "Vue"])
 def table_page(kept_page, request):
-    """One page for a module, its errors recorded, as it draws nodes in both ways."""
-    vue = str(request.param == "Vue").lower()
-    errors = []
-    kept_page.on("pageerror", lambda error: errors.append(str(error)))
-    kept_page.on(
-        "console", lambda said: errors.append(f"{said.text} {said.location}") if said.type == "error" else None
-    )
+    """One page for a module, as it draws nodes in both ways."""
     kept_page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    kept_page.evaluate(f"window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', {vue})")
-    kept_page.wait_for_function(f"Boolean(window.LiteGraph.vueNodesMode) === {vue}")
+    use_vue(kept_page, request.param == "Vue")
     yield kept_page
-    kept_page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
-    assert [error for error in errors if "mace" in error.lower()] == []
+    use_vue(kept_page, False)
 
 
 def place(page, lines=LINES, kind="MACE_Concepts", width=420):

@@ -218,7 +218,7 @@ def test_the_names_of_the_list_in_the_graph(page):
     slider(page, "thing 42").fill("0.5")
     assert text(page) == "thing 42 = 0.5"
     heights = page.evaluate(
-        f"() => {{ {NODE} return node.widgets.find(w => w.type === 'mace-strengths').computeLayoutSize(node); }}"
+        f"() => {{ {NODE} return node.widgets.find(w => w.name === 'strength sliders').computeLayoutSize(node); }}"
     )
     assert heights["minHeight"] < 250 and heights["maxHeight"] < 400
 

@@ -7,7 +7,7 @@ import pytest
 from devtools import host
 from devtools.pages import load, open_page, press_queue
 from tests import graphs
-from tests.pages import queued, reports
+from tests.pages import queued, reports, watch
 
 pytestmark = pytest.mark.browser
 
@@ -220,7 +220,7 @@ def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(browser, page, ser
     entry = press_queue(page)
     picture = next(image for output in entry["outputs"].values() for image in output.get("images", []))
     assert picture["type"] == "output" and picture["filename"].endswith(".png")
-    page = open_page(browser, server.url)
+    page = watch(open_page(browser, server.url))
     # The graph that a fresh page begins with must not be taken for the picture's, nor block the page as it comes.
     page.wait_for_function("window.app.graph.nodes.length > 0 && !document.querySelector('.p-blockui-mask')")
     page.evaluate("window.app.graph.nodes.forEach(n => { n.title = 'before the drop'; })")

@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { parseChosen, withChosen } from "./chosen_text.js";
 import { normalised } from "./notation.js";
-import { after, isLinked, make, outputsOf, scrolls, widgetOf } from "./page.js";
+import { addPanel, after, everyNode, grow, isLinked, keepsKeys, make, outputsOf, scrolls, widgetOf } from "./page.js";
 
 const NODE = "MACE_FindAliases";
 const TEXT = "chosen";
@@ -98,13 +98,11 @@ function makePanel(node, state) {
   const list = make("div", { flex: "1 1 0", minHeight: "0", overflowY: "auto" });
   root.append(note, list);
   scrolls(root, list);
-  const widget = node.addDOMWidget(PANEL, "mace-candidates", root, {
-    serialize: false,
-    hideOnZoom: true,
+  keepsKeys(root);
+  const widget = addPanel(node, PANEL, root, {
     getMinHeight: () => Math.min(heightOf(state.concepts), 240),
     getMaxHeight: () => heightOf(state.concepts) + 20,
   });
-  widget.serialize = false;
   return { widget, root, note, list };
 }
 
@@ -119,8 +117,7 @@ function show(node, state, concepts) {
   state.parts = concepts.map((entry) => makeConcept(node, entry));
   state.panel.list.replaceChildren(...state.parts.map(({ root }) => root));
   state.panel.root.style.minHeight = `${Math.min(heightOf(concepts), 240)}px`;
-  const size = node.computeSize();
-  node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
+  grow(node);
 }
 
 function render(node) {
@@ -148,9 +145,7 @@ function render(node) {
 }
 
 function renderAll() {
-  if (!app.isGraphReady) return;
-  const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
-  for (const graph of graphs) for (const node of graph.nodes) if (node.comfyClass === NODE) render(node);
+  for (const node of everyNode()) if (node.comfyClass === NODE) render(node);
 }
 
 app.registerExtension({

@@ -2,17 +2,21 @@
 // is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie over each other.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { make } from "./page.js";
+import { addPanel, drawingOutputs, grow, keepsKeys, make } from "./page.js";
+import { outputsOf, placeOf, scrolls, widgetOf } from "./page.js";
 
 const NODES = ["MACE_EraseConcepts", "MACE_FuseLoras"];
 const NAME = "before and after";
 const HEIGHT = 260;
+// The widget in which the classic renderer shows a node's pictures.
+const PREVIEW = "$$canvas-image-preview";
 
 const address = (image) => api.apiURL(`/view?${new URLSearchParams(image)}${app.getRandParam()}`);
 
 // The divider is a slider over the pictures, unseen: it drags by mouse and moves by keyboard.
 function pairElement({ beforeImages, afterImages }) {
   const root = make("div", { display: "flex", flexDirection: "column", gap: "4px", boxSizing: "border-box" });
+  root.className = "mace-compare";
   const over = { position: "absolute", inset: "0", width: "100%", height: "100%", objectFit: "contain" };
   const stage = make("div", { position: "relative", flex: "1 1 0", minHeight: "0", overflow: "hidden" });
   const after = make("img", over, { alt: "after", draggable: false });
@@ -52,43 +56,55 @@ function pairElement({ beforeImages, afterImages }) {
   row.append(make("span", {}, { textContent: "before" }), seed, make("span", {}, { textContent: "after" }));
   stage.append(after, before, line, divider);
   root.append(row, stage);
+  scrolls(root, null);
+  keepsKeys(root);
   show();
   divide();
   return root;
 }
 
 function addCompare(node, value) {
-  if (window.LiteGraph.vueNodesMode) {
-    const widget = node.addWidget("imagecompare", NAME, ["", ""], () => {}, { serialize: false });
-    widget.value = value;
-    return widget;
-  }
-  return node.addDOMWidget(NAME, "mace-compare", pairElement(value), {
-    serialize: false,
-    hideOnZoom: true,
-    getMinHeight: () => HEIGHT,
-  });
+  if (!window.LiteGraph.vueNodesMode) return addPanel(node, NAME, pairElement(value), { getMinHeight: () => HEIGHT });
+  const widget = node.addWidget("imagecompare", NAME, ["", ""], () => {}, { serialize: false });
+  widget.value = value;
+  widget.serialize = false;
+  return widget;
 }
 
+// The losses of the training, which the page shows while the node runs, and leaves there.
+function endPreview(node) {
+  // The page has no public way.
+  const store = app.extensionManager?._p?._s?.get("nodeOutput");
+  store?.revokePreviewsByLocatorId?.(String(placeOf(node)));
+  node.imgs = undefined;
+  const picture = widgetOf(node, PREVIEW);
+  if (picture) node.removeWidget(picture);
+}
+
+function draw(node, ran) {
+  const { a_images: befores = [], b_images: afters = [] } = outputsOf(node) ?? {};
+  const shown = befores.length && befores.length === afters.length ? JSON.stringify([befores, afters]) : "";
+  if (shown && ran) endPreview(node);
+  const vue = Boolean(window.LiteGraph.vueNodesMode);
+  const found = widgetOf(node, NAME);
+  if (found && found.maceShown === shown && found.maceVue === vue) return;
+  if (found) node.removeWidget(found);
+  if (!shown) return;
+  const widget = addCompare(node, { beforeImages: befores.map(address), afterImages: afters.map(address) });
+  Object.assign(widget, { maceShown: shown, maceVue: vue });
+  grow(node, HEIGHT + 60);
+}
+
+const drawing = drawingOutputs("MACE.Compare", (name) => NODES.includes(name), draw);
+
 app.registerExtension({
-  name: "MACE.Compare",
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!NODES.includes(nodeData.name)) return;
-    const onExecuted = nodeType.prototype.onExecuted;
-    nodeType.prototype.onExecuted = function (message) {
-      onExecuted?.apply(this, arguments);
-      const before = this.widgets?.find((widget) => widget.name === NAME);
-      if (before) this.removeWidget(before);
-      if (!message?.a_images?.length || message.a_images.length !== message.b_images?.length) return;
-      const value = { beforeImages: message.a_images.map(address), afterImages: message.b_images.map(address) };
-      // Neither saved in the workflow nor sent with the prompt: it belongs to one run.
-      const widget = addCompare(this, value);
-      widget.serialize = false;
-      const size = this.computeSize();
-      // The core's widget shares what room there is with the texts, so that it needs more.
-      const room = !before && window.LiteGraph.vueNodesMode ? HEIGHT : 0;
-      this.setSize([Math.max(this.size[0], size[0], HEIGHT + 60), Math.max(this.size[1], size[1]) + room]);
-      app.graph.setDirtyCanvas(true, false);
-    };
+  ...drawing,
+  init() {
+    const href = new URL("./compare.css", import.meta.url).href;
+    document.head.append(make("link", {}, { rel: "stylesheet", href }));
+  },
+  setup() {
+    // Each way of drawing nodes has its own.
+    app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => setTimeout(drawing.onNodeOutputsUpdated));
   },
 });

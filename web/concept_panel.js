@@ -1,7 +1,6 @@
 // What the concept table stands in: its bar, the search of the paper's lists and the list of rows.
-import { app } from "../../scripts/app.js";
 import { CELLS } from "./concept_rows.js";
-import { make } from "./page.js";
+import { keepsKeys, make, scrolls } from "./page.js";
 
 // told: what the table does on {searched, viewed}.
 export function makePanel(search, told) {
@@ -25,20 +24,10 @@ export function makePanel(search, told) {
   root.append(bar, note, search.root, head, list, said);
   lists.addEventListener("click", told.searched);
   view.addEventListener("click", told.viewed);
-  // Keys that are typed here are not the canvas's, where Delete takes nodes away; those with Ctrl are (queue, undo).
-  for (const name of ["keydown", "keyup"]) {
-    root.addEventListener(name, (event) => {
-      if (event.key === "Escape" && name === "keydown" && search.root.contains(event.target)) lists.click();
-      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
-    });
-  }
-  root.dataset.captureWheel = "true";
-  root.addEventListener("wheel", (event) => {
-    event.stopPropagation();
-    const scrolled = event.target.closest(".mace-rows, .mace-found");
-    if (!event.ctrlKey && scrolled && scrolled.scrollHeight > scrolled.clientHeight) return;
-    event.preventDefault();
-    app.canvas.processMouseWheel(event);
+  search.root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.isComposing) lists.click();
   });
+  keepsKeys(root);
+  scrolls(root, (event) => event.target.closest(".mace-rows, .mace-found"));
   return { root, count, lists, view, note, head, list, said, search };
 }

@@ -9,14 +9,13 @@ import { makeSearch } from "./concept_search.js";
 import { AS_TEXT, BAR, asText, change, end, fit, heightOf } from "./concept_shown.js";
 import { isHidden, render, setText, step, textOf, typeOf } from "./concept_shown.js";
 import { BREAK, composed, normalised, written } from "./notation.js";
-import { after, make, widgetOf } from "./page.js";
+import { addPanel, after, make, widgetOf } from "./page.js";
 
 // By node, the text that holds the lines.
 const FIELDS = { MACE_Concepts: "concepts", MACE_EraseConcepts: "words" };
 const TABLE = "concept table";
 const OTHER_TYPE = "The lines of this node are of type";
 const MARGIN = 10;
-let made = 0;
 
 function focusOn(state, at, column) {
   const row = state.rows[at] ?? state.draft;
@@ -69,6 +68,8 @@ const events = (state) => ({
     focusOn(state, at, "remove");
   },
   pressed(row, column, event) {
+    // A key that chooses among an input method's candidates is that method's; Safari says so by its code alone.
+    if (event.isComposing || event.keyCode === 229) return;
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     const at = state.rows.indexOf(row);
     const place = at < 0 ? state.rows.length : at;
@@ -155,10 +156,7 @@ function addTable(node, field) {
   });
   addDraft(state);
   const text = widgetOf(node, field);
-  // Where undo makes a node anew, Vue would keep the old one's element for a widget of the same name and type.
-  const table = node.addDOMWidget(TABLE, `mace-concepts-${(made += 1)}`, state.panel.root, {
-    serialize: false,
-    hideOnZoom: true,
+  const table = addPanel(node, TABLE, state.panel.root, {
     margin: MARGIN,
     getMinHeight: () => heightOf(state) + 2 * MARGIN,
     getMaxHeight: () => (isHidden(state) ? BAR + 2 * MARGIN : undefined),
@@ -167,7 +165,6 @@ function addTable(node, field) {
       if (text.hidden) text.y = table.y;
     },
   });
-  table.serialize = false;
   // Where the text is.
   const widgets = node.widgets.filter((widget) => widget !== table);
   widgets.splice(widgets.indexOf(text), 0, table);

@@ -1,39 +1,27 @@
 // Shows what a MACE node reports (settings used, captions drawn, the saved file) on the node itself.
 import { app } from "../../scripts/app.js";
+import { addPanel, drawingOutputs, grow, make, outputsOf, scrolls, widgetOf } from "./page.js";
 
 const REPORT = "report";
 
-function reportElement(node) {
-  const found = node.widgets?.find((widget) => widget.name === REPORT);
-  if (found) return found.element;
-  const element = document.createElement("textarea");
-  element.readOnly = true;
-  element.className = "comfy-multiline-input";
-  element.setAttribute("aria-label", "report");
-  element.style.fontSize = "10px";
-  // Neither saved in the workflow nor sent with the prompt: it belongs to one run.
-  const widget = node.addDOMWidget(REPORT, "mace-report", element, {
-    serialize: false,
-    getMinHeight: () => 90,
-    hideOnZoom: true,
-  });
-  widget.serialize = false;
-  return element;
+function addReport(node) {
+  const element = make("textarea", { fontSize: "10px" }, { readOnly: true });
+  element.className = "comfy-multiline-input mace-report";
+  element.setAttribute("aria-label", REPORT);
+  scrolls(element, element);
+  return addPanel(node, REPORT, element, { getMinHeight: () => 90 });
 }
 
-app.registerExtension({
-  name: "MACE.Report",
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.name.startsWith("MACE_")) return;
-    const onExecuted = nodeType.prototype.onExecuted;
-    nodeType.prototype.onExecuted = function (message) {
-      onExecuted?.apply(this, arguments);
-      if (!message?.text) return;
-      const element = reportElement(this);
-      element.value = message.text.join("\n");
-      const size = this.computeSize();
-      this.setSize([Math.max(this.size[0], size[0]), Math.max(this.size[1], size[1])]);
-      app.graph.setDirtyCanvas(true, false);
-    };
-  },
-});
+function draw(node) {
+  const said = outputsOf(node)?.text?.join("\n");
+  const found = widgetOf(node, REPORT);
+  if (!said) {
+    if (found) node.removeWidget(found);
+    return;
+  }
+  const { element } = found ?? addReport(node);
+  element.value = said;
+  grow(node);
+}
+
+app.registerExtension(drawingOutputs("MACE.Report", (name) => name.startsWith("MACE_"), draw));

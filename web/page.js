@@ -21,20 +21,69 @@ export function after(owner, method, then) {
   };
 }
 
-// What a node reported of its last run. The page keeps it when it makes the nodes anew, as undo and another tab do.
-export function outputsOf(node) {
-  const graph = node.graph;
-  const place = !graph || graph === app.rootGraph ? node.id : `${graph.id}:${node.id}`;
-  return app.nodeOutputs?.[place];
+// Every node of the workflow, also those in subgraphs. None while the page makes the graph.
+export function everyNode() {
+  if (!app.isGraphReady) return [];
+  const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
+  return graphs.flatMap((graph) => graph.nodes);
 }
 
-// The wheel scrolls a list that is too long; else it is the canvas's, as everywhere on a node.
+// What the page calls a node's place among what nodes reported.
+export const placeOf = ({ graph, id }) => (graph === app.rootGraph ? id : `${graph.id}:${id}`);
+
+// What a node reported of its last run. The page keeps it when it makes the nodes anew, as undo and another tab do.
+export const outputsOf = (node) => (node.graph ? app.nodeOutputs?.[placeOf(node)] : undefined);
+
+// An extension that draws on nodes of ours what they reported: after a run, and where the page makes them anew.
+// draw(node, ran): ran: the node has just run.
+export const drawingOutputs = (name, isOurs, draw) => ({
+  name,
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!isOurs(nodeData.name)) return;
+    after(nodeType.prototype, "onExecuted", (node) => draw(node, true));
+    after(nodeType.prototype, "onConfigure", (node) => draw(node, false));
+  },
+  onNodeOutputsUpdated() {
+    for (const node of everyNode()) if (isOurs(node.comfyClass ?? "")) draw(node, false);
+  },
+});
+
+let made = 0;
+
+// A panel of ours on a node. It is neither saved in the workflow nor sent with the prompt.
+export function addPanel(node, name, root, options) {
+  // Where undo makes a node anew, Vue would keep the old one's element for a widget of the same name and type.
+  const type = `mace-panel-${(made += 1)}`;
+  const widget = node.addDOMWidget(name, type, root, { serialize: false, hideOnZoom: true, ...options });
+  widget.serialize = false;
+  return widget;
+}
+
+// As wide and as high as its widgets need, and no smaller than it was made.
+export function grow(node, width = 0) {
+  const [wide, high] = node.computeSize();
+  node.setSize([Math.max(node.size[0], wide, width), Math.max(node.size[1], high)]);
+  app.canvas?.setDirty(true, true);
+}
+
+// The wheel scrolls a list that is too long; else it is the canvas's, as everywhere on a node. list: an element, or
+// which one an event is for.
 export function scrolls(root, list) {
   root.dataset.captureWheel = "true";
   root.addEventListener("wheel", (event) => {
     event.stopPropagation();
-    if (!event.ctrlKey && list.scrollHeight > list.clientHeight) return;
+    const own = typeof list === "function" ? list(event) : list;
+    if (!event.ctrlKey && own && own.scrollHeight > own.clientHeight) return;
     event.preventDefault();
     app.canvas.processMouseWheel(event);
   });
+}
+
+// Keys that are typed here are not the canvas's, where Delete takes nodes away; those with Ctrl are (queue, undo).
+export function keepsKeys(root) {
+  for (const name of ["keydown", "keyup"]) {
+    root.addEventListener(name, (event) => {
+      if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+    });
+  }
 }

@@ -2,7 +2,7 @@
 // slider rewrites its concept's line and nothing else, and nothing of the sliders is saved or sent.
 import { app } from "../../scripts/app.js";
 import { normalised } from "./notation.js";
-import { after, isLinked, make, outputsOf, scrolls, widgetOf } from "./page.js";
+import { addPanel, after, everyNode, grow, isLinked, keepsKeys, make, outputsOf, scrolls, widgetOf } from "./page.js";
 import { ALL, conceptNames, parseStrengths, withStrength, writable } from "./strengths_text.js";
 
 const FUSING = ["MACE_FuseLoras", "MACE_EraseConcepts"];
@@ -76,7 +76,7 @@ function makeRow(node, state, key, name) {
   return { row, slider, value, name };
 }
 
-function addPanel(node, state) {
+function makePanel(node, state) {
   const root = make("div", {
     display: "flex",
     flexDirection: "column",
@@ -96,15 +96,13 @@ function addPanel(node, state) {
   root.append(note, filter, list);
   filter.addEventListener("input", () => applyFilter(state));
   scrolls(root, list);
+  keepsKeys(root);
   // Last among the widgets: one in their midst that is not saved would shift the saved values behind it.
-  const widget = node.addDOMWidget(PANEL, "mace-strengths", root, {
-    serialize: false,
-    hideOnZoom: true,
+  const widget = addPanel(node, PANEL, root, {
     margin: MARGIN,
     getMinHeight: () => heightOf(state, 6) + 2 * MARGIN,
     getMaxHeight: () => heightOf(state, 12) + 2 * MARGIN,
   });
-  widget.serialize = false;
   return { widget, root, note, filter, list };
 }
 
@@ -123,15 +121,14 @@ function showRows(node, state, names) {
     state.panel = null;
     return;
   }
-  const { root, filter, list } = (state.panel ??= addPanel(node, state));
+  const { root, filter, list } = (state.panel ??= makePanel(node, state));
   list.replaceChildren(...[...state.rows.values()].map((entry) => entry.row));
   filter.style.display = names.size > UNFILTERED ? "block" : "none";
   filter.placeholder = `filter ${names.size} concepts`;
   applyFilter(state);
   root.style.minHeight = `${heightOf(state, 6)}px`;
   root.style.maxHeight = `${heightOf(state, 12)}px`;
-  const size = node.computeSize();
-  node.setSize([Math.max(node.size[0], size[0]), Math.max(node.size[1], size[1])]);
+  grow(node);
 }
 
 function render(node) {
@@ -156,11 +153,8 @@ function render(node) {
   }
 }
 
-// Also in subgraphs.
 function renderAll() {
-  if (!app.isGraphReady) return;
-  const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
-  for (const graph of graphs) for (const node of graph.nodes) if (FUSING.includes(node.comfyClass)) render(node);
+  for (const node of everyNode()) if (FUSING.includes(node.comfyClass)) render(node);
 }
 
 app.registerExtension({

@@ -127,5 +127,6 @@ class Concepts(io.ComfyNode):
         if not chain:
             said = "; ".join(["write one concept a line, or choose a preset", *passed_over(concepts)])
             raise ConceptError(f"the list of concepts is empty: {said}")
+        # Said also where nothing was passed over: the page would leave standing what the last run said.
         passed = passed_over(concepts)
-        return io.NodeOutput(chain, ui={"text": ("\n".join(passed),)} if passed else None)
+        return io.NodeOutput(chain, ui={"text": ("\n".join(passed),) if passed else ()})

@@ -1,0 +1,169 @@
+"""What a run left on the nodes, in ComfyUI's real page and in both renderers: undo, other tabs and edits keep it right."""
+
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from devtools.pages import load, press_queue
+from mace.presets.presets import PAPER
+from tests import graphs
+from tests.pages import reports, use_vue
+
+pytestmark = pytest.mark.browser
+
+FUSE = "const node = window.app.graph.nodes.find(n => n.type === 'MACE_FuseLoras');"
+STRENGTHS = "dog = 0.5\n* = 0"
+
+
+def fusion() -> dict:
+    """Fuse LoRAs with what it needs, in view, and a node that only asks for its model."""
+    workflow = graphs.workflow("fuse")
+    kept = {"CheckpointLoaderSimple", "MACE_LoadLoras", "MACE_LoadPrior", "MACE_FuseLoras"}
+    workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] in kept]
+    ids = {node["id"]: node for node in workflow["nodes"]}
+    workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= set(ids)]
+    left = {link[0] for link in workflow["links"]}
+    for node in workflow["nodes"]:
+        for output in node["outputs"]:
+            output["links"] = [link for link in output["links"] if link in left]
+    fuse = next(node for node in workflow["nodes"] if node["type"] == "MACE_FuseLoras")
+    fuse["pos"], fuse["widgets_values"][:2] = [700, 60], ["naive sum (Eq. 6)", STRENGTHS]
+    fuse["outputs"][0]["links"] = [90]
+    workflow["links"].append([90, fuse["id"], 0, 90, 0, "MODEL"])
+    workflow["nodes"].append(asking("MODEL", [1200, 60]))
+    return workflow
+
+
+def asking(kind: str, pos: list) -> dict:
+    """A node of the core's that shows what it is given by link 90."""
+    return {
+        "id": 90,
+        "type": "PreviewAny",
+        "pos": pos,
+        "size": [300, 200],
+        "inputs": [{"name": "source", "type": kind, "link": 90}],
+        "outputs": [{"name": "STRING", "type": "STRING", "links": []}],
+        "properties": {},
+        "widgets_values": [],
+    }
+
+
+@pytest.fixture(scope="module")
+def page(kept_page):
+    """The page after one run of the fusion; `kept_page.run` is what the run's history holds of the node."""
+    load(kept_page, fusion())
+    kept_page.evaluate("window.app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    entry = press_queue(kept_page)
+    (kept_page.run,) = (output for output in entry["outputs"].values() if "a_images" in output)
+    yield kept_page
+    use_vue(kept_page, False)
+
+
+def strengths(page):
+    return page.evaluate(f"() => {{ {FUSE} return node?.widgets.find(w => w.name === 'strengths').value; }}")
+
+
+def slider(page, name):
+    return page.get_by_role("slider", name=f"strength of {name}", exact=True)
+
+
+def check_shown(page, vue):
+    """Report, sliders and the pictures before and after are on the node, and are those of the run."""
+    page.wait_for_function(
+        f"""said => {{ {FUSE} const own = name => node?.widgets.find(w => w.name === name)?.element;
+            const report = own('report'), sliders = own('strength sliders');
+            return report?.value === said && [report, sliders].every(e => e?.getBoundingClientRect().height > 0); }}""",
+        arg="\n".join(page.run["text"]),
+    )
+    pictures = page.locator('[data-testid="image-compare-viewport"] img' if vue else ".mace-compare img")
+    pictures.nth(1).wait_for()
+    names = set()
+    for handle in pictures.element_handles():
+        page.wait_for_function("image => image.naturalWidth > 0", arg=handle)
+        names.add(parse_qs(urlsplit(handle.get_attribute("src")).query)["filename"][0])
+    assert names == {page.run[name][0]["filename"] for name in ("a_images", "b_images")}
+    assert pictures.count() == 2
+
+
+def drag_to_the_end(page, name):
+    """Move a slider with the mouse as far as it goes."""
+    box = slider(page, name).bounding_box()
+    page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] + 20, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+
+
+def becomes(page, text):
+    page.wait_for_function(
+        f"text => {{ {FUSE} return node?.widgets.find(w => w.name === 'strengths').value === text; }}", arg=text
+    )
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "Vue"])
+def test_undo_and_another_tab_keep_what_a_run_left(page, vue):
+    """The sliders are the ones of the node that undo made, and each way of drawing nodes has a compare of its own."""
+    use_vue(page, vue)
+    check_shown(page, vue)
+    for _ in range(2):
+        drag_to_the_end(page, "ship")
+        assert strengths(page) == STRENGTHS + "\nship = 1" and slider(page, "ship").input_value() == "1"
+        # A press on the empty canvas: in a field, undo is the field's own.
+        page.mouse.click(300, 800)
+        page.keyboard.press("Control+z")
+        becomes(page, STRENGTHS)
+        check_shown(page, vue)
+        assert slider(page, "ship").input_value() == "0"
+    slider(page, "dog").press("ArrowRight")
+    assert strengths(page) == "dog = 0.55\n* = 0"
+    slider(page, "dog").press("ArrowLeft")
+    tab = page.evaluate("window.app.extensionManager.workflow.activeWorkflow.filename")
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_function("window.app.graph.nodes.length === 0")
+    assert page.get_by_role("textbox", name="report").count() == 0
+    page.locator(".workflow-tab").get_by_text(tab, exact=True).click()
+    becomes(page, STRENGTHS)
+    check_shown(page, vue)
+
+
+def test_the_wheel_over_a_report_and_pictures_zooms_the_canvas(page):
+    use_vue(page, False)
+    check_shown(page, False)
+    for place in (page.locator(".mace-compare"), page.get_by_role("textbox", name="report").first):
+        before = page.evaluate("window.app.canvas.ds.scale")
+        box = place.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.wheel(0, 50)
+        page.wait_for_function("before => window.app.canvas.ds.scale !== before", arg=before)
+
+
+def test_a_key_on_a_button_of_the_compare_takes_no_node_away(page):
+    use_vue(page, False)
+    page.evaluate(f"() => {{ {FUSE} window.app.canvas.selectItems([node]); }}")
+    page.get_by_role("button", name="seed 1 of 2").press("Delete")
+    page.get_by_role("button", name="seed 1 of 2").press("Enter")
+    page.get_by_role("button", name="seed 2 of 2").wait_for()
+    assert page.evaluate(f"() => {{ {FUSE} return Boolean(node); }}")
+
+
+def test_the_page_can_take_a_live_picture_away(page):
+    """What compare.js asks the page's store for, which is no public part of it."""
+    kind = "typeof window.app.extensionManager._p._s.get('nodeOutput').revokePreviewsByLocatorId"
+    assert page.evaluate(kind) == "function"
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "Vue"])
+def test_a_warning_of_concepts_goes_with_its_cause(page, vue):
+    use_vue(page, vue)
+    lines = {"id": 1, "type": "MACE_Concepts", "pos": [500, 150], "size": [420, 300], "inputs": []}
+    lines |= {"outputs": [{"name": "concepts", "type": "MACE_CONCEPTS", "links": [90]}], "properties": {}}
+    lines["widgets_values"] = ["#metoo\ndog", "object", "none", "none", PAPER]
+    nodes, links = [lines, asking("MACE_CONCEPTS", [1000, 150])], [[90, 1, 0, 90, 0, "MACE_CONCEPTS"]]
+    load(page, {"nodes": nodes, "links": links, "last_node_id": 90, "last_link_id": 90, "version": 0.4})
+    press_queue(page)
+    assert "line 1: '#metoo'" in reports(page)["MACE_Concepts"]
+    page.get_by_role("textbox", name="report").wait_for()
+    page.evaluate("window.app.graph.nodes.find(n => n.type === 'MACE_Concepts').widgets[0].value = 'dog'")
+    press_queue(page)
+    assert "MACE_Concepts" not in reports(page)
+    page.get_by_role("textbox", name="report").wait_for(state="detached")
