@@ -2,7 +2,7 @@
 
 import logging
 
-from .install import TESTED, is_older
+from .install import too_old
 
 WEB_DIRECTORY = "./web"
 
@@ -12,21 +12,11 @@ try:
     from .nodes import comfy_entrypoint
 
     __all__ += ["comfy_entrypoint"]
-except (AttributeError, ImportError) as error:
-    try:
-        from comfyui_version import __version__ as version
-    except ImportError:
-        # Before there was such a file.
-        version = "0"
-    if not is_older(version):
+except (AttributeError, ImportError, TypeError) as error:
+    said = too_old(error)
+    if said is None:
         raise
     # An older node API lacks what the nodes are made of. The host loads a pack without nodes, and shows no traceback.
     NODE_CLASS_MAPPINGS: dict = {}
     __all__ += ["NODE_CLASS_MAPPINGS"]
-    tested = ".".join(map(str, TESTED))
-    logging.error(
-        "MACE needs ComfyUI %s or later, and this one is %s (%s): update ComfyUI. None of its nodes are here.",
-        tested,
-        "older" if version == "0" else version,
-        error,
-    )
+    logging.error(said)

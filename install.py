@@ -207,6 +207,23 @@ def is_older(version: str) -> bool:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < TESTED
 
 
+def too_old(why: Exception) -> str | None:
+    """What to say where this runs in a ComfyUI older than the pack is tested with, which lacks what `why` tells of.
+
+    None in one that is new enough, where it is a fault.
+    """
+    try:
+        from comfyui_version import __version__ as version
+    except ImportError:  # before there was such a file
+        version = "0"
+    if not is_older(version):
+        return None
+    return (
+        f"MACE needs ComfyUI {'.'.join(map(str, TESTED))} or later, and this one is "
+        f"{'older' if version == '0' else version} ({why}): update ComfyUI. None of its nodes are here."
+    )
+
+
 def webui_report(pack: Path) -> list[str]:
     """Lines for A1111, Forge and their kin, which run this file too: what erases there is a process of its own."""
     version = ".".join(map(str, sys.version_info[:3]))

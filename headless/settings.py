@@ -208,7 +208,7 @@ def _add_files(own: argparse.ArgumentParser, command: str) -> None:
         add("--estimate-only", action="store_true", help="say how long it would take, and end")
     if command == "train":
         add("--captions", metavar="FILE|built-in", help="read captions for a prior; without: none")
-        add("--caption-count", type=int, default=4000, metavar="N", help="how many of them")
+        add("--caption-count", type=int, default=-1, metavar="N", help="how many of them; -1: as many as Prior takes")
     if command == "fuse":
         add("--loras", action="append", required=True, metavar="FILE", help="a set that train or erase wrote")
     if command == "prior":

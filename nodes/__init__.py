@@ -1,7 +1,10 @@
 """The pack's nodes, and all that knows ComfyUI; the numerics are in `mace`."""
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
+from ..install import too_old
 from .baselines.ablation import BaselineAC
 from .baselines.esd import BaselineESD
 from .baselines.forget import BaselineFMN
@@ -68,14 +71,27 @@ NODES: list[type[io.ComfyNode]] = [
 class MaceExtension(ComfyExtension):
     """What the host asks for when it loads the pack."""
 
+    nodes: list[type[io.ComfyNode]] = []
+
     async def on_load(self) -> None:
-        tell_other_copies(NODES[0])
-        files.register_folders()
-        model_files.register_folders()
-        forget_on_request()
+        try:
+            files.register_folders()
+            model_files.register_folders()
+            # The host would keep the nodes before the first whose schema it cannot read, and the others not.
+            for node in NODES:
+                node.GET_SCHEMA()
+            tell_other_copies(NODES[0])
+            forget_on_request()
+        except Exception as error:
+            said = too_old(error)
+            if said is None:
+                raise
+            logging.error(said)
+            return
+        self.nodes = NODES
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+        return self.nodes
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -1,4 +1,4 @@
-"""What a run left on the nodes, in ComfyUI's real page and in both renderers: undo, other tabs and edits keep it right."""
+"""What a run left on the nodes, in ComfyUI's real page and both renderers: undo, other tabs and edits keep it right."""
 
 from urllib.parse import parse_qs, urlsplit
 

@@ -39,6 +39,11 @@ def same(first, second):
     return all(torch.equal(delta_of(first, key), delta_of(second, key)) for key in first.patches)
 
 
+def prior_of(host, clip, count):
+    nothing = dict(preserve="", preserve_type="object", retention="none")
+    return host.run("MACE_Prior", clip=clip, captions="built-in", count=count, seed=0, **nothing)[0]
+
+
 def size(model):
     return sum(float(delta_of(model, key).square().sum()) for key in model.patches) ** 0.5
 
@@ -171,6 +176,20 @@ def test_captions_are_in_the_estimate_and_their_cure(comfy_host, erase, monkeypa
     first = report(erase(words="cat", type="style", seed=6))
     assert "20 captions are read: a Prior with fewer, saved, is quicker" in first
     assert "captions are read" not in report(erase(words="cat", type="style", seed=4))
+
+
+def test_a_slow_cpu_reads_fewer_captions_and_says_so(comfy_host, demo, erase, monkeypatch):
+    """The same ones as with a Prior of so many."""
+    stage, store = (comfy_host.module(name) for name in ("nodes.stages.captions", "mace.pipeline.store"))
+    monkeypatch.setattr(comfy_host.module("mace.pipeline.prior"), "_last_general", store.LastResult())
+    monkeypatch.setattr(stage, "LONGEST", 0)
+    monkeypatch.setattr(stage, "FEWEST", 10)
+    monkeypatch.setattr(stage, "BATCH", 5)
+    node = erase(words="cat", type="style", seed=6)
+    said = report(node)
+    assert "10 captions in place of 20, which would take this CPU about " in said and "captions are read" not in said
+    own = prior_of(comfy_host, demo[1], 10)
+    assert own.captions == 10 and same(node[0], erase(words="cat", type="style", seed=6, prior=own)[0])
 
 
 def test_before_and_after_of_a_prompt(comfy_host, demo, erase, monkeypatch):

@@ -1,6 +1,7 @@
 """What the pack says of itself: version, installation report, what the registry archive leaves out."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -72,6 +73,47 @@ print(module.NODE_CLASS_MAPPINGS, hasattr(module, "comfy_entrypoint"))
     assert run.stdout.split("\n")[0] == "{} False"
     assert f"MACE needs ComfyUI 0.30 or later, and this one is {version or 'older'}" in run.stderr
     assert "Traceback" not in run.stderr and "update ComfyUI" in run.stderr
+
+
+# What comfy_api.latest got over the years, and how a program takes it away again.
+LACKS = {
+    "MultiType": "del _io.MultiType, io.MultiType",
+    "has_intermediate_output": """
+made = io.Schema.__init__
+def __init__(self, *given, **named):
+    if "has_intermediate_output" in named:
+        raise TypeError("Schema.__init__() got an unexpected keyword argument 'has_intermediate_output'")
+    made(self, *given, **named)
+io.Schema.__init__ = __init__
+""",
+}
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("lacking", [*LACKS, None])
+def test_an_older_host_has_all_nodes_or_none(tmp_path, lacking):
+    """The host's own loader, with an older one's version and an API from which one thing is taken."""
+    host = os.environ["MACE_COMFYUI"]
+    load = f"""
+import sys
+from pathlib import Path
+sys.path.insert(1, {str(REPO)!r})
+import comfy.options
+sys.argv[1:] = ["--cpu"]
+comfy.options.enable_args_parsing()
+import comfyui_version
+from comfy_api.latest import _io, io
+comfyui_version.__version__ = "0.14.1"
+{LACKS.get(lacking, "")}
+from devtools.inprocess import InProcessHost
+print(len(InProcessHost(Path({host!r}), Path({str(REPO)!r}), Path({str(tmp_path)!r}), None).node_classes))
+"""
+    run = subprocess.run([sys.executable, "-B", "-c", load], capture_output=True, text=True, cwd=host)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["0" if lacking else "27"] and "Traceback" not in run.stderr
+    said = [line for line in run.stderr.splitlines() if "MACE needs ComfyUI 0.30 or later" in line]
+    assert len(said) == (1 if lacking else 0)
+    assert not lacking or ("this one is 0.14.1 (" in said[0] and lacking in said[0])
 
 
 def test_install_is_standard_library_only_and_offline():

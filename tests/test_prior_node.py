@@ -71,6 +71,54 @@ def test_another_list_reads_only_what_it_leaves_out(comfy_host, demo, captions, 
     torch.testing.assert_close(found.general_moment(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.fixture
+def said(comfy_host):
+    """What is said on the running node."""
+    listeners, heard = comfy_host.module("nodes.host.progress").listeners, []
+    listeners.append(heard.append)
+    yield heard
+    listeners.remove(heard.append)
+
+
+@pytest.fixture
+def nothing_kept(comfy_host, monkeypatch):
+    """No sum of captions is kept from before."""
+    results = comfy_host.module("mace.pipeline.store").LastResult()
+    monkeypatch.setattr(comfy_host.module("mace.pipeline.prior"), "_last_general", results)
+
+
+def test_a_slow_cpu_reads_fewer_captions_unless_told(comfy_host, demo, said, nothing_kept, monkeypatch):
+    """Half of the usual ones, and so on, down to the fewest; what is read is the same as when so many are asked for."""
+    stage = comfy_host.module("nodes.stages.captions")
+    for name, value in (("USUAL", 160), ("FEWEST", 30)):
+        monkeypatch.setattr(stage, name, value)
+    monkeypatch.setattr(comfy_host.module("nodes.erase.prior"), "USUAL", 160)
+    monkeypatch.setattr(stage, "LONGEST", 0)
+    auto = prior_of(comfy_host, demo[1], captions="built-in", count=-1)
+    report = auto.ui.as_dict()["text"][0]
+    assert auto[0].captions == 40 and report.startswith("40 captions in place of 160, which would take this CPU about ")
+    assert "reading 40 captions" in said[0]
+    # Asked for again, they are the same ones, and at hand.
+    again = prior_of(comfy_host, demo[1], captions="built-in", count=-1)
+    assert torch.equal(again[0].mean, auto[0].mean) and said[-1] == "reading prompts"
+    told = prior_of(comfy_host, demo[1], captions="built-in", count=160)
+    assert told[0].captions == 160 and "in place of" not in told.ui.as_dict()["text"][0]
+    assert said[-1].startswith("reading 160 captions, about ")
+    asked = prior_of(comfy_host, demo[1], captions="built-in", count=40)
+    assert torch.equal(asked[0].mean, auto[0].mean)
+
+
+def test_a_quick_device_reads_all(comfy_host, demo, said, captions, nothing_kept, monkeypatch):
+    stage = comfy_host.module("nodes.stages.captions")
+    monkeypatch.setattr(comfy_host.module("nodes.erase.prior"), "USUAL", 40)
+    monkeypatch.setattr(stage, "FEWEST", 1)
+    found = prior_of(comfy_host, demo[1], captions="built-in", count=-1)
+    assert found[0].captions == 40 and found.ui.as_dict()["text"][0].startswith("40 captions (built-in")
+    # A file is read whole where it holds fewer, and the estimate knows.
+    found = prior_of(comfy_host, demo[1], captions=captions, count=-1)
+    assert found[0].captions == len(LINES) and said[-1] == f"reading {len(LINES) + 1} captions"
+
+
 def test_a_drawn_part_of_a_file(comfy_host, demo, captions):
     a = prior_of(comfy_host, demo[1], captions=captions, count=3, seed=5)[0]
     b = prior_of(comfy_host, demo[1], captions=captions, count=3, seed=6)[0]

@@ -1,5 +1,7 @@
 """Prior: the moments of what is to be kept."""
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io, ui
 
 from ...mace.concepts.captions import MAX_CAPTIONS
@@ -12,14 +14,20 @@ from ..host import files
 from ..host.pipeline import captions_of, text_of
 from ..host.progress import NodeProgress
 from ..schema import ERASE, ConceptsType, PriorType, seed_input
+from ..stages.captions import FEWEST, USUAL, in_time, measured
 
 MOST_CAPTIONS = 1_000_000
+# As a count: as many as the device reads in time.
+AUTO_COUNT = -1
 SHOWN = 8
 
 
-def report(prior: Prior, drawn: Drawn) -> str:
-    """What went into the prior, for the node's preview."""
-    lines = [f"{prior.captions} captions ({prior.source}), {len(drawn.left_out)} left out because they name a target"]
+def report(prior: Prior, drawn: Drawn, read: Sequence[str]) -> str:
+    """What went into the prior, for the node's preview. read: lines on how many captions were read."""
+    lines = [
+        *read,
+        f"{prior.captions} captions ({prior.source}), {len(drawn.left_out)} left out because they name a target",
+    ]
     if drawn.too_long:
         lines.append(f"{drawn.too_long} captions were too long for the text encoder and left out")
     lines += [f"  {caption}" for caption in drawn.kept[:SHOWN]]
@@ -40,8 +48,8 @@ class BuildPrior(io.ComfyNode):
             display_name="Prior (MACE)",
             category=ERASE,
             description="What the erased model is to keep: everyday captions, and concepts you name. Takes seconds on "
-            "a GPU; on a CPU 4000 captions take up to an hour, so take fewer there. Save Prior keeps the result for "
-            "other lists of concepts.",
+            "a GPU and up to ten minutes on a CPU, or as long as your own count of captions takes; the node says it "
+            "first. Save Prior keeps the result for other lists of concepts.",
             search_aliases=["preserve", "retain", "mace", "coco", "captions", "regularization"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model to erase from, clip skip included."),
@@ -55,12 +63,13 @@ class BuildPrior(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "count",
-                    default=4000,
-                    min=0,
+                    default=AUTO_COUNT,
+                    min=AUTO_COUNT,
                     max=MOST_CAPTIONS,
-                    tooltip="How many captions to draw; 0 for none. Their mean moment is scaled to COCO's 616,767 "
-                    "captions, so lambda1 means the same for any count. The built-in grammar gives up to "
-                    f"{MAX_CAPTIONS:,}.",
+                    tooltip=f"Fewer are quicker. -1: {USUAL}, and on a CPU that would take longer than ten minutes "
+                    f"fewer, down to {FEWEST}; 0: none; any other number is read whatever it takes. How many captions "
+                    "to draw: their mean moment is scaled to COCO's 616,767 captions, so lambda1 means the same for "
+                    f"any count. The built-in grammar gives up to {MAX_CAPTIONS:,}.",
                 ),
                 seed_input("Which captions the grammar makes, or which ones of a longer file are drawn.", 2**32 - 1),
                 io.String.Input(
@@ -120,6 +129,11 @@ class BuildPrior(io.ComfyNode):
         cls, clip, captions, count, seed, preserve, preserve_type, retention, concepts=(), model=None
     ) -> io.NodeOutput:
         keep = keepers(preserve, preserve_type, retention, concepts)
-        text, source = text_of(clip, model), captions_of(captions, count, seed)
-        prior, drawn = build_prior(text, NodeProgress(), source, keep, concepts)
-        return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, drawn)))
+        text = text_of(clip, model)
+        if count == AUTO_COUNT:
+            reading = in_time(text, clip, captions_of(captions, USUAL, seed))
+        else:
+            reading = measured(text, clip, captions_of(captions, count, seed))
+        reading.say()
+        prior, drawn = build_prior(text, NodeProgress(), reading.source, keep, concepts)
+        return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, drawn, reading.lines)))

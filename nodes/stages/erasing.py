@@ -10,7 +10,7 @@ from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
 from ...mace.pipeline.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
-from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, captions_to_read, preserve_also
+from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, preserve_also
 from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, RELEASED, choose_weights, refine_model, written_settings
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
@@ -22,6 +22,7 @@ from ..host.pipeline import ModelWeights, text_and_weights
 from ..host.progress import NodeProgress, duration, send_text
 from ..host.text import TextEncoder
 from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
+from .captions import USUAL, in_time
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import make_images, undrawn
 from .keeping import kept_beside, kept_lines, with_near
@@ -32,7 +33,7 @@ from .wanted import Erased, Wanted
 
 # The host's usual sampling, as its own txt2img template has it.
 SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
-IMAGES, CAPTIONS = 8, CaptionSource(BUILT_IN, count=4000, seed=0)
+IMAGES, CAPTIONS = 8, CaptionSource(BUILT_IN, count=USUAL, seed=0)
 # Parts of the work, as the estimate names them.
 PICTURES, OTHER_WORDS, READING = "pictures", "other words", "reading"
 TRAINING, COMPARING = "training", "before and after"
@@ -69,15 +70,18 @@ def refine_as_preset(
 ):
     """(refined MODEL, Refinement, lines for the artist, the prior it was refined with) with a preset's weights.
 
-    prior: where None, built-in captions are read if the weights need them.  strengths: see `refine_model`.  lean: see
-    `mace.presets.leaning`.  keep: to preserve besides what the prior does, with NEAR_WEIGHT where the preset has no
-    lambda3.
+    prior: where None, built-in captions are read if the weights need them, fewer on a slow CPU.  strengths: see
+    `refine_model`.  lean: see `mace.presets.leaning`.  keep: to preserve besides what the prior does, with NEAR_WEIGHT
+    where the preset has no lambda3.
     """
     text, original = text_and_weights(model, clip)
     own = None if chosen.refine is None else chosen.refine(len(concepts))
+    read: Sequence[str] = ()
     if prior is None and needs_captions(concepts, chosen):
-        send_text("reading captions for the prior")
-        prior, _ = build_prior(text, NodeProgress(), CAPTIONS, concepts=concepts)
+        reading = in_time(text, clip, CAPTIONS)
+        reading.say()
+        prior, _ = build_prior(text, NodeProgress(), reading.source, concepts=concepts)
+        read = reading.lines
     if keep:
         send_text("reading what is kept")
         if prior is None:
@@ -103,7 +107,7 @@ def refine_as_preset(
     settings = written_settings(*told, form, measures)
     how = dict(settings=settings, strengths=strengths, own_words=True if chosen.closed_form else None)
     refined, refinement, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, **how)
-    return refined.model, refinement, [*lines, *about], refinement.prior
+    return refined.model, refinement, [*read, *lines, *about], refinement.prior
 
 
 def leant(refinement: Refinement, lean: float) -> Refinement:
@@ -137,9 +141,10 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
     steps = SAMPLING["steps"]
     usual = AliasSettings()
     asked = usual.nearest + left_of(usual.nearest) * min(usual.pictures, IMAGES) * len(TIMESTEPS)
-    captions = 0
+    reading = None
     if wanted.prior is None and needs_captions(concepts, chosen):
-        captions = captions_to_read(TextEncoder(clip), CAPTIONS)
+        reading = in_time(TextEncoder(clip), clip, CAPTIONS)
+    captions = reading.count if reading else 0
     parts = {
         PICTURES: (0, len(new) * IMAGES * steps * 2),
         OTHER_WORDS: (len(new) * usual.nearest, len(new) * asked) if wanted.asks else (0, 0),
@@ -148,7 +153,9 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) ->
         COMPARING: (0, 2 * COMPARED * steps * 2 if wanted.compared else 0),
     }
     found = estimated(speed, parts, model, clip, IMAGES)
-    advice = [f"{captions} captions are read: a Prior with fewer, saved, is quicker"] if captions else []
+    advice = reading.lines if reading else []
+    if captions and not advice:
+        advice = [f"{captions} captions are read: a Prior with fewer, saved, is quicker"]
     lines = [f"{len(new)} of {len(concepts)} concepts are new, {found.lines[0]}", *found.lines[1:], *advice]
     return replace(found, lines=lines)
 

@@ -1,6 +1,5 @@
 """How long an erasure will take, said before it starts: of what one prompt and one prediction take here."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +15,13 @@ from ..host.model.memory import measure
 from ..host.model.predict import noisy, predict
 from ..host.progress import duration, send_text
 from ..host.text import TextEncoder
+from .captions import SHOWN_FROM, seconds_a_prompt
 
-# Prompts that are timed, after one that loads the text encoder.
-PROMPTS = 4
 TIMESTEP = 500
+# Pictures whose prediction is timed.
+ROWS = 2
 # A prediction and its gradient take about as long as so many predictions.
 TRAINED = 3
-SHOWN_FROM = 1.0
 
 # What was measured.
 _measured = LastResult()
@@ -63,14 +62,11 @@ def measure_speed(model, clip, concept: Concept, width: int, height: int) -> Spe
     known = _measured.get(model.model, key)
     if known is not None:
         return known
-    prompts = [fill(template, concept.target) for template in concept.prompts[:PROMPTS]]
-    encoder.encode(prompts[:1])
-    start = time.perf_counter()
-    contexts, pooled = encoder.encode_pooled(prompts)
-    text = (time.perf_counter() - start) / len(prompts)
+    text, _ = seconds_a_prompt(encoder, clip)
+    contexts, pooled = encoder.encode_pooled([fill(template, concept.target) for template in concept.prompts[:ROWS]])
     device = model.load_device
-    contexts = contexts[:2].to(device)
-    pooled = pooled[:2].to(device) if encoder.has_pooled(model) else None
+    contexts = contexts.to(device)
+    pooled = pooled.to(device) if encoder.has_pooled(model) else None
     empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(len(contexts), 4, height // 8, width // 8), 8)
     model_management.load_models_gpu([model], memory_required=model.memory_required(list(empty.shape)))
     noise = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)).to(device)

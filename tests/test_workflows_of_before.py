@@ -1,0 +1,87 @@
+"""Workflows that were shared: the place of every input, and text linked to what are numbers now."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from devtools.graph import to_prompt
+from devtools.pages import load
+from tests.pages import queued
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+ORDER = SNAPSHOTS / "widget_order.json"
+# Saved when numbers that may be auto were texts. Its nodes lack the inputs that came later.
+TEXTS_LINKED = SNAPSHOTS / "texts_linked.json"
+
+
+def input_order(entry: dict) -> list[str]:
+    """A node's inputs as the page goes through them: the values of its widgets are saved in this order, without
+    their names."""
+    return [name for group in ("required", "optional") for name in entry["input_order"].get(group, [])]
+
+
+def misplaced(recorded: dict, seen: dict) -> list[str]:
+    """Nodes that are gone, and those whose first inputs are no longer the recorded ones in their order."""
+    return [name for name, order in recorded.items() if seen.get(name, [])[: len(order)] != order]
+
+
+@pytest.mark.server
+def test_new_inputs_come_after_all_others(server):
+    """Where some are new at the end, this test writes the longer record and fails once. No other change is recorded:
+    it would give the values of saved workflows to other widgets."""
+    info = server.client.object_info()
+    seen = {name: input_order(entry) for name, entry in sorted(info.items()) if name.startswith("MACE_")}
+    recorded = json.loads(ORDER.read_text(encoding="utf-8"))
+    assert not misplaced(recorded, seen), "saved workflows would load with other values: new inputs go last"
+    if seen != recorded:
+        ORDER.write_text(json.dumps(seen, indent=1) + "\n", encoding="utf-8")
+        pytest.fail("inputs were added at the end; they are recorded now: look them over, commit and run again")
+
+
+def test_a_changed_order_is_no_new_input():
+    recorded = json.loads(ORDER.read_text(encoding="utf-8"))
+    for name, order in recorded.items():
+        assert misplaced(recorded, {**recorded, name: [*order, "newest"]}) == []
+        changes = [["newest", *order], order[1:], [*order[:-1], "newest", order[-1]], order[:-2] + order[:-3:-1]]
+        for changed in changes[: 4 if len(order) > 1 else 3]:
+            assert misplaced(recorded, {**recorded, name: changed}) == [name]
+        assert misplaced(recorded, {key: value for key, value in recorded.items() if key != name}) == [name]
+
+
+@pytest.mark.server
+def test_texts_linked_to_numbers_still_run(server):
+    """A STRING linked to lambda1, mu and the training steps: valid, and what it says is taken."""
+    workflow = json.loads(TEXTS_LINKED.read_text(encoding="utf-8"))
+    result = server.client.queue(to_prompt(workflow, server.client.object_info()))
+    refined, trained = (result.outputs[key]["text"][0] for key in ("5", "8"))
+    assert "lambda1 0" in refined and "mu 10" in refined
+    assert "3 steps" in trained
+    assert result.outputs["10"]["checkpoints"]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("node, name", [(5, "lambda1"), (5, "mu"), (8, "steps")])
+def test_what_a_linked_text_says_is_read_when_the_node_runs(server, node, name):
+    from devtools.client import ExecutionError
+
+    workflow = json.loads(TEXTS_LINKED.read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, server.client.object_info())
+    origin, _ = prompt[str(node)]["inputs"][name]
+    prompt[origin]["inputs"]["value"] = "much"
+    with pytest.raises(ExecutionError, match=f"{name}.*much"):
+        server.client.queue(prompt)
+
+
+@pytest.mark.browser
+def test_the_page_keeps_texts_linked_to_numbers(kept_page, server):
+    workflow = json.loads(TEXTS_LINKED.read_text(encoding="utf-8"))
+    load(kept_page, copy.deepcopy(workflow))
+    linked = {
+        (key, name): node["inputs"].get(name)
+        for key, node in queued(kept_page).items()
+        for name in ("lambda1", "mu", "steps")
+        if key in ("5", "8") and name in node["inputs"]
+    }
+    assert linked == {("5", "lambda1"): ["21", 0], ("5", "mu"): ["22", 0], ("8", "steps"): ["23", 0]}
