@@ -235,6 +235,11 @@ def test_the_prior(comfy_host, demo, listed, parts):
     assert "1 of 3 captions" in about and "no longer preserved, for it is erased now: ship" in about
     less = replace(whole, preserved=whole.preserved[1:], texts=replace(whole.texts, prompts=whole.texts.prompts[1:]))
     assert "connect the CLIP" in report(fuse(comfy_host, model, parts[3], prior=less, lambda2="1e-3"))
+    older = replace(whole, preserved=(), preserve=None, texts=None)
+    for given in ({}, {"clip": clip}):
+        about = report(fuse(comfy_host, model, parts[3], prior=older, lambda2="1e-3", **given))
+        assert "without leaving out captions that name dog, ship, and" in about
+    assert "leaving out" not in report(fuse(comfy_host, model, parts[3], prior=older, lambda2="0"))
     assert "lambda2 has no effect" in report(fuse(comfy_host, model, parts[3], lambda2="1"))
     assert "lambda3 has no effect" in report(fuse(comfy_host, model, parts[3], lambda3="1"))
 

@@ -1,6 +1,7 @@
 """The pipeline without ComfyUI: its stages over a small host in torch alone, against the objectives written out."""
 
 import ast
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from mace.concepts.concept import Concept
 from mace.formats.lora_set import ErasureLora, LoraSet, LoraSetError
 from mace.method.metric import RIDGE
-from mace.method.prior import COCO_CAPTIONS
+from mace.method.moments import pack, unpack
+from mace.method.prior import COCO_CAPTIONS, PROBE_PROMPTS, PriorError, PriorTexts, probe, probe_distance
 from mace.method.refine import READING, RefineWeights
 from mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
-from mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior
+from mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, step_aside
 from mace.pipeline.refine import refine_model
 from tests import oracle, oracle_fuse
 from tests.torch_only import SHAPES, START, WIDTH, WINDOW, Counted, ReaderWeights, WordText, words_of
@@ -127,6 +129,48 @@ def test_the_prior_steps_aside_for_the_list():
     erased = (*CONCEPTS, Concept("ship", "sky", "object"))
     _, other, lines = refine_model(ReaderWeights(), text(), Counted(), erased, WEIGHTS, prior)
     assert other.prior.preserved == ("cat",) and any("no longer preserved" in line for line in lines)
+
+
+def near(much):
+    """(a text whose encoder is off by about so much in each number it multiplies by, its distance from the prior's)."""
+    other = WordText()
+    noise = torch.randn(other.module.value.shape, generator=torch.Generator().manual_seed(1))
+    other.module.value.mul_(1 + much * noise)
+    other.fingerprint = probe(other.module(list(PROBE_PROMPTS)))
+    return other, probe_distance(made()[0].fingerprint, other.fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("much", "names", "said"),
+    [(0, 3, False), (1e-6, 3, False), (5e-3, 3, True), (0, 0.9, False), (5e-3, 0.9, True)],
+)
+def test_an_encoder_that_is_only_near_leaves_no_error_that_outweighs_what_stays(much, names, said):
+    """Of the fewer, what is taken out or what stays, the texts are read: the rest is as exact as the encoder is near;
+    with the prior's own encoder it is the prior made anew to 1e-9."""
+    whole, (other, distance) = made()[0], near(much)
+    captions = [caption for caption in whole.texts.captions if "ship" not in caption]
+    named = names if names >= 1 else int(names * len(captions))
+    marked = [f"quagga, {caption}" if place < named else caption for place, caption in enumerate(captions)]
+    total = text().gram(marked, lambda count: None)[0]
+    keep = PriorTexts(tuple(marked), whole.texts.prompts)
+    prior = replace(whole, mean=pack(total / len(marked)), captions=len(marked), texts=keep)
+    lines, erased = [], (Concept("quagga", "sky", "object"), Concept("ship", "sky", "object"))
+    found = step_aside(prior, erased, other, True, lines, Counted())
+    assert found.captions == len(marked) - named and found.preserved == ("cat",)
+    rest = tuple(marked[named:])
+    expected = other.gram(rest, lambda count: None)[0] / len(rest)
+    off = float((unpack(found.mean) - expected).norm() / expected.norm())
+    assert off < (1e-9 if distance == 0 or named > len(rest) and said else 5 * distance)
+    kept = other.gram(whole.texts.prompts[0], lambda count: None)[0]
+    assert float((unpack(found.preserve) - kept).norm() / kept.norm()) < (5 * distance or 1e-9)
+    assert any("near the prior's own" in line for line in lines) == said == (distance > 1e-4)
+
+
+def test_nothing_is_taken_out_by_another_encoder():
+    whole = made()[0]
+    with pytest.raises(PriorError, match="another text encoder"):
+        step_aside(whole, CONCEPTS, near(0.5)[0], True, [], Counted())
+    assert step_aside(whole, (Concept("quagga", "sky", "object"),), near(0.5)[0], True, [], Counted()) is whole
 
 
 def test_the_metric_is_that_of_the_models_values():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,7 +145,9 @@ def test_saved_loaded_and_refused_elsewhere(comfy_host, demo, captions):
     made = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]
     (path,) = comfy_host.run("MACE_SavePrior", prior=made, filename_prefix="mace_priors/x").ui.as_dict()["text"]
     assert path.endswith("x_00001_.safetensors")
-    loaded = comfy_host.run("MACE_LoadPrior", prior_name="x_00001_.safetensors")[0]
+    node = comfy_host.run("MACE_LoadPrior", prior_name="x_00001_.safetensors")
+    assert node.ui.as_dict()["text"] == (f"5 captions ({captions})\npreserved: ship",)
+    loaded = node[0]
     assert torch.equal(loaded.mean, made.mean) and torch.equal(loaded.preserve, made.preserve)
     assert loaded.preserved == ("ship",) and loaded.captions == made.captions
     erased = concepts(comfy_host, "dog -> sky")
@@ -153,6 +156,16 @@ def test_saved_loaded_and_refused_elsewhere(comfy_host, demo, captions):
     skipped.clip_layer(-12)
     with pytest.raises(ValueError, match="another text encoder or another clip skip"):
         refine(comfy_host, model, skipped, erased, prior=loaded, lambda1="1e-4")
+
+
+def test_a_file_of_an_earlier_version_says_what_it_cannot_do(comfy_host, demo, captions):
+    for preserve, said in (("ship", "steps aside for no list"), ("", "left out: dog")):
+        erased = concepts(comfy_host, "dog -> sky")
+        made = prior_of(comfy_host, demo[1], captions=captions, count=100, preserve=preserve, concepts=erased)[0]
+        made = replace(made, texts=None, made_of="")
+        (path,) = comfy_host.run("MACE_SavePrior", prior=made, filename_prefix="mace_priors/old").ui.as_dict()["text"]
+        text = comfy_host.run("MACE_LoadPrior", prior_name=Path(path).name).ui.as_dict()["text"][0]
+        assert said in text and "without its texts" in text and ("preserved" in text) == bool(preserve)
 
 
 def test_a_file_that_is_no_prior(comfy_host):

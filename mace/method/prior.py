@@ -24,6 +24,8 @@ PROBE_PROMPTS = (
 )
 PROBE_TOKENS = 12
 PROBE_TOLERANCE = 0.02
+# Beyond this, more than another order of sums, what was summed by one encoder is not taken out to the digit by another.
+PROBE_EXACT = 1e-4
 
 
 class PriorError(MessageError):
@@ -201,13 +203,19 @@ def make_prior(
 
 
 def step_aside(
-    prior: Prior, captions: Sequence[str], captions_sums: Sums, preserved: Sequence[str], preserved_sums: Sums
+    prior: Prior,
+    captions: Sequence[str],
+    captions_sums: Sums,
+    preserved: Sequence[str],
+    preserved_sums: Sums,
+    of_rest: tuple[bool, bool] = (False, False),
 ) -> Prior:
     """The prior without some of its captions and of its concepts to preserve, as if they had never been in it.
 
     P and D are sums over texts, so that what contradicts a list is subtracted exactly. captions: to take out, as often
-    as they stand in it.  preserved: phrases to take out.  captions_sums, preserved_sums: of those texts. Raises
-    ValueError for a prior without its texts, and where a caption is not in it.
+    as they stand in it.  preserved: phrases to take out.  captions_sums, preserved_sums: of those texts; of_rest: or of
+    those that stay, in place of what the prior holds of them. Raises ValueError for a prior without its texts, and
+    where a caption is not in it.
     """
     if prior.texts is None:
         raise ValueError("the prior does not hold its texts, and cannot step aside")
@@ -217,18 +225,21 @@ def step_aside(
         raise ValueError("captions to take out of the prior are not all in it")
     keeps = [phrase not in set(preserved) for phrase in prior.preserved]
 
-    def less(packed: Tensor | None, times: int, own: Tensor | None, left: int) -> Tensor | None:
+    def less(packed: Tensor | None, times: int, own: Tensor | None, left: int, rest: bool) -> Tensor | None:
         if packed is None or not left:
             return None
-        return packed if own is None else (packed * times - pack(own.to(packed))) / left
+        if own is None:
+            return packed
+        read = pack(own.to(packed))
+        return (read if rest else packed * times - read) / left
 
     left, still = len(kept), sum(keeps)
     scale = 1 if still else 0
     moments = [(prior.mean, prior.preserve), (prior.pooled_mean, prior.pooled_preserve), *prior.others]
     (mean, preserve), (pooled_mean, pooled_preserve), *others = (
         (
-            less(of_captions, prior.captions, captions_sums[place] if captions else None, left),
-            less(of_concepts, 1, preserved_sums[place] if preserved else None, scale),
+            less(of_captions, prior.captions, captions_sums[place] if captions else None, left, of_rest[0]),
+            less(of_concepts, 1, preserved_sums[place] if preserved else None, scale, of_rest[1]),
         )
         for place, (of_captions, of_concepts) in enumerate(moments)
     )

@@ -18,7 +18,7 @@ from ..method.refine import refinement as solve_refinement
 from ..method.sums import Moments
 from .host import Edit, Progress, Text, Weights
 from .prior import step_aside
-from .refine import check_preserved, reading, solve_pooled
+from .refine import check_preserved, held_names, reading, solve_pooled
 from .written import read_weights
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
@@ -130,6 +130,8 @@ def choose_prior(
                 f"{len(named)} captions of the prior name what is erased: connect the CLIP, so that they are taken out"
             )
     check_preserved(parts.concepts, chosen)
+    if captions and chosen.mean is not None:
+        lines += held_names(parts.concepts, chosen)
     return chosen
 
 

@@ -11,7 +11,16 @@ from ..concepts import captions as caption_sources
 from ..concepts.concept import Concept, normalised, parse_concepts, phrases_by_key
 from ..concepts.lists import RETENTION
 from ..messages import MessageError
-from ..method.prior import Prior, PriorTexts, Sums, make_prior, preserve_more, texts_digest
+from ..method.prior import (
+    PROBE_EXACT,
+    Prior,
+    PriorTexts,
+    Sums,
+    make_prior,
+    preserve_more,
+    probe_distance,
+    texts_digest,
+)
 from ..method.prior import step_aside as without
 from ..method.tokens import fill
 from .host import Progress, Text
@@ -173,8 +182,10 @@ def step_aside(
 ) -> Prior:
     """The prior without what contradicts a list: captions that name a target or an alias, preserved names erased now.
 
-    captions: whether its captions count at all; else they stay.  encoder: the prior's own (see `Prior.check`). What was
-    taken out is said in `lines`. A prior without its texts stays as it is.
+    captions: whether its captions count at all; else they stay.  encoder: the prior's own, or one that is near to it
+    (see `Prior.check`): then the fewer of what goes and what stays are read by it, so that its error never outweighs
+    what stays. What was taken out is said in `lines`. A prior without its texts stays as it is. Raises PriorError for
+    another text encoder.
     """
     if prior.texts is None:
         return prior
@@ -183,26 +194,42 @@ def step_aside(
     contrary = [phrase for phrase in prior.preserved if normalised(phrase) in targets]
     if not named and not contrary:
         return prior
+    prior.check(encoder.fingerprint, encoder.other_widths)
+    distance = probe_distance(prior.fingerprint, encoder.fingerprint)
     key = (encoder.identity, tuple(named), tuple(contrary))
     whole, found = _last_aside.get(encoder.module, key) or (None, None)
     if whole is None or whole() is not prior:
-        prompts = [
-            prompt
-            for phrase, own in zip(prior.preserved, prior.texts.prompts, strict=True)
-            if phrase in contrary
-            for prompt in own
-        ]
-        step = progress.begin(len(named) + len(prompts))
-        sums = encoder.gram([literal(caption) for caption in named], step) if named else (None, None)
-        own = encoder.gram(prompts, step) if prompts else (None, None)
-        found = without(prior, named, sums, contrary, own)
+        found = _taken_out(prior, named, contrary, encoder, distance <= PROBE_EXACT, progress)
         # What it was made from is the host's to keep.
         _last_aside.put(encoder.module, key, (weakref.ref(prior), found))
     if named:
         lines.append(f"taken out of the prior: {len(named)} of {prior.captions} captions, which name what is erased")
     if contrary:
         lines.append(f"no longer preserved, for it is erased now: {', '.join(contrary)}")
+    if distance > PROBE_EXACT:
+        lines.append(
+            f"this CLIP is near the prior's own and not the same (another precision, a LoRA; distance {distance:.2g}): "
+            "what is taken out is as near; a prior made with it is exact"
+        )
     return found
+
+
+def _taken_out(
+    prior: Prior, named: Sequence[str], contrary: Sequence[str], encoder: Text, exact: bool, progress: Progress
+) -> Prior:
+    """The prior without captions and preserved phrases. exact: whether the encoder is the one that it was made with."""
+    gone, out = set(named), set(contrary)
+    rest = [caption for caption in prior.texts.captions if caption not in gone]
+    prompts: dict[bool, list[str]] = {True: [], False: []}
+    for phrase, own in zip(prior.preserved, prior.texts.prompts, strict=True):
+        prompts[phrase in out] += own
+    parts = [(named, rest), (prompts[True], prompts[False])]
+    of_rest = tuple(not exact and 0 < len(stay) < len(go) for go, stay in parts)
+    read = [stay if fewer else go for (go, stay), fewer in zip(parts, of_rest, strict=True)]
+    step = progress.begin(sum(map(len, read)))
+    sums = encoder.gram([literal(caption) for caption in read[0]], step) if read[0] else (None, None)
+    own = encoder.gram(read[1], step) if read[1] else (None, None)
+    return without(prior, named, sums, contrary, own, of_rest)
 
 
 def preserve_also(prior: Prior, keep: Sequence[Concept], encoder: Text, progress: Progress) -> Prior:
