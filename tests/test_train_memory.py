@@ -66,7 +66,10 @@ def counting(host, monkeypatch, fits):
 
 
 def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, monkeypatch):
-    """What was stopped in the middle trains beside what is new: other steps, other numbers of concepts."""
+    """What was stopped in the middle trains beside what is new: other steps, other numbers of concepts.
+
+    The plan is said with side_by_side written too, and its time is of the steps that are left.
+    """
     from comfy import model_management
 
     _, clip, _ = demo
@@ -82,7 +85,11 @@ def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, 
         patched.setattr(module.LossProgress, "report", stop)
         train(comfy_host, clip, parts[0], parts[2], side_by_side="2")
     longer = concepts(comfy_host, "cat", more=listed)
+    # A gigabyte and an hour a step.
+    measured = comfy_host.module("nodes.host.model.memory").Measured(10**9, 3600.0)
+    monkeypatch.setattr(comfy_host.module("nodes.stages.trainer"), "measure", lambda device, step: measured)
     node = train(comfy_host, clip, parts[0], images(comfy_host, demo, longer)[0], side_by_side="3")
+    assert "3 concepts, 3 side by side, 3.0 GB beside the model, 5.0 h at most" in report(node)
     assert "3 LoRAs trained" in report(node) and "2 go on from step 2" in report(node)
     own = {entry.concept.target: entry for entry in node[0].loras}
     for one, other in zip((own["dog"], own["ship"]), parts[3].loras, strict=True):

@@ -145,10 +145,8 @@ class Trainer:
             self.lines.append(f"{count} go on from step {step}")
             self.skip(step * count)
         with trainable_copy(self.model) as copy:
-            if self.options.side_by_side:
-                self._most = self.options.side_by_side
-            else:
-                self._plan(copy, work)
+            left = sum((settings.steps - step) * len(items) for (settings, step), items in queue.items())
+            self._plan(copy, work, left)
             for (settings, step), items in queue.items():
                 done |= self._groups(copy, settings, step, items)
         if self._disk.problem:
@@ -174,8 +172,11 @@ class Trainer:
                 done[item.key] = lora
         return done
 
-    def _plan(self, copy, work: Sequence[Work]) -> None:
-        """Measure one step of one concept, decide how many train side by side, and say so."""
+    def _plan(self, copy, work: Sequence[Work], left: int) -> None:
+        """Measure one step of one concept, decide how many train side by side, and say so.
+
+        left: steps that are to be made, of all concepts together.
+        """
         first = work[0]
         settings = self.options.settings(first.images.concept.type)
         own, *_ = self._materials(copy, [first])
@@ -192,13 +193,13 @@ class Trainer:
         send_text("measuring what one concept takes")
         found = self._without_full_memory(copy, first.name, lambda: measure(copy.load_device, step))
         if found is None:
-            return self._plan(copy, work)
+            return self._plan(copy, work, left)
         self._each = found.memory
-        self._most = min(how_many_fit(copy.load_device, found.memory, self._most), len(work))
-        steps = sum(self.options.settings(item.images.concept.type).steps for item in work)
+        fitting = self.options.side_by_side or how_many_fit(copy.load_device, found.memory, self._most)
+        self._most = min(fitting, len(work))
         line = (
             f"{len(work)} concepts, {self._most} side by side, {self._most * found.memory / 1e9:.1f} GB beside the "
-            f"model, {duration(steps * found.seconds)} at most"
+            f"model, {duration(left * found.seconds)} at most"
         )
         send_text(line)
         self.lines.append(line)
