@@ -161,7 +161,11 @@ def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, mo
     plan = next(text for text in said if "about" in text)
     assert plan.startswith("2 of 2 concepts are new, about ") and "memory: model and text encoder" in plan
     assert plan.splitlines()[-1] == "drawing training images" and said.index(plan) == 1
-    assert plan.splitlines()[0] in first and first.splitlines()[-1].startswith("It took ")
+    assert plan.splitlines()[0] in first
+    # What became of it stands first.
+    result, moved, *rest = first.splitlines()
+    assert result.startswith("Erased: dog, frog. It took ") and said[-1] == result
+    assert moved.startswith("of 12 words nearby, moved most: ") and rest[0] == "Estimate:"
     more = report(erase(words=f"{words}\nhorse -> forest", **other))
     assert "1 of 3 concepts are new, about " in more
     assert "Estimate" not in report(erase(words="dog -> sky", **other))

@@ -40,7 +40,7 @@ SCRIPT = {"ja": "[\u3041-\u30ff]", "ko": "[\uac00-\ud7a3]", "zh": "[\u4e00-\u9ff
 LITERAL = re.compile(
     r"target -> mapping|target \| alias, alias -> mapping|\||#|\{\}|(?:object|celebrity|style|explicit): [a-z ]+"
     r"|lambda\d|\bmu\b|\bfp16|\bbf16|as loaded|\.json|output/checkpoints|clip skip|v-prediction|SDXL|SD\d\.x|COCO|CIFAR"
-    r"|\b(?:stag|hart|deer|wolf|dog)\b|CFR Refine|Fuse LoRAs|Concept Images|(?:Load|Save) Prior|LoRA|CLIP|VAE"
+    r"|\b(?:stag|hart|deer|wolf|dog)\b|CFR Refine|Concept Images|(?:Load|Save) Prior|LoRA|CLIP|VAE"
 )
 # With what stands between the digits of a long number in one language or another.
 NUMBER = re.compile(r"-?\d+(?:[.,\u202f]\d+)*")

@@ -9,7 +9,14 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 TEXTS = REPO / "tests/snapshots/texts.json"
 # The nodes that an artist meets first.
-TRANSLATED = ("MACE_Concepts", "MACE_EraseConcepts", "MACE_FindAliases", "MACE_Prior", "MACE_SaveErasedModel")
+TRANSLATED = (
+    "MACE_Concepts",
+    "MACE_EraseConcepts",
+    "MACE_FindAliases",
+    "MACE_FuseLoras",
+    "MACE_Prior",
+    "MACE_SaveErasedModel",
+)
 
 pytestmark = pytest.mark.host
 

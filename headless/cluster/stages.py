@@ -85,8 +85,10 @@ class Clustered(OnCluster):
             loras, lines = self.loras(kept, refinement, {**how, "masks": {}}, options)
             with session.timed("fusion", "Fusion") as entry:
                 wanted = replace(wanted, strengths=_without_untrained(session, wanted.strengths, kept, loras))
-                fused, about, _ = stage.fuse_as_preset(loaded.model, loaded.clip, loras, refinement, prior, wanted)
-                entry["text"] = stage.in_parts({"Training": lines, "Fusion": about})
+                fused, about, moved, _ = stage.fuse_as_preset(
+                    loaded.model, loaded.clip, loras, refinement, prior, wanted
+                )
+                entry["text"] = [*moved, *stage.in_parts({"Training": lines, "Fusion": about})]
         return fused, loras
 
     def refine(self, loaded, concepts, settings: dict, prior):

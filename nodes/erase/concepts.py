@@ -71,14 +71,14 @@ class Concepts(io.ComfyNode):
                     "type",
                     options=list(TYPES),
                     default="object",
-                    tooltip="What the lines are. It selects the prompts the concept is read in and the automatic "
-                    "settings (Table 10 of the paper). For a mixed list, chain one node a type.",
+                    tooltip="Selects the prompts the concept is read in and the automatic settings (Table 10 of the "
+                    "paper): what the lines are. For a mixed list, chain one node a type.",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=[files.NONE, *PAPER_LISTS],
                     default=files.NONE,
-                    tooltip="A list of the paper (Tables 6, 7, 9) with its mappings and type, added before the lines",
+                    tooltip="Adds a list of the paper (Tables 6, 7, 9) before the lines, with its mappings and type.",
                 ),
                 io.Combo.Input(
                     "prompt_file",

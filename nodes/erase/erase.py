@@ -39,9 +39,9 @@ class EraseConcepts(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=list(presets()),
-                    tooltip="All settings by type: the paper's Table 10, the same with what the published code does "
-                    "otherwise, those found for other models, which are for these only, or yours (Save Preset). It "
-                    "goes before what was chosen in Concepts.",
+                    tooltip="How strongly is erased and what is kept, in one choice: the paper's Table 10 by type, the "
+                    "same with what the published code does otherwise, settings found for other models, which are for "
+                    "these only, or yours (Save Preset). It goes before what was chosen in Concepts.",
                 ),
                 *side_inputs("the training images"),
                 seed_input("Seed of images and training."),
@@ -59,8 +59,9 @@ class EraseConcepts(io.ComfyNode):
                     "prior",
                     optional=True,
                     tooltip="What to keep, from Prior or Load Prior. Without: 4000 built-in captions, read where the "
-                    "settings need them (for people, styles and explicit content: seconds on a GPU, up to an hour on a "
-                    "CPU; the node says so first, and keeps them for the next run).",
+                    "settings need them (for people, styles and explicit content: seconds on a GPU; a CPU that would "
+                    "take longer than ten minutes reads fewer; the node says so first, and keeps them for the next "
+                    "run).",
                 ),
                 io.Boolean.Input(
                     "find_aliases",
@@ -84,8 +85,8 @@ class EraseConcepts(io.ComfyNode):
                     optional=True,
                     options=list(TYPES),
                     default="object",
-                    tooltip="What the words are. It selects the prompts they are read in and the automatic settings. "
-                    "For a mixed list connect Concepts too.",
+                    tooltip="Selects the prompts that the words are read in and the automatic settings: what the words "
+                    "are. For a mixed list connect Concepts too.",
                 ),
                 io.Float.Input(
                     "gentle_strong",

@@ -54,7 +54,8 @@ class FindAliases(io.ComfyNode):
                     default=300,
                     min=1,
                     max=5000,
-                    tooltip="How many of the nearest words are tried when words is empty.",
+                    tooltip="More finds rarer words and takes longer: how many of the nearest words are tried when "
+                    "words is empty.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -62,9 +63,9 @@ class FindAliases(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="What a word must explain of what the concept's own words explain. On the demo model "
-                    "synonyms explain 58 to 97 %, other words up to 33 %; other models are not measured: look at the "
-                    "words that came next.",
+                    tooltip="Larger takes fewer and surer words: what a word must explain of what the concept's own "
+                    "words explain. On the demo model synonyms explain 58 to 97 %, other words up to 33 %; other "
+                    "models are not measured: look at the words that came next.",
                 ),
                 io.Int.Input(
                     "most", default=8, min=1, max=64, advanced=True, tooltip="The most aliases added to one concept."
@@ -75,7 +76,8 @@ class FindAliases(io.ComfyNode):
                     min=1,
                     max=64,
                     advanced=True,
-                    tooltip="How many of a concept's pictures are looked at, each at three levels of noise.",
+                    tooltip="More makes the shares steadier and takes longer: how many of a concept's pictures are "
+                    "looked at, each at three levels of noise.",
                 ),
                 seed_input("Seed of the noise.", 2**64 - 1, advanced=True),
                 io.Int.Input(

@@ -112,7 +112,8 @@ class TrainErasureLora(io.ComfyNode):
                     min=0,
                     max=998,
                     advanced=True,
-                    tooltip="The lower end of where cfis trains most, in timesteps (0 is the finished picture).",
+                    tooltip="Lower also trains where details are drawn: the lower end of where cfis trains most, in "
+                    "timesteps (0 is the finished picture).",
                 ),
                 io.Int.Input(
                     "t2",
@@ -120,7 +121,8 @@ class TrainErasureLora(io.ComfyNode):
                     min=1,
                     max=1000,
                     advanced=True,
-                    tooltip="The upper end of where cfis trains most, in timesteps (1000 is noise alone).",
+                    tooltip="Higher also trains where the composition is drawn: the upper end of where cfis trains "
+                    "most, in timesteps (1000 is noise alone).",
                 ),
                 io.Float.Input(
                     "gamma",

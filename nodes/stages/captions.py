@@ -28,8 +28,8 @@ _measured = LastResult()
 
 @dataclass(frozen=True)
 class Reading:
-    """Captions to read. source: where from.  count: how many there are, 0 where their sum is kept from before.
-    seconds: that it will take.  lines: for the artist, where they are fewer than usual."""
+    """Captions to read. source: where from.  count: how many, 0 where their sum is kept from before.  seconds: that it
+    will take.  lines: for the artist, where they are fewer than usual."""
 
     source: CaptionSource
     count: int

@@ -19,7 +19,7 @@ from ...mace.presets.presets import Preset
 from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
 from ..host.pipeline import ModelWeights, text_and_weights
-from ..host.progress import NodeProgress, duration, send_text
+from ..host.progress import NodeProgress, duration, listed, send_text
 from ..host.text import TextEncoder
 from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
 from .captions import USUAL, in_time
@@ -167,6 +167,7 @@ def trains(model, chosen: Preset) -> bool:
 
 def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
     """Erasing without LoRAs (see `trains`): the refinement is all, and moves the concepts' own words."""
+    start = time.perf_counter()
     of = "by this preset" if is_unet(model) else "for this model"
     lines = [f"No LoRA is trained {of}: the refinement is all, and moves the concepts' own words too."]
     strengths = strengths_of(wanted.strengths, concepts)
@@ -183,7 +184,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         if wanted.find_aliases:
             concepts = found.concepts
             lines += ["Aliases:", *found.lines]
-    listed = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
+    targets = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
     erased = model.clone()
     if any(strengths):
         own = strengths if min(strengths) < 1 else None
@@ -192,7 +193,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
-    return Erased(erased, None, lines, listed)
+    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *lines], targets)
 
 
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
@@ -225,10 +226,19 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
     loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted))
     plan.say(COMPARING, "fusing")
-    fused, about["Fusion"], listed = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
-    took = f"It took {duration(time.perf_counter() - start)}."
-    send_text(took)
-    return Erased(fused, loras, [*in_parts(about), took], listed)
+    ended = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
+    fused, about["Fusion"], moved, targets = ended
+    result = result_line(targets, time.perf_counter() - start)
+    send_text(result)
+    # What became of it first: only so many lines of a report are seen on the node.
+    return Erased(fused, loras, [result, *moved, *in_parts(about)], targets)
+
+
+def result_line(targets: Sequence, seconds: float) -> str:
+    """What is erased, and how long it took. targets: [target, strength] of every concept."""
+    named = [target if strength == 1 else f"{target} ({strength:g})" for target, strength in targets if strength]
+    result = f"Erased: {listed(named)}." if named else "Nothing is erased."
+    return f"{result} It took {duration(seconds)}."
 
 
 def in_parts(about: Mapping[str, Sequence[str]]) -> list[str]:
@@ -250,9 +260,16 @@ def preset_training(wanted: Wanted) -> TrainOptions:
 
 
 def fuse_as_preset(
-    model, clip, loras: LoraSet, refinement: Refinement, prior: Prior | None, wanted: Wanted, keep: Sequence[Concept]
+    model,
+    clip,
+    loras: LoraSet,
+    refinement: Refinement,
+    prior: Prior | None,
+    wanted: Wanted,
+    keep: Sequence[Concept] = (),
 ):
-    """(fused MODEL, lines for the artist, [target, strength] of every concept) with a preset's weights.
+    """(fused MODEL, lines for the artist, those on how far other words moved, [target, strength] of every concept) with
+    a preset's weights.
 
     loras: trained on the refinement.  prior: that it was refined with.  keep: what it preserves of itself.
     """
@@ -260,7 +277,7 @@ def fuse_as_preset(
     if wanted.preset.fuse is not None:
         weights = with_near(wanted.preset.fuse(len(refinement.concepts)), keep)
         fuse_as = tuple(map(repr, astuple(leaning(weights, wanted.lean))[:3]))
-    fused, about, listed = fused_model(
+    fused, about, targets = fused_model(
         ModelWeights(model),
         TextEncoder(clip),
         NodeProgress(),
@@ -272,5 +289,5 @@ def fuse_as_preset(
         fuse_as,
         next(iter(TOWARDS)),
     )
-    far = fused_lines(model, fused.model, clip, loras, refinement, prior, listed)
-    return fused.model, [*lean_lines(wanted.lean), *about, *far], listed
+    moved = fused_lines(model, fused.model, clip, loras, refinement, prior, targets)
+    return fused.model, [*lean_lines(wanted.lean), *about], moved, targets

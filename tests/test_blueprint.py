@@ -1,0 +1,110 @@
+"""The blueprint of all stages, run node by node in the real host: what Erase Concepts does in one."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from devtools.graph import to_prompt
+from tests.stages import delta_of, report
+
+pytestmark = pytest.mark.host
+
+BLUEPRINT = Path(__file__).resolve().parent.parent / "subgraphs/Erase concepts, stage by stage (MACE).json"
+# What its outside gives, in the order of its inputs.
+GIVEN = ("model", "clip", "vae", "more concepts")
+IMAGES, CAPTIONS, STEPS = 2, 20, 3
+
+
+@pytest.fixture(scope="module")
+def inside() -> dict:
+    (found,) = json.loads(BLUEPRINT.read_text(encoding="utf-8"))["definitions"]["subgraphs"]
+    return found
+
+
+def flat(inside: dict) -> dict:
+    """The inner nodes as a workflow of their own, whose outer links are cut."""
+    workflow = copy.deepcopy({"nodes": inside["nodes"], "links": inside["links"]})
+    workflow["links"] = [link for link in workflow["links"] if link["origin_id"] > 0 and link["target_id"] > 0]
+    kept = {link["id"] for link in workflow["links"]}
+    for node in workflow["nodes"]:
+        for slot in node["inputs"]:
+            slot["link"] = slot["link"] if slot["link"] in kept else None
+    return workflow
+
+
+def from_outside(inside: dict) -> dict[tuple[int, str], str]:
+    """(node, input) -> what the outside gives it."""
+    names = {node["id"]: [slot["name"] for slot in node["inputs"]] for node in inside["nodes"]}
+    given = [slot["name"] for slot in inside["inputs"]]
+    return {
+        (link["target_id"], names[link["target_id"]][link["target_slot"]]): given[link["origin_slot"]]
+        for link in inside["links"]
+        if link["origin_id"] < 0
+    }
+
+
+def run(host, inside: dict, outer: dict, changed: dict[str, dict]) -> dict[str, object]:
+    """Every node's output, by its type. changed: settings in place of the saved ones, by type."""
+    types = {node["type"] for node in inside["nodes"]}
+    info = {name: host.node_classes[name].INPUT_TYPES() for name in types}
+    prompt = to_prompt(flat(inside), {name: {"input": own} for name, own in info.items()})
+    links, done = from_outside(inside), {}
+    for node in inside["nodes"]:
+        inputs = {**prompt[str(node["id"])]["inputs"], **changed.get(node["type"], {})}
+        inputs = {key: done[value[0]][value[1]] if isinstance(value, list) else value for key, value in inputs.items()}
+        inputs |= {name: outer[own] for (key, name), own in links.items() if key == node["id"] and own in outer}
+        done[str(node["id"])] = host.run(node["type"], **inputs)
+    return {node["type"]: done[str(node["id"])] for node in inside["nodes"]}
+
+
+def test_its_sockets_and_links_are_whole(comfy_host, inside):
+    """Every link is known at both its ends, and what stands outside is there within."""
+    assert tuple(slot["name"] for slot in inside["inputs"]) == GIVEN
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    for link in inside["links"]:
+        origin = inside["inputs"] if link["origin_id"] < 0 else nodes[link["origin_id"]]["outputs"]
+        target = inside["outputs"] if link["target_id"] < 0 else nodes[link["target_id"]]["inputs"]
+        ends = origin[link["origin_slot"]], target[link["target_slot"]]
+        assert {end["type"] for end in ends} == {link["type"]}
+        assert link["id"] in (ends[0].get("links") or ends[0].get("linkIds"))
+        assert ends[1].get("link") == link["id"] or link["id"] in ends[1].get("linkIds", ())
+    ids = [link["id"] for link in inside["links"]]
+    assert len(set(ids)) == len(ids) and inside["state"]["lastLinkId"] == max(ids)
+    (outside,) = json.loads(BLUEPRINT.read_text(encoding="utf-8"))["nodes"]
+    assert [slot["name"] for slot in outside["inputs"]] == list(GIVEN)
+    for key, name in outside["properties"]["proxyWidgets"]:
+        inputs = comfy_host.node_classes[nodes[int(key)]["type"]].INPUT_TYPES()
+        assert any(name in group for group in inputs.values())
+
+
+@pytest.mark.parametrize("words, kind", [("Twemoji -> art", "style"), ("dog -> sky", "object")])
+def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch, words, kind):
+    """Also what a prior is needed for: it has one of its own."""
+    model, clip, vae = demo
+    stage, presets = (comfy_host.module(name) for name in ("nodes.stages.erasing", "mace.presets.presets"))
+    monkeypatch.setattr(stage, "IMAGES", IMAGES)
+    monkeypatch.setattr(stage, "CAPTIONS", stage.CaptionSource("built-in", CAPTIONS, seed=0))
+    monkeypatch.setattr(comfy_host.module("nodes.erase.prior"), "USUAL", CAPTIONS)
+    paper = presets.PRESETS[presets.PAPER]
+    short = replace(paper, lora=lambda type: replace(paper.lora(type), steps=STEPS))
+    every = {**presets.PRESETS, presets.PAPER: short}
+    monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", every)
+    small = {"width": 64, "height": 64}
+    whole = comfy_host.run(
+        "MACE_EraseConcepts",
+        model=model, clip=clip, vae=vae, preset=presets.PAPER, words=words, type=kind, strengths="", seed=0, **small,
+    )  # fmt: skip
+    changed = {
+        "MACE_Concepts": {"concepts": words, "type": kind},
+        "MACE_ConceptImages": {"count": IMAGES, **small},
+    }
+    staged = run(comfy_host, inside, {"model": model, "clip": clip, "vae": vae}, changed)
+    assert f"{CAPTIONS} captions (built-in" in report(staged["MACE_Prior"])
+    fused = staged["MACE_FuseLoras"][0]
+    assert set(fused.patches) == set(whole[0].patches) and fused.patches
+    for key in fused.patches:
+        torch.testing.assert_close(delta_of(fused, key), delta_of(whole[0], key), rtol=1e-4, atol=1e-6)
