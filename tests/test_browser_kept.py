@@ -11,7 +11,7 @@ from tests.pages import reports, use_vue
 
 pytestmark = pytest.mark.browser
 
-FUSE = "const node = window.app.graph.nodes.find(n => n.type === 'MACE_FuseLoras');"
+FUSE = "const node = window.app.canvas.graph.nodes.find(n => n.type === 'MACE_FuseLoras');"
 STRENGTHS = "dog = 0.5\n* = 0"
 
 
@@ -153,6 +153,24 @@ def test_the_page_can_take_a_live_picture_away(page):
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "Vue"])
+def test_a_node_in_a_subgraph_shows_its_run(page, vue):
+    use_vue(page, vue)
+    load(page, fusion())
+    page.evaluate(
+        f"() => {{ {FUSE} window.app.graph.convertToSubgraph(new Set([node])); window.app.canvas.setDirty(true, true); }}"
+    )
+    entry = press_queue(page)
+    (page.run,) = (output for output in entry["outputs"].values() if "a_images" in output)
+    page.evaluate(
+        """() => { const { canvas, graph } = window.app;
+            canvas.setGraph(graph.nodes.find(n => n.isSubgraphNode?.()).subgraph);
+            canvas.ds.scale = 0.8;
+            canvas.centerOnNode(canvas.graph.nodes[0]); }"""
+    )
+    check_shown(page, vue)
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "Vue"])
 def test_a_warning_of_concepts_goes_with_its_cause(page, vue):
     use_vue(page, vue)
     lines = {"id": 1, "type": "MACE_Concepts", "pos": [500, 150], "size": [420, 300], "inputs": []}
@@ -163,7 +181,7 @@ def test_a_warning_of_concepts_goes_with_its_cause(page, vue):
     press_queue(page)
     assert "line 1: '#metoo'" in reports(page)["MACE_Concepts"]
     page.get_by_role("textbox", name="report").wait_for()
-    page.evaluate("window.app.graph.nodes.find(n => n.type === 'MACE_Concepts').widgets[0].value = 'dog'")
+    page.evaluate("window.app.graph.getNodeById(1).widgets.find(w => w.name === 'concepts').value = 'dog'")
     press_queue(page)
     assert "MACE_Concepts" not in reports(page)
     page.get_by_role("textbox", name="report").wait_for(state="detached")

@@ -2,6 +2,7 @@
 // counts one by one; a click writes one, or auto.
 import { app } from "../../scripts/app.js";
 import { isLinked, widgetOf } from "./page.js";
+import { innerOf } from "./upstream.js";
 
 // What the schema calls such an input; the value that a drag begins with where auto stands, and whether it is whole.
 const NUMBER = "mace_number";
@@ -13,7 +14,10 @@ const MOST = 1e9;
 // Pixels before a press in a field is a drag and no longer a click.
 const SLACK = 4;
 
+// Of an input of a subgraph, that of the node which it goes to.
 const specOf = (node, name) => {
+  const inner = node.isSubgraphNode?.() ? innerOf(node, name) : null;
+  if (inner) return specOf(inner.node, inner.name);
   const inputs = node.constructor.nodeData?.input ?? {};
   return (inputs.required?.[name] ?? inputs.optional?.[name])?.[1]?.[NUMBER];
 };
@@ -79,11 +83,31 @@ function dragField(event) {
   for (const kind of ["pointerup", "pointercancel"]) document.addEventListener(kind, ended, true);
 }
 
+// On the canvas. The page may draw a copy of a widget, which is the one that is set.
+function letDrag(node) {
+  for (const widget of node.widgets ?? []) {
+    const spec = widget.onDrag ? null : specOf(node, widget.name);
+    if (!spec) continue;
+    const move = makeMover(widget, spec);
+    widget.onDrag = function ({ e, node, canvas }) {
+      move(e.deltaX, (value) => this.setValue(value, { e, node, canvas }));
+    };
+  }
+}
+
 app.registerExtension({
   name: "MACE.Numbers",
   setup() {
-    // The fields are the page's own and come and go; in the capturing phase, since they stop what reaches them.
-    document.addEventListener("pointerdown", dragField, true);
+    // The fields are the page's own, and they and the inputs of subgraphs come and go; in the capturing phase, since
+    // they stop what reaches them, and the canvas looks for onDrag when it is pressed.
+    document.addEventListener(
+      "pointerdown",
+      (event) => {
+        for (const node of app.canvas?.graph?.nodes ?? []) if (node.isSubgraphNode?.()) letDrag(node);
+        dragField(event);
+      },
+      true,
+    );
     document.addEventListener(
       "pointerover",
       (event) => {
@@ -93,13 +117,5 @@ app.registerExtension({
       true,
     );
   },
-  nodeCreated(node) {
-    for (const widget of node.widgets ?? []) {
-      const spec = specOf(node, widget.name);
-      if (!spec) continue;
-      const move = makeMover(widget, spec);
-      widget.onDrag = ({ e, node, canvas }) =>
-        move(e.deltaX, (value) => widget.setValue(value, { e, node, canvas }));
-    }
-  },
+  nodeCreated: letDrag,
 });

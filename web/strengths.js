@@ -1,9 +1,11 @@
 // One slider a concept below the text of strengths in Fuse LoRAs and Erase Concepts. The text stays the only truth: a
 // slider rewrites its concept's line and nothing else, and nothing of the sliders is saved or sent.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { normalised } from "./notation.js";
 import { addPanel, after, everyNode, grow, isLinked, keepsKeys, make, outputsOf, scrolls, widgetOf } from "./page.js";
 import { ALL, conceptNames, parseStrengths, withStrength, writable } from "./strengths_text.js";
+import { isOff, originsOf, textsOf } from "./upstream.js";
 
 const FUSING = ["MACE_FuseLoras", "MACE_EraseConcepts"];
 const CONCEPTS = "MACE_Concepts";
@@ -21,21 +23,21 @@ const ranWith = (node) => (outputsOf(node)?.concepts ?? []).map(([target]) => ta
 function upstream(node) {
   const names = [];
   const seen = new Set();
+  const add = (from, name) => names.push(...textsOf(from, name).flatMap(conceptNames));
   const follow = (from, inputs) => {
-    if (!from || seen.has(from)) return;
+    if (seen.has(from)) return;
     seen.add(from);
     from.inputs?.forEach((input, slot) => {
-      if (inputs.includes(input.name) && input.link != null) follow(from.getInputNode(slot), FOLLOWED);
+      if (!inputs.includes(input.name)) return;
+      for (const { node: origin, widget } of originsOf(from, slot)) if (!widget) follow(origin, FOLLOWED);
     });
-    // 2 and 4 are muted and bypassed.
-    if (from.comfyClass !== CONCEPTS || from.mode === 2 || from.mode === 4) return;
-    names.push(...conceptNames(String(widgetOf(from, "concepts")?.value ?? "")));
+    if (from.comfyClass === CONCEPTS && !isOff(from)) add(from, "concepts");
   };
   // A refinement's list decides what is fused.
-  const refined = node.inputs?.some((input) => input.name === "refinement" && input.link != null);
-  follow(node, refined ? ["refinement"] : ["loras", "concepts"]);
+  const refinement = node.inputs?.findIndex((input) => input.name === "refinement") ?? -1;
+  follow(node, originsOf(node, refinement).length ? ["refinement"] : ["loras", "concepts"]);
   // Erase Concepts has words of its own, after those that are connected.
-  if (!isLinked(node, WORDS)) names.push(...conceptNames(String(widgetOf(node, WORDS)?.value ?? "")));
+  if (widgetOf(node, WORDS)) add(node, WORDS);
   return names;
 }
 
@@ -159,6 +161,10 @@ function renderAll() {
 
 app.registerExtension({
   name: "MACE.Strengths",
+  setup() {
+    // Also what changes on nodes of subgraphs, which are not ours.
+    api.addEventListener("graphChanged", renderAll);
+  },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name.startsWith("MACE_")) return;
     // A link anywhere before the fusion may bring other concepts.
