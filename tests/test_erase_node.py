@@ -148,7 +148,7 @@ def test_a_preset_of_the_closed_form_trains_nothing(comfy_host, demo, erase, mon
     node = erase(words="dog -> sky", preset="alone")
     expected = refine(comfy_host, demo[0], demo[1], concepts(comfy_host, "dog -> sky"), mu="2", own_words="on")[0]
     assert same(node[0], expected) and type(node[1]).__name__ == "ExecutionBlocker"
-    assert report(node).startswith("No LoRA is trained by this preset: ")
+    assert report(node).startswith("Erased: dog. It took ") and "No LoRA is trained by this preset: " in report(node)
 
 
 def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, monkeypatch):
