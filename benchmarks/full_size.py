@@ -124,11 +124,14 @@ class Bench:
             stage("Mask Concept", lambda row, n=n: self.masks(n, row), f"masks {n}", concepts=n, images=a.images)
             stage("Train Erasure LoRA", lambda row, n=n: self.train(n, row), f"loras {n}", concepts=n, steps=a.steps)
             stage("Fuse LoRAs", lambda row, n=n: self.fuse(self[f"loras {n}"]), f"fused {n}", concepts=n)
+            stage("  its closed form alone", lambda row, n=n: self.solve_fusion(self[f"loras {n}"], n, row), concepts=n)
             seen = n
         if a.fuse:
             # In two stages: drawing the values is no part of the fusion.
             stage("random LoRAs", lambda row: self.synthetic(a.fuse), "synthetic", concepts=a.fuse)
-            stage("Fuse LoRAs", lambda row: self.fuse(self["synthetic"]), "fused random", concepts=a.fuse, random=True)
+            facts = dict(concepts=a.fuse, random=True)
+            stage("Fuse LoRAs", lambda row: self.fuse(self["synthetic"]), "fused random", **facts)
+            stage("  its closed form alone", lambda row: self.solve_fusion(self["synthetic"], a.fuse, row), **facts)
         last = f"fused {max(a.concepts)}" if a.concepts else "fused random"
         stage("Save Erased Model", lambda row: self.save(self[last], row), "saved")
         stage("reload what was saved", lambda row: self.reload(self[last], row))
@@ -162,6 +165,16 @@ class Bench:
         for name in ("first", "second"):
             # The norm waits for the device.
             row[name], _ = timed(lambda: float(solve(done.moments, done.weights, general, None, device=device).norm()))
+
+    def solve_fusion(self, loras, count, row):
+        """As `solve`, of the fusion: Eq. 7, and the refinement in it."""
+        done, device = self[f"refined {count}"][1], self["loaded"][0].load_device
+        method, pull = self.pack("mace.method.fuse"), self.pack("mace.pipeline.fusion").TOWARDS[FUSE["pull"]]
+        weights = method.FuseWeights(done.weights.lambda1, done.weights.lambda3, done.weights.mu, pull)
+        given = (done.moments, [entry.lora for entry in loras.loras], done.weights, weights)
+        general = done.prior.general_moment()
+        for name in ("first", "second"):
+            row[name], _ = timed(lambda: float(method.fuse(*given, general, device=device).shared.norm()))
 
     def images(self, count):
         model, clip, vae = self["loaded"]

@@ -4,6 +4,7 @@ Skipped without a CUDA device. A process of its own, since the host chooses its 
 """
 
 import copy as copying
+import re
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_recomputing_takes_less_and_gives_the_same(gpu_host, gpu_models):
     model, clip, _ = gpu_models["fp32"]
     forward, unet = gpu_host.module("nodes.host.model.forward"), gpu_host.module("nodes.host.model.unet")
     memory, recompute = gpu_host.module("nodes.host.model.memory"), gpu_host.module("nodes.host.model.recompute")
-    peaks, found = [], []
+    peaks, kept, found = [], [], []
     with forward.trainable_copy(model) as copied:
         device = copied.load_device
         batch = batch_of(forward, gpu_host, clip)
@@ -120,35 +121,53 @@ def test_recomputing_takes_less_and_gives_the_same(gpu_host, gpu_models):
                 for key, pair in stack_of(model, unet.cross_attention_keys(model)).items()
             }
 
-            def step(stacked=stacked):
+            held = []
+
+            def step(stacked=stacked, held=held):
                 for pair in stacked.values():
                     for p in pair:
                         p.grad = None
-                losses_of(forward, copied, large, stacked).sum().backward()
+                torch.cuda.synchronize(device)
+                before = torch.cuda.memory_allocated(device)
+                losses = losses_of(forward, copied, large, stacked)
+                held.append(torch.cuda.memory_allocated(device) - before)
+                losses.sum().backward()
 
             if saving:
                 with recompute.recomputed_blocks(copied.model):
                     peaks.append(memory.measure(device, step).memory)
             else:
                 peaks.append(memory.measure(device, step).memory)
+            kept.append(held[-1])
             found.append(torch.cat([gradient(p).flatten() for pair in stacked.values() for p in pair]).cpu())
     print(f"peak of a step: {peaks[0] / 1e6:.0f} MB, recomputed {peaks[1] / 1e6:.0f} MB")
+    print(f"kept for the backward pass: {kept[0] / 1e6:.0f} MB, recomputed {kept[1] / 1e6:.0f} MB")
     assert cosine(*found) > 0.9999
-    assert peaks[1] < peaks[0] / 2
+    # The peak holds one block while it is computed again.
+    assert kept[1] <= kept[0] / 4 and peaks[1] < peaks[0] / 2
 
 
-def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_path):
-    """With a ballast that leaves little, fewer train side by side or blocks are recomputed; the LoRAs are the same."""
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_path, name):
+    """With a ballast that leaves room for two, fewer train side by side or blocks are recomputed; the LoRAs are the
+    same."""
     from comfy import model_management
 
-    store = gpu_host.module("nodes.host.kept.lora_store")
-    model, clip, vae = gpu_models["fp16"]
+    store, training = gpu_host.module("nodes.host.kept.lora_store"), gpu_host.module("nodes.stages.trainer")
+    model, clip, _ = gpu_models[name]
     chosen = concepts(gpu_host, "dog -> sky\nship -> ground\ncat -> sky\nairplane -> ground")
-    shown = images(gpu_host, gpu_models["fp16"], chosen, width=256, height=256)[0]
+    shown = images(gpu_host, gpu_models[name], chosen, width=256, height=256)[0]
     refined = refine(gpu_host, model, clip, chosen, mu="10")[0]
+    plan, planned = training.Trainer._plan, []
+
+    def noted_plan(self, *args):
+        plan(self, *args)
+        planned.append(self._each)
+
+    monkeypatch.setattr(training.Trainer, "_plan", noted_plan)
 
     def trained(name):
-        gpu_host.module("nodes.stages.trainer")._store.clear()
+        training._store.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         node = train(gpu_host, clip, refined, shown, steps="4")
         return node[0], report(node)
@@ -157,14 +176,17 @@ def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_
     model_management.unload_all_models()
     model_management.soft_empty_cache()
     device = model_management.get_torch_device()
-    left = 1500 << 20
+    # The copy, and two and a half times what one concept takes. The texts are encoded and kept by now.
+    left = int(model.model_size() + 2.5 * planned[0])
     ballast = torch.empty(max(torch.cuda.mem_get_info(device)[0] - left, 0), dtype=torch.uint8, device=device)
     try:
         tight, told = trained("tight")
     finally:
         del ballast
         model_management.soft_empty_cache()
-    print(said, told, sep="\n---\n")
+    print(f"{left / 1e6:.0f} MB left", said, told, sep="\n---\n")
+    assert "4 concepts, 4 side by side" in said
+    assert int(re.search(r"4 concepts, (\d+) side by side", told)[1]) < 4 or "save_memory" in told
     for one, other in zip(free.loras, tight.loras, strict=True):
         for key, (up, down) in one.lora.items():
             a, b = up @ down, other.lora[key][0] @ other.lora[key][1]

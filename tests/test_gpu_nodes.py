@@ -133,10 +133,11 @@ def test_find_aliases(gpu_host, gpu_models):
     assert {"stag", "hart"} <= set(node[0][0].aliases) and "bread" not in node[0][0].aliases
 
 
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
 @pytest.mark.parametrize("method", ["ESD", "FMN"])
-def test_baselines_that_train(gpu_host, gpu_models, method):
-    """In fp16 too: the masters move, and the host's model stays."""
-    model, clip, _ = gpu_models["fp16"]
+def test_baselines_that_train(gpu_host, gpu_models, method, name):
+    """In half precision too: the masters move, and the host's model stays."""
+    model, clip, _ = gpu_models[name]
     before = weights_hash(model)
     chosen = concepts(gpu_host, "dog")
     if method == "ESD":
@@ -146,7 +147,7 @@ def test_baselines_that_train(gpu_host, gpu_models, method):
             prompt="{}", seed=0,
         )  # fmt: skip
     else:
-        shown = images(gpu_host, gpu_models["fp16"], chosen)[0]
+        shown = images(gpu_host, gpu_models[name], chosen)[0]
         node = gpu_host.run(
             "MACE_BaselineFMN", model=model, clip=clip, images=shown, train="cross-attention", end_of_text=False,
             steps=3, learning_rate="1e-4", batch=1, seed=0,

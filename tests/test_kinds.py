@@ -45,9 +45,9 @@ def drawn(host, model, clip):
         return host.nodes.common_ksampler(model, 0, 2, 4.0, "euler", "normal", positive, negative, empty)[0]["samples"]
 
 
-def test_the_whole_way(comfy_host, parts):
-    kind, model, clip, vae = parts
-    host, chosen = comfy_host, concepts(comfy_host, LIST)
+def whole_way(host, name, model, clip, vae, dtype="fp32"):
+    """(the fused MODEL, the path of the checkpoint it is saved in) of LIST, through every node."""
+    chosen = concepts(host, LIST)
     refined, refinement = refine(host, model, clip, chosen, mu="10").result
     shown = host.run("MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=chosen, **SMALL)[0]
     assert all(torch.isfinite(entry.latents).all() for entry in shown)
@@ -61,9 +61,25 @@ def test_the_whole_way(comfy_host, parts):
         assert sum(up.abs().max() > 0 for up, _ in entry.lora.values()) >= len(entry.lora) - 1
     fused = host.run("MACE_FuseLoras", model=model, loras=loras, refinement=refinement, **FUSE)[0]
     saved = host.run(
-        "MACE_SaveErasedModel", model=fused, clip=clip, vae=vae, filename_prefix=f"checkpoints/{kind}", dtype="fp32"
+        "MACE_SaveErasedModel", model=fused, clip=clip, vae=vae, filename_prefix=f"checkpoints/{name}", dtype=dtype
     )
-    path = host.base / "output" / "checkpoints" / saved.ui["checkpoints"][0]["filename"]
+    return fused, host.base / "output" / "checkpoints" / saved.ui["checkpoints"][0]["filename"]
+
+
+def check_saved(host, model, fused, again, **tolerance):
+    """The weights of the MODEL that was saved and loaded again are the fused ones, and others than before."""
+    unet, keys = host.module("nodes.host.model.unet"), host.module("nodes.host.model.unet").cross_attention_keys(model)
+    before, wanted, found = (m.get_key_patches("diffusion_model.") for m in (model, fused, again))
+    for key in keys:
+        left, edited, loaded = (unet.effective_weight(w[key], key, CPU) for w in (before, wanted, found))
+        torch.testing.assert_close(loaded, edited, **tolerance)
+        assert not torch.equal(edited, left), key
+
+
+def test_the_whole_way(comfy_host, parts):
+    kind, model, clip, vae = parts
+    host = comfy_host
+    fused, path = whole_way(host, kind, model, clip, vae)
     again, clip2, _ = random_models.load(path, small=True)
     # What the host's patch node makes of a model is not in the file's formats, but for v-prediction.
     if kind not in PATCHED:
@@ -73,12 +89,7 @@ def test_the_whole_way(comfy_host, parts):
             == (type(model.get_model_object("model_sampling")).__mro__[1:])
         )
         assert torch.equal(drawn(host, again, clip2), drawn(host, fused, clip))
-    unet, keys = host.module("nodes.host.model.unet"), host.module("nodes.host.model.unet").cross_attention_keys(model)
-    before, wanted, found = (m.get_key_patches("diffusion_model.") for m in (model, fused, again))
-    for key in keys:
-        left, edited, loaded = (unet.effective_weight(w[key], key, CPU) for w in (before, wanted, found))
-        torch.testing.assert_close(loaded, edited, rtol=1e-5, atol=1e-6)
-        assert not torch.equal(edited, left), key
+    check_saved(host, model, fused, again, rtol=1e-5, atol=1e-6)
     path.unlink()
     if kind == "sdxl_edm":
         alone = host.run("MACE_SaveErasedModel", model=fused, filename_prefix=f"diffusion_models/{kind}", dtype="fp32")
@@ -97,32 +108,69 @@ def assert_alone(host, path, model, fused, clip):
     path.unlink()
 
 
-def test_aliases_are_asked_of_it(comfy_host, parts):
-    _, model, clip, vae = parts
-    shown = comfy_host.run(
-        "MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=concepts(comfy_host, "dog"), **SMALL
-    )[0]
-    search = comfy_host.module("nodes.stages.alias_search")
-    encoder = comfy_host.module("nodes.host.text").TextEncoder(clip)
+def check_aliases(host, model, clip, vae):
+    """The model has an error for each word in each draw."""
+    shown = host.run("MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=concepts(host, "dog"), **SMALL)[0]
+    search = host.module("nodes.stages.alias_search")
+    encoder = host.module("nodes.host.text").TextEncoder(clip)
     with torch.inference_mode():
         wrong = search.errors(model, encoder, shown[0], ["a dog", "a ship"], search.draws_of(shown[0], 1, 0), print)
     assert wrong.shape == (2, 3) and torch.isfinite(wrong).all() and (wrong > 0).all()
+
+
+def test_aliases_are_asked_of_it(comfy_host, parts):
+    check_aliases(comfy_host, *parts[1:])
+
+
+def computing_in(path, dtype):
+    """(MODEL, CLIP, VAE) of a checkpoint whose UNet has its weights in `dtype` and computes in it.
+
+    The host by itself widens those of half precision on a CPU.
+    """
+    import comfy.sd
+
+    with torch.inference_mode():
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(
+            str(path), model_options={"dtype": dtype}, te_model_options=random_models.text_options(True)
+        )[:3]
+    model.set_model_compute_dtype(dtype)
+    return model, clip, vae
+
+
+# A CPU takes several times as long in fp16.
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [pytest.param(torch.float16, "fp16", marks=pytest.mark.long), (torch.bfloat16, "bf16")],
+    ids=str,
+)
+def test_the_whole_way_in_half_precision(comfy_host, tmp_path, dtype, name):
+    """Weights, computing and the saved file; masks, aliases and the file's weights too."""
+    path = tmp_path / "sd15.safetensors"
+    random_models.make_checkpoint(path, "sd15", small=True)
+    model, clip, vae = computing_in(path, dtype)
+    computed = []
+    hook = model.model.diffusion_model.out[2].register_forward_hook(lambda _, x, out: computed.append(out.dtype))
+    fused, saved = whole_way(comfy_host, name, model, clip, vae, name)
+    check_aliases(comfy_host, model, clip, vae)
+    hook.remove()
+    assert set(computed) == {dtype}
+    again, clip2, _ = computing_in(saved, dtype)
+    assert again.model.get_dtype() == dtype
+    step = torch.finfo(dtype).eps
+    check_saved(comfy_host, model, fused, again, rtol=step, atol=step * 1e-2)
+    assert torch.isfinite(drawn(comfy_host, again, clip2)).all()
+    saved.unlink()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
 def test_half_precision(comfy_host, tmp_path, kind, dtype):
     """The model computes in half precision, here on the CPU; LoRAs are those of float32 to a few percent."""
-    import comfy.sd
-
     path = tmp_path / f"{kind}.safetensors"
     random_models.make_checkpoint(path, kind, small=True)
     chosen, found = concepts(comfy_host, "dog -> sky"), []
-    for options in ({"dtype": torch.float32}, {"dtype": dtype}):
-        with torch.inference_mode():
-            model, clip, vae = comfy.sd.load_checkpoint_guess_config(
-                str(path), model_options=options, te_model_options=random_models.text_options(True)
-            )[:3]
+    for precision in (torch.float32, dtype):
+        model, clip, vae = computing_in(path, precision)
         if not found:
             shown = comfy_host.run(
                 "MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=chosen, **{**SMALL, "steps": 1}
