@@ -29,6 +29,41 @@ def drawn_quickly(workflow: dict) -> dict:
     return workflow
 
 
+def only(workflow: dict, *kinds: str) -> dict:
+    """The workflow with its nodes of these types alone, and the links between them."""
+    workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] in kinds]
+    ids = {node["id"] for node in workflow["nodes"]}
+    workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= ids]
+    left = {link[0] for link in workflow["links"]}
+    for node in workflow["nodes"]:
+        for entry in node["inputs"]:
+            entry["link"] = entry.get("link") if entry.get("link") in left else None
+        for output in node["outputs"]:
+            output["links"] = [link for link in output["links"] if link in left]
+    return workflow
+
+
+def asked_for(workflow: dict, kind: str, output: str) -> dict:
+    """The workflow with a node of the core's that shows an output of the node of a type, so that it runs."""
+    source = next(node for node in workflow["nodes"] if node["type"] == kind)
+    slot, own = next((slot, own) for slot, own in enumerate(source["outputs"]) if own["name"] == output)
+    own["links"] = [*(own["links"] or []), 90]
+    workflow["nodes"].append(
+        {
+            "id": 90,
+            "type": "PreviewAny",
+            "pos": [1200, 60],
+            "size": [300, 200],
+            "inputs": [{"name": "source", "type": "*", "link": 90}],
+            "outputs": [{"name": "STRING", "type": "STRING", "links": []}],
+            "properties": {},
+            "widgets_values": [],
+        }
+    )
+    workflow["links"].append([90, source["id"], slot, 90, 0, own["type"]])
+    return workflow
+
+
 def node(kind: str, **inputs) -> dict:
     """One node. Inputs are values, or (node id, slot) for a link."""
     linked = {name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()}

@@ -39,36 +39,15 @@ def page(kept_page):
 
 
 def open_example(page, chosen=""):
-    workflow = graphs.workflow("aliases")
-    kept = {"MACE_Concepts", "MACE_ConceptImages", "MACE_FindAliases", "CheckpointLoaderSimple"}
-    workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] in kept]
-    ids = {node["id"]: node["type"] for node in workflow["nodes"]}
-    workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= set(ids)]
-    left = {link[0] for link in workflow["links"]}
+    needed = ("MACE_Concepts", "MACE_ConceptImages", "MACE_FindAliases", "CheckpointLoaderSimple")
+    workflow = graphs.asked_for(graphs.only(graphs.workflow("aliases"), *needed), "MACE_FindAliases", "lines")
     for node in workflow["nodes"]:
-        for output in node["outputs"]:
-            output["links"] = [link for link in output["links"] if link in left]
         if node["type"] == "MACE_ConceptImages":
             # One picture, in few steps.
             node["widgets_values"][0], node["widgets_values"][4] = 1, 6
         if node["type"] == "MACE_FindAliases":
-            # Few words, three of them drawn; the lines are saved by a node of the core's.
+            # Few words, three of them drawn.
             node["widgets_values"] = ["stag, hart, horse, ship", "", 300, 0.5, 8, 1, 0, 8, 3, chosen]
-            find = node
-    find["outputs"][2]["links"] = [90]
-    workflow["nodes"].append(
-        {
-            "id": 90,
-            "type": "PreviewAny",
-            "pos": [1200, 60],
-            "size": [300, 200],
-            "inputs": [{"name": "source", "type": "*", "link": 90}],
-            "outputs": [{"name": "STRING", "type": "STRING", "links": []}],
-            "properties": {},
-            "widgets_values": [],
-        }
-    )
-    workflow["links"].append([90, find["id"], 2, 90, 0, "STRING"])
     load(page, workflow)
     page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
 

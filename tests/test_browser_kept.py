@@ -1,11 +1,10 @@
-"""What a run left on the nodes, in ComfyUI's real page and both renderers: undo, other tabs and edits keep it right."""
+"""What a run left on the nodes, in ComfyUI's real page and in both renderers, through undo, other tabs and edits."""
 
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from devtools.pages import load, press_queue
-from mace.presets.presets import PAPER
 from tests import graphs
 from tests.pages import reports, use_vue
 
@@ -16,36 +15,12 @@ STRENGTHS = "dog = 0.5\n* = 0"
 
 
 def fusion() -> dict:
-    """Fuse LoRAs with what it needs, in view, and a node that only asks for its model."""
-    workflow = graphs.workflow("fuse")
-    kept = {"CheckpointLoaderSimple", "MACE_LoadLoras", "MACE_LoadPrior", "MACE_FuseLoras"}
-    workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] in kept]
-    ids = {node["id"]: node for node in workflow["nodes"]}
-    workflow["links"] = [link for link in workflow["links"] if {link[1], link[3]} <= set(ids)]
-    left = {link[0] for link in workflow["links"]}
-    for node in workflow["nodes"]:
-        for output in node["outputs"]:
-            output["links"] = [link for link in output["links"] if link in left]
+    """Fuse LoRAs with what it needs, in view."""
+    needed = ("CheckpointLoaderSimple", "MACE_LoadLoras", "MACE_LoadPrior", "MACE_FuseLoras")
+    workflow = graphs.asked_for(graphs.only(graphs.workflow("fuse"), *needed), "MACE_FuseLoras", "model")
     fuse = next(node for node in workflow["nodes"] if node["type"] == "MACE_FuseLoras")
     fuse["pos"], fuse["widgets_values"][:2] = [700, 60], ["naive sum (Eq. 6)", STRENGTHS]
-    fuse["outputs"][0]["links"] = [90]
-    workflow["links"].append([90, fuse["id"], 0, 90, 0, "MODEL"])
-    workflow["nodes"].append(asking("MODEL", [1200, 60]))
     return workflow
-
-
-def asking(kind: str, pos: list) -> dict:
-    """A node of the core's that shows what it is given by link 90."""
-    return {
-        "id": 90,
-        "type": "PreviewAny",
-        "pos": pos,
-        "size": [300, 200],
-        "inputs": [{"name": "source", "type": kind, "link": 90}],
-        "outputs": [{"name": "STRING", "type": "STRING", "links": []}],
-        "properties": {},
-        "widgets_values": [],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +131,7 @@ def test_the_page_can_take_a_live_picture_away(page):
 def test_a_node_in_a_subgraph_shows_its_run(page, vue):
     use_vue(page, vue)
     load(page, fusion())
-    page.evaluate(
-        f"() => {{ {FUSE} window.app.graph.convertToSubgraph(new Set([node])); window.app.canvas.setDirty(true, true); }}"
-    )
+    page.evaluate(f"() => {{ {FUSE} window.app.graph.convertToSubgraph(new Set([node])); }}")
     entry = press_queue(page)
     (page.run,) = (output for output in entry["outputs"].values() if "a_images" in output)
     page.evaluate(
@@ -173,15 +146,18 @@ def test_a_node_in_a_subgraph_shows_its_run(page, vue):
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "Vue"])
 def test_a_warning_of_concepts_goes_with_its_cause(page, vue):
     use_vue(page, vue)
-    lines = {"id": 1, "type": "MACE_Concepts", "pos": [500, 150], "size": [420, 300], "inputs": []}
-    lines |= {"outputs": [{"name": "concepts", "type": "MACE_CONCEPTS", "links": [90]}], "properties": {}}
-    lines["widgets_values"] = ["#metoo\ndog", "object", "none", "none", PAPER]
-    nodes, links = [lines, asking("MACE_CONCEPTS", [1000, 150])], [[90, 1, 0, 90, 0, "MACE_CONCEPTS"]]
-    load(page, {"nodes": nodes, "links": links, "last_node_id": 90, "last_link_id": 90, "version": 0.4})
+    workflow = graphs.asked_for(graphs.only(graphs.workflow("full"), "MACE_Concepts"), "MACE_Concepts", "concepts")
+    for node in workflow["nodes"]:
+        if node["type"] == "MACE_Concepts":
+            node["pos"], node["widgets_values"][0] = [500, 150], "#metoo\ndog"
+    load(page, workflow)
     press_queue(page)
-    assert "line 1: '#metoo'" in reports(page)["MACE_Concepts"]
-    page.get_by_role("textbox", name="report").wait_for()
-    page.evaluate("window.app.graph.getNodeById(1).widgets.find(w => w.name === 'concepts').value = 'dog'")
+    assert "'#metoo'" in reports(page)["MACE_Concepts"]
+    page.get_by_role("textbox", name="report").first.wait_for()
+    page.evaluate(
+        """() => window.app.graph.nodes.filter(n => n.type === 'MACE_Concepts').forEach(
+            n => { n.widgets.find(w => w.name === 'concepts').value = 'dog'; })"""
+    )
     press_queue(page)
     assert "MACE_Concepts" not in reports(page)
-    page.get_by_role("textbox", name="report").wait_for(state="detached")
+    page.get_by_role("textbox", name="report").first.wait_for(state="detached")
