@@ -78,7 +78,8 @@ def test_the_help_of_a_node_opens_with_its_picture(page, vue):
     picture = content.locator("img").first.element_handle()
     page.wait_for_function("image => image.naturalWidth > 0", arg=picture)
     assert "MACE_CFRRefine" in picture.get_attribute("src")
-    page.evaluate("window.app.canvas.deselectAll()")
+    page.get_by_role("button", name="Toggle properties panel").last.click()
+    content.wait_for(state="detached")
 
 
 def test_a_run_is_cancelled_by_the_pages_button(page, server):

@@ -50,6 +50,25 @@ def test_rows_by_keyboard(page):
     assert text(page).startswith("# animals\ndog -> sky  # mine\n\n# cat -> forest\nfrog")
 
 
+def test_keys_of_an_input_method_do_nothing_to_rows(page):
+    """While it composes, Enter and arrows choose among its candidates; what it gives at the end is in the row."""
+    place(page, "cat\ndog")
+    new_concept(page).click()
+    method = page.context.new_cdp_session(page)
+    method.send("Input.imeSetComposition", {"text": "\u3044\u306c", "selectionStart": 2, "selectionEnd": 2})
+    assert text(page) == "cat\ndog\n\u3044\u306c" and focused(page) == "target: \u3044\u306c"
+    page.evaluate("addEventListener('keydown', pressed => { window.composing = pressed.isComposing; }, {capture: true})")
+    for key in ("Enter", "ArrowUp", "Alt+ArrowUp", "ArrowDown"):
+        page.keyboard.press(key)
+        assert page.evaluate("window.composing") is True
+        assert text(page) == "cat\ndog\n\u3044\u306c" and focused(page) == "target: \u3044\u306c"
+    method.send("Input.insertText", {"text": "\u72ac"})
+    assert text(page) == "cat\ndog\n\u72ac" and page.locator(":focus").input_value() == "\u72ac"
+    page.keyboard.press("Enter")
+    assert focused(page) == "target: new concept" and page.evaluate("window.composing") is False
+    method.detach()
+
+
 def test_rows_by_mouse_and_undo(page):
     place(page)
     page.get_by_role("checkbox", name="dog on").click()
