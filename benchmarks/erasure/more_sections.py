@@ -31,6 +31,18 @@ def mass(cells: Cells) -> str:
     return table([*header, "captions moved / FID", "time"], rows)
 
 
+def sentences(cells: Cells) -> str:
+    """The same lists with a wider prior; synonyms where they were asked for."""
+    rows = []
+    for cell in sorted(cells.values(), key=lambda own: (int(own["erased"].partition(",")[0]), own["erased"])):
+        row = [cell["erased"], name_of(cell["method"])]
+        for group in ("erased", "synonyms", "others", "captions"):
+            row.append(percent_of(mean_of(by_name(cell, group))) if group in cell["groups"] else "-")
+        row.append(percent(h_c(cell)))
+        rows.append(row)
+    return table(["erased", "method", "Acc_e", "synonyms", "Acc_s", "Acc_s of captions", "H_c"], rows)
+
+
 def h_c(cell: Mapping) -> float:
     """H_c of one cell of mass, 0..1."""
     return h_people(share(cell, "erased"), share(cell, "others"))
@@ -141,6 +153,7 @@ SECTIONS: Mapping = {
     "aliases": aliases,
     "found": aliases,
     "mass": mass,
+    "sentences": sentences,
     "styles": styles,
     "leak": leak,
     "ablations": ablations,
