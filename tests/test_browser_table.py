@@ -57,7 +57,9 @@ def test_keys_of_an_input_method_do_nothing_to_rows(page):
     method = page.context.new_cdp_session(page)
     method.send("Input.imeSetComposition", {"text": "\u3044\u306c", "selectionStart": 2, "selectionEnd": 2})
     assert text(page) == "cat\ndog\n\u3044\u306c" and focused(page) == "target: \u3044\u306c"
-    page.evaluate("addEventListener('keydown', pressed => { window.composing = pressed.isComposing; }, {capture: true})")
+    page.evaluate(
+        "addEventListener('keydown', pressed => { window.composing = pressed.isComposing; }, {capture: true})"
+    )
     for key in ("Enter", "ArrowUp", "Alt+ArrowUp", "ArrowDown"):
         page.keyboard.press(key)
         assert page.evaluate("window.composing") is True
