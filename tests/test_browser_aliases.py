@@ -91,6 +91,24 @@ def test_boxes_and_text_are_one_and_what_is_ticked_is_used(page, server):
     assert chosen(page) == "" and ticked(page) == first
 
 
+def test_near_words_that_are_ticked_are_given_out(page):
+    """All are at first; a box takes one away, the text says so, and the next run gives out the others."""
+    open_example(page)
+    press_queue(page)
+    group = page.get_by_role("group", name="near, and no aliases: to be kept")
+    group.wait_for()
+    boxes = group.get_by_role("checkbox")
+    labels = [box.get_attribute("aria-label") for box in boxes.all()]
+    assert labels == ["keep horse", "keep ship"] and all(box.is_checked() for box in boxes.all())
+    page.get_by_role("checkbox", name="keep ship").click()
+    assert chosen(page).strip('"').startswith("*") and chosen(page).endswith("| horse")
+    press_queue(page)
+    assert reports(page)["MACE_FindAliases"].splitlines()[1] == "near, and no aliases: horse"
+    assert not page.get_by_role("checkbox", name="keep ship").is_checked()
+    page.get_by_role("checkbox", name="keep ship").press("Space")
+    assert chosen(page) == "" and page.get_by_role("checkbox", name="keep ship").is_checked()
+
+
 def test_a_text_with_an_error_and_words_of_ones_own(page):
     open_example(page, chosen='deer | elk, "a, b"  # mine')
     press_queue(page)
@@ -121,6 +139,21 @@ def test_where_nodes_are_drawn_with_vue(page):
         assert not before and "horse" in chosen(page) and ticked(page)["horse"]
     finally:
         page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+
+
+def test_in_a_subgraph(page):
+    open_example(page)
+    page.evaluate(
+        f"""() => {{ {NODE} const {{ subgraph }} = window.app.graph.convertToSubgraph(new Set([node]));
+            window.app.canvas.setGraph(subgraph);
+            window.app.canvas.ds.scale = 1;
+            window.app.canvas.centerOnNode(subgraph.nodes[0]); }}"""
+    )
+    press_queue(page)
+    box = page.get_by_role("checkbox", name="horse for deer")
+    box.click()
+    written = page.evaluate("window.app.canvas.graph.nodes[0].widgets.find(w => w.name === 'chosen').value")
+    assert box.is_checked() and "horse" in written
 
 
 def test_the_page_reads_what_is_chosen_as_the_node_does(page):

@@ -196,6 +196,22 @@ def test_what_is_chosen_becomes_the_aliases_and_nothing_is_asked_anew(find, show
     assert chosen["horse"]["score"] < 0 and not chosen["horse"]["found"] and other["concept"] == "dog"
 
 
+def test_near_words_are_chosen_to_be_kept(find, shown, search, monkeypatch):
+    """A line of * names those that go out; without it all do, and one's own and those of keep are there too."""
+    every = find(words=WORDS, keep="hot dog")
+    near = ["horse", "cherry blossom", "wolf"]
+    assert every[3].splitlines() == ["hot dog", *near]
+    assert every.ui["near"] == [{"word": word, "found": True, "stays": True} for word in near]
+    monkeypatch.setattr(search, "errors", lambda *a: pytest.fail("asked anew"))
+    some = find(words=WORDS, keep="hot dog", chosen="* | Wolf, fox, hot dog, stag\ndeer | stag, hart")
+    assert some[3].splitlines() == ["hot dog", "wolf", "fox"] and some[0][0].aliases == ("stag", "hart")
+    words = {own["word"]: (own["found"], own["stays"]) for own in some.ui["near"]}
+    left = dict.fromkeys(["Doe", "horse", "cherry blossom"], (True, False))
+    assert words == {**left, "wolf": (True, True), "fox": (False, True)}
+    assert "passed over" not in whole_report(some) and "near, and no aliases: hot dog, wolf, fox" in whole_report(some)
+    assert find(words=WORDS, chosen="*")[3] == ""
+
+
 def test_a_candidate_is_drawn_as_a_sampler_draws_it(comfy_host, demo, find, shown, monkeypatch):
     """One small picture for each of the best; the second run draws nothing."""
     gallery = comfy_host.module("nodes.host.gallery")

@@ -1,5 +1,6 @@
-// The candidates on Find Aliases, with what they explain, a small picture and a box to tick. The text "chosen" stays the
-// only truth: a box rewrites its concept's line, and nothing of the boxes is saved or sent.
+// The candidates on Find Aliases, with what they explain, a small picture and a box to tick, and the near words that are
+// no aliases, of which those ticked are given out to be kept. The text "chosen" stays the only truth: a box rewrites its
+// concept's line, and nothing of the boxes is saved or sent.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { parseChosen, withChosen } from "./chosen_text.js";
@@ -9,6 +10,8 @@ import { addPanel, after, everyNode, grow, isLinked, keepsKeys, make, outputsOf,
 const NODE = "MACE_FindAliases";
 const TEXT = "chosen";
 const PANEL = "candidates";
+// In place of a concept in the text, before the near words that are to stay.
+const NEAR = "*";
 const SIDE = 44;
 const ROW = { false: 20, true: SIDE + 4 };
 const HEAD = SIDE + 14;
@@ -21,6 +24,14 @@ const picture = (image, alt) =>
 
 // As the model has it, without a word of the artist's.
 const foundOf = (entry) => entry.words.filter(({ found }) => found).map(({ word }) => word);
+
+// What is offered, group by group: each concept's candidates, then the near words.
+function groupsOf(node) {
+  const { candidates = [], near = [] } = outputsOf(node) ?? {};
+  if (!near.length) return candidates;
+  const words = near.map(({ word, found, stays }) => ({ word, found, chosen: stays, score: null, picture: null }));
+  return [...candidates, { concept: NEAR, picture: null, words, near: true }];
+}
 
 function heightOf(concepts) {
   const rows = concepts.map(({ words }) => Math.ceil(words.length / 2) * ROW[words.some((own) => own.picture)] + HEAD);
@@ -43,7 +54,7 @@ function write(node, entry, words) {
 function makeWord(node, entry, own) {
   const row = make("label", { display: "flex", alignItems: "center", gap: "4px", minWidth: "0", cursor: "pointer" });
   const box = make("input", { flex: "none", margin: "0" }, { type: "checkbox" });
-  box.setAttribute("aria-label", `${own.word} for ${entry.concept}`);
+  box.setAttribute("aria-label", entry.near ? `keep ${own.word}` : `${own.word} for ${entry.concept}`);
   box.addEventListener("change", () => {
     const others = tickedOf(entry, parseChosen(String(widgetOf(node, TEXT).value))).filter(
       (word) => normalised(word) !== normalised(own.word),
@@ -59,8 +70,10 @@ function makeWord(node, entry, own) {
   const score = make("span", { flex: "none", opacity: "0.7" }, { textContent: share });
   row.title = share
     ? `"${own.word}" explains ${share} of what "${entry.concept}" explains${own.found ? "; the model takes it" : ""}`
-    : `"${own.word}" was not asked`;
-  if (own.found) name.style.fontWeight = "600";
+    : entry.near
+      ? `"${own.word}" is near and no alias; ticked, it goes to the output neighbours`
+      : `"${own.word}" was not asked`;
+  if (own.found && !entry.near) name.style.fontWeight = "600";
   row.append(box, ...(own.picture ? [picture(own.picture, own.word)] : []), name, score);
   return { row, box, own };
 }
@@ -68,11 +81,13 @@ function makeWord(node, entry, own) {
 function makeConcept(node, entry) {
   const root = make("div", { padding: "4px 0" });
   root.setAttribute("role", "group");
-  root.setAttribute("aria-label", `candidates for ${entry.concept}`);
+  const called = entry.near ? "near, and no aliases: to be kept" : entry.concept;
+  root.setAttribute("aria-label", entry.near ? called : `candidates for ${called}`);
   const head = make("div", { display: "flex", alignItems: "center", gap: "6px", height: `${SIDE}px` });
-  const name = make("strong", { flex: "1 1 0" }, { textContent: entry.concept });
-  const reset = make("button", { font: "inherit", flex: "none" }, { type: "button", textContent: "as found" });
-  reset.title = "Take what the model found";
+  const name = make("strong", { flex: "1 1 0" }, { textContent: called });
+  const reset = make("button", { font: "inherit", flex: "none" }, { type: "button" });
+  reset.textContent = entry.near ? "all" : "as found";
+  reset.title = entry.near ? "Keep all of them" : "Take what the model found";
   reset.addEventListener("click", () => write(node, entry, null));
   head.append(...(entry.picture ? [picture(entry.picture, entry.concept)] : []), name, reset);
   const grid = make("div", { display: "grid", gridTemplateColumns: "1fr 1fr", gap: "4px 10px", marginTop: "4px" });
@@ -124,10 +139,10 @@ function render(node) {
   const text = widgetOf(node, TEXT);
   if (!text) return;
   const state = (node.maceCandidates ??= { concepts: [], parts: [], panel: null });
-  const concepts = outputsOf(node)?.candidates ?? [];
-  if (concepts !== state.shown) {
-    state.shown = concepts;
-    show(node, state, concepts);
+  const outputs = outputsOf(node);
+  if (outputs !== state.shown) {
+    state.shown = outputs;
+    show(node, state, groupsOf(node));
   }
   if (!state.panel) return;
   const linked = isLinked(node, TEXT);

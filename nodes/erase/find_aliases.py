@@ -176,7 +176,11 @@ class FindAliases(io.ComfyNode):
             found.images,
             as_text,
             "\n".join(map(written, found.neighbours)),
-            ui={"text": ("\n".join(told),), "candidates": cls._offered(images, found.candidates, shown)},
+            ui={
+                "text": ("\n".join(told),),
+                "candidates": cls._offered(images, found.candidates, shown),
+                "near": [asdict(own) for own in found.near],
+            },
         )
 
     @classmethod

@@ -1,6 +1,6 @@
 """What an artist chooses aliases from: the candidates of each concept, in words and as small pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ from ..host.progress import duration, send_text
 
 # Candidates that are offered for each concept, and words that a report names after what was found.
 OFFERED, NEXT = 16, 3
+# What names no concept in the chosen words but the near words that are to stay, as in the strengths all others.
+NEAR = "*"
 # Enough to see what a word draws. A UNet takes a sampler that is far along after few steps.
 STEPS = 8
 FEW_STEPS = {True: ("dpmpp_2m", "karras"), False: ("euler", "simple")}
@@ -34,6 +36,31 @@ class Candidate:
     score: float | None
     found: bool
     chosen: bool
+
+
+@dataclass(frozen=True)
+class NearWord:
+    """A word next to the concepts that is no alias. found: not written by the artist alone.  stays: whether it is
+    given out to be kept."""
+
+    word: str
+    found: bool
+    stays: bool
+
+
+def near_words(near: Sequence[str], staying: Sequence[str] | None, gone: Collection[str]) -> tuple[NearWord, ...]:
+    """The words that are offered to be kept, and which of them are.
+
+    near: as they were found, all of which stay where nothing was chosen.  staying: those that the artist chose, None
+    for no choice.  gone: normalised phrases that are offered no more: what is erased, and what is kept anyway.
+    """
+    found, chosen = ({normalised(word): word for word in words} for words in (near, staying or ()))
+    own = {key: word for key, word in chosen.items() if key not in found}
+    return tuple(
+        NearWord(word, key in found, staying is None or key in chosen)
+        for key, word in (found | own).items()
+        if key not in gone
+    )
 
 
 def listed(

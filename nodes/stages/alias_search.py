@@ -26,7 +26,7 @@ from ..host.model.predict import noisy, predict, predict_given
 from ..host.networks import in_batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
-from .alias_choice import Candidate, listed, told
+from .alias_choice import NEAR, Candidate, NearWord, listed, near_words, told
 
 # Where the outline of a thing is decided: with less noise any words do, with more none help.
 TIMESTEPS = (300, 500, 700)
@@ -44,7 +44,7 @@ class AliasSettings:
     """What the artist sets. words: to try, "" for the `nearest` of the vocabulary.  keep: words that stay as they are.
     threshold: what an alias must explain, 0..1.  most: aliases added to one concept.  pictures: looked at, of each.
     neighbours: words that are no aliases, to be kept, at most so many a concept.  chosen: for some concepts, the words
-    that become aliases in place of what the model found (see `parse_chosen`).
+    that become aliases in place of what the model found (see `parse_chosen`); by NEAR, which near words stay.
     """
 
     words: str = ""
@@ -62,13 +62,14 @@ class AliasSettings:
 class Found:
     """What the model said. images: with the concepts that have their aliases.  lines: one on each for the artist.
     neighbours: words next to the concepts, by their token embeddings, that are no aliases; before them those that the
-    artist did not choose.  candidates: of each concept, best first.  seconds: a prediction took, None where the model
-    was not asked."""
+    artist did not choose.  candidates: of each concept, best first.  near: the words that neighbours is chosen from.
+    seconds: a prediction took, None where the model was not asked."""
 
     images: tuple[ConceptImages, ...]
     lines: list[str]
     neighbours: tuple[str, ...]
     candidates: tuple[tuple[Candidate, ...], ...] = ()
+    near: tuple[NearWord, ...] = ()
     seconds: float | None = None
 
     @property
@@ -254,6 +255,7 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
         scores.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, step))
         seconds += time.perf_counter() - start
     written = parse_chosen(s.chosen)
+    staying = written.pop(NEAR, None)
     chosen = {normalised(target): words for target, words in written.items()}
     usual = with_aliases(concepts, scores, s.threshold, s.most, kept)
     found = merge(with_aliases(concepts, scores, s.threshold, s.most, kept, chosen) if chosen else usual)
@@ -270,11 +272,12 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     # What the artist did not choose is drawn most alike, and erasing reaches it first.
     erased = phrases_by_key(found)
     left = [word for concept in usual for word in concept.aliases if normalised(word) not in erased]
-    stay = neighbours(found, tried, s.neighbours)
+    near = near_words([*left, *neighbours(found, tried, s.neighbours)], staying, {*erased, *map(normalised, kept)})
     offered = tuple(
         listed(own, best.aliases, new, said)
         for own, best, new, said in zip(candidates(concepts, scores, kept), usual, added, scores, strict=True)
     )
     # What is kept from before took no prediction.
     each = seconds / asked if asked else None
-    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *left, *stay])), offered, each)
+    stay = [own.word for own in near if own.stays]
+    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])), offered, near, each)
