@@ -194,6 +194,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
             for (const [type, values] of [
                 ['MACE_ConceptImages', {count: 2, width: 64, height: 64, steps: 4}],
                 ['MACE_TrainErasureLora', {steps: '2'}],
+                ['MACE_Prior', {count: 20}],
             ]) for (const [name, value] of Object.entries(values)) set(inner(type), name, value);
             return names;
         }""",
