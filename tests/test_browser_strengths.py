@@ -11,7 +11,7 @@ from mace.concepts.notation import written
 from mace.concepts.strengths import parse_strengths
 from mace.concepts.text import TextError, normalised
 from tests import graphs
-from tests.pages import queued, reports, saved, use_vue, wait_for_pictures, without_titles
+from tests.pages import queued, saved, wait_for_pictures, without_titles
 from tests.test_notation import nasty
 
 pytestmark = pytest.mark.browser
@@ -169,44 +169,6 @@ def shown_pictures(entry, server):
     """The files of the pictures before and after in a run's history."""
     (own,) = (output for output in entry["outputs"].values() if "a_images" in output)
     return [[server.client.fetch(image) for image in own[name]] for name in ("a_images", "b_images")]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("vue", [False, True], ids=["classic", "Vue"])
-def test_the_one_node_version_runs_and_has_them_too(page, vue):
-    """The live losses make room for the pictures before and after."""
-    use_vue(page, vue)
-    load(page, graphs.drawn_quickly(graphs.workflow("quick")))
-    slider(page, "dog").wait_for()
-    assert sliders(page) == {"dog": 1} and text(page) == ""
-    slider(page, "dog").press("ArrowLeft")
-    assert text(page) == "dog = 0.95"
-    page.evaluate(
-        f"""seed => {{ {NODE} const set = (name, value) => {{ node.widgets.find(w => w.name === name).value = value; }};
-            // Another seed, so that it trains.
-            set('preview_prompt', 'a photo of the dog'); set('seed', seed);
-            window.live = 0;
-            window.app.api.addEventListener('b_preview_with_metadata', () => {{ window.live += 1; }}); }}""",
-        int(vue),
-    )
-    press_queue(page, 1800)
-    wait_for_pictures(page)
-    fused = page.evaluate(f"() => {{ {NODE} return window.app.nodeOutputs[node.id].concepts; }}")
-    assert fused == [["dog", 0.95]]
-    said = reports(page)
-    assert "1 LoRAs trained" in said["MACE_EraseConcepts"] or "kept from before" in said["MACE_EraseConcepts"]
-    assert "mace_demo_quick" in said["MACE_SaveErasedModel"]
-    page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
-    if vue:
-        viewport = page.locator('[data-testid="image-compare-viewport"]')
-        viewport.locator("img").nth(1).wait_for()
-        assert viewport.evaluate("element => element.offsetHeight") >= 220
-    left = page.evaluate(
-        f"() => {{ {NODE} return [node.imgs, window.app.nodePreviewImages[node.id]].filter(Boolean).length; }}"
-    )
-    assert page.evaluate("window.live") > 0 and left == 0
-    assert page.get_by_alt_text("Live sampling preview").count() == 0
-    use_vue(page, False)
 
 
 def test_the_words_of_the_one_node_version_have_sliders(page):
