@@ -192,14 +192,14 @@ Times are from a machine that had other work to do.
 
 The prior of the section before holds captions of words that the model knows, and none that people put around a name.
 Here it has for each thing four of twelve sentences more, such as "we saw one X, and that was all" (SENTENCES in
-devtools/demo_prior.py); none of them is asked for. All else is as above, own words too. To this model every word that it
-does not know looks alike, so that such sentences lie nearer to each other than in CLIP. Ten are asked for by their
+devtools/demo_prior.py); none of them is asked for. All else is as above, own words too. To this model every word
+that it does not know looks alike, so that such sentences lie nearer to each other than in CLIP. Ten are asked for by their
 synonyms too, and no other word of them is given.
 
 """,
         """
-**At ten, captions stay within 3 points of the base (61 of 64, where they were 58), at a hundred within 7 (57, were 52);
-a hundred are erased whole, 0 left in place of 2, and 95 of the others stay, H_c 97.** A prior has to hold what prompts
+**At ten, captions stay within 3 points of the base (61 of 64, where they were 58), at a hundred within 8 (57, were 52);
+of a hundred half a percent is left in place of 2, and 95 of the others stay, H_c 97.** A prior has to hold what prompts
 are made of, not only what they name: on a real model captions of people do that. Of the eight pictures of 106 that a
 hundred still costs, four are "look at this X, it is wonderful" (6 of 10 are left, where 3 were).
 
