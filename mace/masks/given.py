@@ -79,14 +79,14 @@ def _on_scale(values: Tensor, field: str, what: str, first: int = 0) -> Tensor:
     wrong = ~((low >= -_OVERSHOOT) & (high <= 1 + _OVERSHOOT))
     if wrong.any():
         place = int(wrong.nonzero()[0, 0])
-        named = f"{field}: {what} {first + place + 1}"
+        number = first + place + 1
         if not torch.isfinite(each[place]).all():
             raise ValueError(
-                f"{named} holds values that are not finite (NaN or infinity): check the model, "
-                "and use its VAE in fp32 or bf16"
+                f"{field}: {what} {number} holds values that are not finite (NaN or infinity): check the model, and "
+                "use its VAE in fp32 or bf16"
             )
         raise ValueError(
-            f"{named} holds values from {float(low[place]):g} to {float(high[place]):g}, and 0 to 1 is the scale; "
-            "divide what goes to 255 by 255"
+            f"{field}: {what} {number} holds values from {float(low[place]):g} to {float(high[place]):g}, and 0 to 1 "
+            "is the scale; divide what goes to 255 by 255"
         )
     return values.clamp(0, 1)
