@@ -193,8 +193,8 @@ Times are from a machine that had other work to do.
 The prior of the section before holds captions of words that the model knows, and none that people put around a name.
 Here it has for each thing four of twelve sentences more, such as "we saw one X, and that was all" (SENTENCES in
 devtools/demo_prior.py); none of them is asked for. All else is as above, own words too. To this model every word
-that it does not know looks alike, so that such sentences lie nearer to each other than in CLIP. Ten are asked for by their
-synonyms too, and no other word of them is given.
+that it does not know looks alike, so that such sentences lie nearer to each other than in CLIP. Ten are asked for by
+their synonyms too, and no other word of them is given.
 
 """,
         """
