@@ -47,7 +47,9 @@ def check_shown(page, vue):
     page.wait_for_function(
         f"""said => {{ {FUSE} const own = name => node?.widgets.find(w => w.name === name)?.element;
             const report = own('report'), sliders = own('strength sliders');
-            return report?.value === said && [report, sliders].every(e => e?.getBoundingClientRect().height > 0); }}""",
+            const names = node?.widgets.map(w => w.name) ?? [];
+            return report?.value === said && names.indexOf('report') < names.indexOf('before and after') &&
+                report.offsetHeight >= 70 && sliders?.offsetHeight > 0; }}""",
         arg="\n".join(page.run["text"]),
     )
     pictures = page.locator('[data-testid="image-compare-viewport"] img' if vue else ".mace-compare img")

@@ -2,6 +2,8 @@
 // is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie over each other.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+// What the node says stands above the pictures, so that it is registered before them.
+import "./mace.js";
 import { addPanel, drawingOutputs, grow, keepsKeys, make } from "./page.js";
 import { outputsOf, placeOf, scrolls, widgetOf } from "./page.js";
 

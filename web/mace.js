@@ -3,13 +3,14 @@ import { app } from "../../scripts/app.js";
 import { addPanel, drawingOutputs, grow, make, outputsOf, scrolls, widgetOf } from "./page.js";
 
 const REPORT = "report";
+const HEIGHT = 90;
 
 function addReport(node) {
-  const element = make("textarea", { fontSize: "10px" }, { readOnly: true });
+  const element = make("textarea", { fontSize: "10px", minHeight: `${HEIGHT}px` }, { readOnly: true });
   element.className = "comfy-multiline-input mace-report";
   element.setAttribute("aria-label", REPORT);
   scrolls(element, element);
-  return addPanel(node, REPORT, element, { getMinHeight: () => 90 });
+  return addPanel(node, REPORT, element, { getMinHeight: () => HEIGHT });
 }
 
 function draw(node) {
