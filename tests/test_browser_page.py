@@ -22,6 +22,7 @@ def of_the_pack(server) -> dict[str, str]:
     return {name: node["display_name"] for name, node in every.items() if name.startswith("MACE_")}
 
 
+@pytest.mark.long
 def test_every_node_is_found_by_the_search_and_placed(page, server):
     """By its name, in the page's own dialog, put down by a press; then it stands there in both renderers."""
     names = of_the_pack(server)

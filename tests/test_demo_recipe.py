@@ -149,6 +149,7 @@ def test_the_autoencoder_learns(comfy_host, icons, tmp_path):
 
 
 @pytest.mark.host
+@pytest.mark.long
 def test_the_judge_learns(comfy_host, demo_checkpoint, icons, tmp_path):
     icons = Icons(icons.pictures[:, :, :3], icons.concepts)
     shown = given_back(icons, autoencoder(load_file(demo_checkpoint), torch.device("cpu")))
@@ -170,6 +171,7 @@ def test_the_judge_learns(comfy_host, demo_checkpoint, icons, tmp_path):
 
 
 @pytest.mark.host
+@pytest.mark.long
 def test_the_unet_has_the_demo_models_layout_and_learns(
     comfy_host, demo_checkpoint, icons, tokenize, tmp_path, monkeypatch
 ):

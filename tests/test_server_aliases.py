@@ -14,6 +14,7 @@ from tests.judge import Judge
 pytestmark = pytest.mark.server
 
 
+@pytest.mark.long
 def test_the_stag_goes_with_the_deer(server):
     prompt = to_prompt(graphs.workflow("aliases"), server.client.object_info())
     ids = {node["class_type"]: key for key, node in prompt.items() if node["class_type"].startswith("MACE_")}

@@ -21,6 +21,7 @@ def example(server):
     return prompt, node
 
 
+@pytest.mark.long
 def test_the_example_measures_the_erasure(server, example):
     """Dog and ship go, the others stay; queueing again runs nothing, and one more seed draws that seed alone."""
     prompt, node = example

@@ -112,7 +112,8 @@ class FindAliases(io.ComfyNode):
                     placeholder="(what the model found)",
                     tooltip="The aliases that you chose, one concept a line: deer | stag, hart. The boxes below, which "
                     "stand there once the node has run, write it. A concept without a line takes what the model found, "
-                    "one with its name alone takes none. A change searches nothing anew.",
+                    "one with its name alone takes none. A line * | wolf names the near words that go to neighbours; "
+                    "without it all do. A change searches nothing anew.",
                 ),
             ],
             outputs=[
