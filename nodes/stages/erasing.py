@@ -21,7 +21,7 @@ from ..host.model.unet import is_unet
 from ..host.pipeline import ModelWeights, text_and_weights
 from ..host.progress import NodeProgress, duration, listed, send_text
 from ..host.text import TextEncoder
-from .alias_search import TIMESTEPS, AliasSettings, find_aliases, left_of
+from .alias_search import TIMESTEPS, AliasSettings, Found, find_aliases, left_of
 from .captions import USUAL, in_time
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import make_images, undrawn
@@ -165,6 +165,13 @@ def trains(model, chosen: Preset) -> bool:
     return is_unet(model) and not chosen.closed_form
 
 
+def answered(found: Found, concepts: tuple[Concept, ...], wanted: Wanted) -> tuple[Sequence[Concept], dict]:
+    """(what to keep of itself, {part: lines for the artist}) of what the model said of other words."""
+    keep = kept_beside(found, concepts) if wanted.keep_near else ()
+    said = {"Kept": kept_lines(keep)} if wanted.keep_near else {}
+    return keep, said | ({"Aliases": found.lines} if wanted.find_aliases else {})
+
+
 def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
     """Erasing without LoRAs (see `trains`): the refinement is all, and moves the concepts' own words."""
     start = time.perf_counter()
@@ -178,12 +185,10 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         settings = {"count": AliasSettings().pictures, **sampling(model), **wanted.drawing}
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
         found = find_aliases(model, clip, images, AliasSettings())
-        if wanted.keep_near:
-            keep = kept_beside(found, concepts)
-            lines += ["Kept:", *kept_lines(keep)]
+        keep, said = answered(found, concepts, wanted)
+        lines += in_parts(said)
         if wanted.find_aliases:
             concepts = found.concepts
-            lines += ["Aliases:", *found.lines]
     targets = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
     erased = model.clone()
     if any(strengths):
@@ -213,11 +218,10 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     if wanted.asks:
         plan.say(OTHER_WORDS, "asking for other words")
         found = find_aliases(model, clip, images, AliasSettings())
-        if wanted.keep_near:
-            keep = kept_beside(found, concepts)
-            about["Kept"] = kept_lines(keep)
+        keep, said = answered(found, concepts, wanted)
+        about |= said
         if wanted.find_aliases:
-            images, concepts, about["Aliases"] = found.images, found.concepts, found.lines
+            images, concepts = found.images, found.concepts
     plan.say(READING, "reading prompts")
     refined, refinement, about["Refinement"], prior = refine_as_preset(
         model, clip, concepts, wanted.preset, wanted.prior, keep=keep
@@ -226,8 +230,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
     loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted))
     plan.say(COMPARING, "fusing")
-    ended = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
-    fused, about["Fusion"], moved, targets = ended
+    fused, about["Fusion"], moved, targets = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
     result = result_line(targets, time.perf_counter() - start)
     send_text(result)
     # What became of it first: only so many lines of a report are seen on the node.
