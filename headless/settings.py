@@ -150,9 +150,9 @@ def check_cluster(options) -> None:
         raise BadInput("--ray: the registry's archive has no headless/cluster; clone the repository for it")
     if importlib.util.find_spec("ray") is None:
         raise BadInput(f"--ray needs Ray: {sys.executable} -m pip install -r requirements-cluster.txt")
-    for option in ("--aliases", "--keep-near"):
-        if getattr(options, f"set_{option.strip('-').replace('-', '_')}", None):
-            raise BadInput(f"{option}: each search looks at the words of the whole list; run erase without --ray")
+    for own in SETTINGS["erase"]:
+        if own.flag in ("--aliases", "--keep-near") and getattr(options, own.dest, None):
+            raise BadInput(f"{own.flag}: each search looks at the words of the whole list; run erase without --ray")
 
 
 def _counted(text: str) -> int:
