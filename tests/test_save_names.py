@@ -76,7 +76,7 @@ CASES = {
     "a file above": ("taken/b/a", a_file, "'taken' as a folder, and that is a file"),
     "a link to itself": ("loop/a", a_link_to_itself, "loop"),
     "above": ("../a", None, "outside the output folder"),
-    "a path of the system": ("/tmp/a", None, "outside the output folder"),
+    "a path of the system": ("/elsewhere/a", None, "outside the output folder"),
     "nothing": ("  ", None, "file name is empty"),
     "a folder alone": ("a/..", None, "file name is empty|outside"),
 }  # fmt: skip
