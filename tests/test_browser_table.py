@@ -50,6 +50,35 @@ def test_rows_by_keyboard(page):
     assert text(page).startswith("# animals\ndog -> sky  # mine\n\n# cat -> forest\nfrog")
 
 
+def test_a_row_has_a_type_of_its_own(page):
+    """Chosen by keyboard, shown of a typed line, taken off again; what is not chosen is the node's."""
+    place(page)
+    kind = page.get_by_label("type of ship")
+    assert kind.input_value() == "" and kind.locator("option").first.text_content() == "(object)"
+    cell(page, "mapping of ship").click()
+    page.keyboard.press("Tab")
+    assert focused(page) == "type of ship"
+    page.keyboard.type("style")
+    assert text(page) == LINES.replace("ship | boat", "[style] ship | boat") and focused(page) == "type of ship"
+    assert "style" not in sent(page)["inputs"]["type"]
+    cell(page, "mapping of ship").fill("")
+    assert cell(page, "mapping of ship").get_attribute("placeholder") == "art"
+    cell(page, "aliases of ship").fill("")
+    kind.select_option("explicit")
+    assert text(page) == LINES.replace("ship | boat -> ground", "[explicit] ship")
+    kind.select_option("")
+    assert text(page) == LINES.replace("ship | boat -> ground", "ship") and focused(page) == "type of ship"
+    for _ in range(2):
+        page.keyboard.press("Control+z")
+    becomes(page, LINES.replace("ship | boat -> ground", "[style] ship"))
+    new_concept(page).fill("[celebrity] Ann | Annie")
+    page.keyboard.press("Enter")
+    assert page.get_by_label("type of Ann").input_value() == "celebrity" and cell(page, "target: Ann").is_visible()
+    new_concept(page).fill("[stile] dogs")
+    page.keyboard.press("Enter")
+    assert errors(page)[0].startswith("[stile] is no type; write one of [object],")
+
+
 def test_keys_of_an_input_method_do_nothing_to_rows(page):
     """While it composes, Enter and arrows choose among its candidates; what it gives at the end is in the row."""
     place(page, "cat\ndog")
@@ -129,8 +158,9 @@ def test_the_papers_lists_are_searched(page):
     assert button(page, "add Adam Driver").is_disabled()
     page.get_by_role("searchbox").fill("airplane")
     button(page, "add airplane").click()
-    assert page.get_by_text("The lines of this node are of type celebrity. Take a Concepts node").is_visible()
+    assert text(page).endswith("\n[object] airplane -> ground") and sent(page)["inputs"]["type"] == "celebrity"
     page.get_by_role("searchbox").fill("")
+    button(page, "remove airplane").click()
     button(page, "add all: 5 celebrities").click()
     assert text(page).splitlines()[1:] == [f"{name} -> a person" for name, _, _ in PAPER_LISTS["5 celebrities"]]
     page.keyboard.press("Escape")

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -33,6 +34,10 @@ TEXTS = [
     "it's > a\nit's \"so\" > a\na\\b > c\ncaf\u00e9\nCAFE\u0301\n\U0001f469\u200d\U0001f680 > x\n\u3000\u200b",
     "cat -> a dog\ndog | hound\nbird -> my Hound  here\nship -> hot dogs",
     "a -&gt; b\nc \uff1d\uff1e d\n\uff02e\uff02\nf \u2014> g\nh - > i\nj \u27a1\ufe0f k",
+    "[style] Van Gogh\n[Style]art\n[stile] x\n[style]\n* [object] airplane -> ground\n[object] [style] y",
+    "- [explicit] sky\n- [x] done\n- [a, b]\n- [style]",
+    '[style]"a -> b" | c\n[style] a person\n[celebrity] a person\ndog [style]\n[object] | x',
+    '[a, b]\n["a"] b\n[object] -> y',
     "person\na person\nart\nground -> sky\nairplane -> ground\nautomobile -> ship",
 ]
 
@@ -127,7 +132,10 @@ def valid_lines() -> list[str]:
             continue
         line = as_line(Concept(target, mapping, "object", rng.choice([(), (alias,), (alias, other)])))
         made.append(
-            rng.choice(["", "- ", "\u2022 ", "  ", "* "]) + line + rng.choice(["", ",", "  # note", "\t#x -> y"])
+            rng.choice(["", "- ", "\u2022 ", "  ", "* "])
+            + rng.choice(["", "", "[object] ", "[Celebrity]"])
+            + line
+            + rng.choice(["", ",", "  # note", "\t#x -> y"])
         )
     plain = ["dog", "hot  dog\u200b -> b", '"a" | "b, c" \u21d2 d', "dog\uff5chound\uff0cpup --> cat", "C#", "a->b"]
     return [*made, *plain, "'dog' | `pup` => \u201ccat\u201d,", '12" record | lp']
@@ -155,10 +163,7 @@ def test_a_row_written_again_says_the_same(page):
         was = read(line)
         assert read(same) == was, (line, same)
         changed = read(other)
-        assert (changed.target, changed.aliases, changed.mapping) == (was.target, was.aliases, "the moon"), (
-            line,
-            other,
-        )
+        assert changed == replace(was, mapping="the moon"), (line, other)
         assert other.endswith(comment) and ("note" not in line or "note" in comment)
         assert parse_concepts(off, "style") == [] and on == line and is_off
         assert shown is None or read(shown) == was
@@ -198,6 +203,14 @@ def test_cells_as_they_are_typed(page):
     ]
     code = "given => given.map(([target, aliases, mapping]) => lines.lineFrom({off: false, target, aliases, mapping}))"
     assert call(page, code, json.dumps([case[:3] for case in cases])) == [case[3] for case in cases]
+    # With a type that is chosen; a line that is typed whole may say one too.
+    code = code.replace("({off: false,", "({off: false, type: 'style',")
+    typed = [f"[style] {case[3]}" for case in cases[:2]] + ["[style] dog -> cat # mine", "[style] -> cat", ""]
+    cases = [*cases[:3], *cases[-2:]]
+    assert call(page, code, json.dumps([case[:3] for case in cases])) == typed
+    row = call(page, "given => lines.rowOf(given)", json.dumps('  [Style]  "a, b"  |c -> d # e'))
+    assert row["type"] == "style" and (row["target"], row["aliases"], row["mapping"]) == ('"a, b"', "c", "d")
+    assert call(page, "given => lines.rowOf(given).target", json.dumps("[stile] dog")) == "[stile] dog"
 
 
 def test_lines_are_changed_alone(page):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from mace.concepts.concept import Concept, ConceptError, as_line, parse_concepts
+from mace.concepts.concept import TYPES, Concept, ConceptError, as_line, as_lines, parse_concepts
 from mace.concepts.notation import passed_over, written
 from mace.concepts.phrases import parse_phrases
 from mace.concepts.strengths import parse_strengths, strengths_of
@@ -237,6 +237,8 @@ def test_a_list_reads_back_whatever_its_phrases_hold():
             continue
         concept = Concept(target, mapping, "object", (alias, other))
         assert parse_concepts(as_line(concept), "object") == [concept], as_line(concept)
+        typed = parse_concepts(as_line(concept).join(["[Celebrity]", ""]), "style")
+        assert typed == [Concept(target, mapping, "celebrity", (alias, other))]
         assert parse_strengths(f"{written(target)} = 0.5") in ({normalised(target): 0.5}, {"*": 0.5})
         assert parse_names(f"{written(target)}, {written(alias)}", "keep") == [target, alias]
         assert [c.target for c in parse_concepts(f"{written(target)}\n{written(alias)}", "object", mapped=False)] == [
@@ -244,3 +246,41 @@ def test_a_list_reads_back_whatever_its_phrases_hold():
             alias,
         ]
         checked += 1
+
+
+def test_a_line_may_say_its_own_type():
+    text = '[style] Van Gogh\n- [Celebrity]"Adam" | Driver\n* [explicit] nudity -> art\ndog [old]\n"[style] cat"'
+    own = ("a drawing of {}",)
+    found = parse_concepts(text, "object", own)
+    assert [(c.target, c.aliases, c.mapping, c.type) for c in found] == [
+        ("Van Gogh", (), "art", "style"),
+        ("Adam", ("Driver",), "a person", "celebrity"),
+        ("nudity", (), "art", "explicit"),
+        ("dog [old]", (), "sky", "object"),
+        ("[style] cat", (), "sky", "object"),
+    ]
+    # Prompts of one's own are for the lines of the node's type.
+    assert [bool(c.templates) for c in found] == [False, False, False, True, True]
+    assert parse_concepts(text, "style", own)[0].templates == own
+    assert parse_concepts("[style] Monet", "object", mapped=False) == [Concept("Monet", "", "style")]
+    plain = parse_concepts(text, "object")
+    lines = as_lines(plain)
+    assert lines.startswith("[style] Van Gogh -> art\n") and all(parse_concepts(lines, kind) == plain for kind in TYPES)
+    assert as_lines(plain[3:]) == '"dog [old]" -> sky\n"[style] cat" -> sky'
+
+
+@pytest.mark.parametrize("line", ["[stile] dog", "[x] dog", "[a, b] dog", "[object] [style] dog"])
+def test_brackets_that_hold_no_type_are_refused(line):
+    with pytest.raises(
+        ConceptError, match=r"^concepts: line 1: (\[\w+\] is no type; write one of \[object\]|.* is a bit of)"
+    ):
+        parse_concepts(line, "object")
+
+
+def test_the_releases_types_are_offered_with_the_lines():
+    text = "[['adam-driver', 'celebrity'], ['van-gogh', 'art'], ['dog', 'object']]"
+    with pytest.raises(ConceptError) as caught:
+        parse_concepts(text, "object")
+    offered = str(caught.value).partition("it is:\n")[2]
+    found = [(c.target, c.type) for c in parse_concepts(offered, "object")]
+    assert found == [("adam driver", "celebrity"), ("van gogh", "style"), ("dog", "object")]

@@ -7,18 +7,26 @@ import { CLASSES, MAPPINGS } from "./paper_lists.js";
 
 export const TYPES = Object.keys(MAPPINGS);
 const LEAD = /^\s*(?:[-\u2010-\u2015\u2022\u2023\u25cf\u00b7]\s+)*(?:\*\s+)?/;
+const TYPE = /^\[([A-Za-z]+)\]\s*(?=\S)/;
 const END = /[,;\uff0c\u3001\uff64\uff1b\s]+$/;
 const NUMBER = /^(\d{1,6})[.)]\s+/;
 // Another program's list, as pasted.py tells it by a line.
 const FOREIGN =
-  /^(?:[[\]}]|\{(?!\})|\(\s*["']|-\s+(?:[[-]|["']?[a-z_]+["']?:(?:\s|$))|["']?[A-Za-z_][\p{L}\p{N}_]*["']?:$|"(?:[^"\\]|\\.)*"\s*:\s|'[^']*'\s*:\s)/u;
+  /^(?:\[(?![A-Za-z]+\]\s*\S)|[\]}]|\{(?!\})|\(\s*["']|-\s+(?:\[(?![A-Za-z]+\]\s*\S)|-|["']?[a-z_]+["']?:(?:\s|$))|["']?[A-Za-z_][\p{L}\p{N}_]*["']?:$|"(?:[^"\\]|\\.)*"\s*:\s|'[^']*'\s*:\s)/u;
 
 export const usualMapping = (target, type) =>
   (type === "object" && CLASSES.get(normalised(target))) || MAPPINGS[type] || "";
 
-// {target, phrases, mapping} of a line under a type. Throws TextError.
-function conceptOf({ raw, text }, type) {
-  const sides = text.replace(/^\* /, "").split(ANY_ARROW);
+// {target, phrases, mapping} of a line, under a type where it has none of its own. Throws TextError.
+function conceptOf({ raw, text }, usual) {
+  const typed = text.replace(/^\* /, "");
+  const [tag, own] = TYPE.exec(typed) ?? [""];
+  const type = own?.toLowerCase() ?? usual;
+  if (own && !TYPES.includes(type)) {
+    const types = TYPES.map((kind) => `[${kind}]`).join(", ");
+    throw new TextError(`[${type}] is no type; write one of ${types}, or leave it out`);
+  }
+  const sides = typed.slice(tag.length).split(ANY_ARROW);
   if (sides.length > 2) throw new TextError("more than one '->'; write one concept a line as: target -> mapping");
   const [name, ...aliases] = sides[0].split("|");
   if (aliases.length > 1) {
@@ -115,17 +123,22 @@ export function numbersTaken(lines) {
   return said.length > 1 && counted ? said.map((raw) => raw.replace(NUMBER, "")) : null;
 }
 
-// The cells of a line without its comment, each as it was typed.
+// The cells of a line without its comment, each as it was typed. type: "" for a line without one of its own; one that
+// is none of the types stays with the target.
 function cellsOf(said) {
   const typed = said.replace(INVISIBLE, "");
   const lead = masked(typed).match(LEAD)[0];
-  const body = typed.slice(lead.length).replace(END, "");
+  const whole = typed.slice(lead.length).replace(END, "");
+  const [tag, own] = TYPE.exec(whole) ?? [""];
+  const type = own && TYPES.includes(own.toLowerCase()) ? own.toLowerCase() : "";
+  const body = type ? whole.slice(tag.length) : whole;
   const plain = masked(body);
   const arrow = plain.match(ANY_ARROW);
   const left = arrow ? arrow.index : body.length;
   const bar = plain.slice(0, left).indexOf("|");
   return {
     lead,
+    type,
     target: body.slice(0, bar < 0 ? left : bar).trim(),
     aliases: bar < 0 ? "" : body.slice(bar + 1, left).trim(),
     mapping: arrow ? body.slice(left + arrow[0].length).trim() : "",
@@ -142,8 +155,8 @@ function readable(line) {
   }
 }
 
-// A line as a row: {kind: "concept", off, lead, target, aliases, mapping, comment}, {kind: "comment", text, off} or null
-// for one that says nothing. A comment that reads as a line with an arrow, aliases or quotes is a concept that is off;
+// A line as a row: {kind: "concept", off, lead, type, target, aliases, mapping, comment}, {kind: "comment", text, off}
+// or null for one that says nothing. A comment that reads as a line with an arrow, aliases or quotes is a concept that is off;
 // any other is shown as it stands, off where it could be a concept.
 export function rowOf(line) {
   const split = (typed, off) => {
@@ -162,11 +175,12 @@ export function rowOf(line) {
 const held = (cell) => (commentOf(cell) ? written(composed(cell)) : cell.trim());
 
 // The line of a row. A target alone may be a whole line in the notation, with a comment of its own.
-export function lineFrom({ off, lead = "", target, aliases, mapping, comment = "" }) {
+export function lineFrom({ off, lead = "", type = "", target, aliases, mapping, comment = "" }) {
   const alone = !aliases.trim() && !mapping.trim() && !comment && !/^\s*#\S/.test(target);
   const parts = [alone ? target.trim() : held(target)];
   if (aliases.trim()) parts.push("|", held(aliases));
   if (mapping.trim()) parts.push("->", held(mapping));
+  if (type && parts.join("")) parts.unshift(`[${type}]`);
   const said = parts.join(" ").trim();
   return said || comment ? `${off ? "# " : ""}${lead}${said}${comment}` : "";
 }

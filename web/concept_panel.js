@@ -15,7 +15,8 @@ export function makePanel(search, told) {
   note.setAttribute("role", "status");
   const head = make("div", {}, { className: "mace-head" });
   head.setAttribute("aria-hidden", "true");
-  head.append(make("span"), make("span"), ...CELLS.map((name) => make("span", {}, { textContent: name })));
+  const columns = ["", "", ...CELLS, "type"];
+  head.append(...columns.map((name) => make("span", {}, { textContent: name })));
   const list = make("div", {}, { className: "mace-rows" });
   list.setAttribute("role", "list");
   list.setAttribute("aria-label", "concepts");

@@ -1,4 +1,5 @@
-// A row of the concept table: handle, on or off, three cells, remove; what is wrong with it stands below.
+// A row of the concept table: handle, on or off, three cells, type, remove; what is wrong with it stands below.
+import { TYPES } from "./concept_lines.js";
 import { make } from "./page.js";
 
 export const CELLS = ["target", "aliases", "mapping"];
@@ -16,6 +17,8 @@ export function makeRow(told) {
   const toggle = button("mace-toggle", "");
   toggle.setAttribute("role", "checkbox");
   const comment = make("span", {}, { className: "mace-comment" });
+  const type = make("select", {}, { className: "mace-type" });
+  type.append(...["", ...TYPES].map((kind) => make("option", {}, { value: kind, textContent: kind })));
   const remove = button("mace-remove", "\u2715");
   const error = make("div", {}, { className: "mace-error", id: `mace-error-${(made += 1)}` });
   const cells = Object.fromEntries(
@@ -24,14 +27,18 @@ export function makeRow(told) {
       return [name, make("input", {}, attributes)];
     }),
   );
-  root.append(handle, toggle, ...Object.values(cells), comment, remove, error);
-  const row = { root, handle, toggle, cells, comment, remove, error, index: null, data: null };
+  root.append(handle, toggle, ...Object.values(cells), type, comment, remove, error);
+  const row = { root, handle, toggle, cells, type, comment, remove, error, index: null, data: null };
   for (const [name, cell] of Object.entries(cells)) {
     cell.addEventListener("input", () => told.typed(row));
     cell.addEventListener("change", () => told.settled(row));
     cell.addEventListener("paste", (event) => told.pasted(row, event));
     cell.addEventListener("keydown", (event) => told.pressed(row, name, event));
   }
+  type.addEventListener("change", () => {
+    told.typed(row);
+    told.settled(row);
+  });
   handle.addEventListener("keydown", (event) => told.pressed(row, "handle", event));
   handle.addEventListener("pointerdown", (event) => told.grabbed(row, event));
   toggle.addEventListener("click", () => told.toggled(row));
@@ -39,12 +46,22 @@ export function makeRow(told) {
   return row;
 }
 
-export const typedIn = (row) => Object.fromEntries(CELLS.map((name) => [name, row.cells[name].value]));
+// What stands in a row.
+export const typedIn = ({ cells, type }) => ({
+  ...Object.fromEntries(CELLS.map((name) => [name, cells[name].value])),
+  type: type.value,
+});
+export const isEmpty = ({ cells }) => CELLS.every((name) => !cells[name].value);
+
+// What a line without a type of its own is; null where that is not known.
+export function showUsualType(row, usual) {
+  row.type.options[0].textContent = usual ? `(${usual})` : "(type)";
+}
 
 // data: of rowOf, null for the row in which a new concept is typed.
 export function showRow(row, index, data) {
   Object.assign(row, { index, data });
-  const { root, handle, toggle, cells, comment, remove } = row;
+  const { root, handle, toggle, cells, type, comment, remove } = row;
   const isComment = data?.kind === "comment";
   const name = data ? data.target || data.text || "empty line" : "new concept";
   root.classList.toggle("mace-off", Boolean(data?.off) || isComment);
@@ -59,6 +76,10 @@ export function showRow(row, index, data) {
   label(handle, `move ${name}`);
   label(toggle, `${name} on`);
   label(remove, `remove ${name}`);
+  label(type, `type of ${name}`);
+  type.hidden = isComment;
+  type.value = data?.type ?? "";
+  type.classList.toggle("mace-usual", !type.value);
   comment.hidden = !isComment;
   comment.textContent = comment.title = isComment ? data.text : "";
   for (const cell of CELLS) {

@@ -23,17 +23,15 @@ function line(told, label, action, disabled, act) {
   return root;
 }
 
-// has(key): whether a phrase stands in the table.  refusal(type): why no concept of a type can, "".  take(entries).
-export function makeSearch({ has, refusal, take }) {
+// has(key): whether a phrase stands in the table.  take(entries).
+export function makeSearch({ has, take }) {
   const root = make("div", {}, { className: "mace-search", hidden: true });
   const query = make("input", {}, { type: "search", placeholder: "search the paper's lists", autocomplete: "off" });
   query.setAttribute("aria-label", "search the paper's lists");
   const found = make("div", {}, { className: "mace-found" });
   found.setAttribute("role", "list");
   found.setAttribute("aria-label", "found in the paper's lists");
-  const why = make("div", {}, { className: "mace-note" });
-  why.setAttribute("role", "status");
-  root.append(query, why, found);
+  root.append(query, found);
 
   const lists = () =>
     Object.entries(LISTS).map(([name, entries]) => {
@@ -59,10 +57,6 @@ export function makeSearch({ has, refusal, take }) {
     if (!rows.length) found.textContent = "nothing of this name in the paper's lists";
   }
   function choose(entries) {
-    const said = refusal(entries[0][2]);
-    why.textContent = said;
-    why.hidden = !said;
-    if (said) return;
     const at = [...found.children].findIndex((child) => child.contains(document.activeElement));
     take(entries);
     update();
@@ -70,10 +64,8 @@ export function makeSearch({ has, refusal, take }) {
     (found.children[at + 1]?.querySelector("button:enabled") ?? query).focus();
   }
   query.addEventListener("input", update);
-  why.hidden = true;
   const open = (shown) => {
     root.hidden = !shown;
-    why.hidden = true;
     update();
     if (shown) query.focus();
   };

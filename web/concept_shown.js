@@ -1,7 +1,7 @@
 // What a concept table shows of its node's text, and how the text is set.
 import { app } from "../../scripts/app.js";
 import { errorsOf, isForeign, linesOf, rowOf, usualMapping } from "./concept_lines.js";
-import { makeRow, showError, showRow } from "./concept_rows.js";
+import { makeRow, showError, showRow, showUsualType } from "./concept_rows.js";
 import { isLinked, widgetOf } from "./page.js";
 
 // Of a node: its lines are shown as text.
@@ -78,9 +78,11 @@ function showErrors(state) {
   const { panel, rows, text } = state;
   const errors = errorsOf(text, typeOf(state));
   panel.note.hidden = !isForeign(text);
+  for (const row of [...rows, state.draft]) showUsualType(row, typeOf(state));
   for (const row of rows) {
     showError(row, errors.get(row.index));
-    if (row.data.kind === "concept") row.cells.mapping.placeholder = usualMapping(row.data.target, typeOf(state));
+    if (row.data.kind !== "concept") continue;
+    row.cells.mapping.placeholder = usualMapping(row.data.target, row.type.value || typeOf(state));
   }
   const kinds = linesOf(text).map(rowOf).filter((row) => row?.kind === "concept");
   const on = kinds.filter((row) => !row.off).length;

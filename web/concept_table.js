@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { lineFrom, linesOf, numbersTaken, rowOf, switched } from "./concept_lines.js";
 import { withLine, withLines, withMoved, withoutLine } from "./concept_lines.js";
 import { makePanel } from "./concept_panel.js";
-import { CELLS, dragRow, makeRow, showError, showRow, typedIn } from "./concept_rows.js";
+import { CELLS, dragRow, isEmpty, makeRow, showError, showRow, typedIn } from "./concept_rows.js";
 import { makeSearch } from "./concept_search.js";
 import { AS_TEXT, BAR, asText, change, end, fit, heightOf } from "./concept_shown.js";
 import { isHidden, render, setText, step, textOf, typeOf } from "./concept_shown.js";
@@ -14,7 +14,6 @@ import { addPanel, after, make, widgetOf } from "./page.js";
 // By node, the text that holds the lines.
 const FIELDS = { MACE_Concepts: "concepts", MACE_EraseConcepts: "words" };
 const TABLE = "concept table";
-const OTHER_TYPE = "The lines of this node are of type";
 const MARGIN = 10;
 
 function focusOn(state, at, column) {
@@ -78,7 +77,7 @@ const events = (state) => ({
     else if (event.key === "Enter" && !event.ctrlKey && !event.metaKey && column !== "handle") {
       step(() => render(state));
       focusOn(state, place + 1, "target");
-    } else if (event.key === "Backspace" && at >= 0 && column !== "handle" && !Object.values(typedIn(row)).join("")) {
+    } else if (event.key === "Backspace" && at >= 0 && column !== "handle" && isEmpty(row)) {
       change(state, withoutLine(state.text, row.index));
       focusOn(state, Math.max(at - 1, 0), "target");
     } else return;
@@ -92,7 +91,7 @@ const events = (state) => ({
     event.stopPropagation();
     const taken = numbersTaken(lines) ?? lines;
     // In place of a row in which nothing stands yet, else after it.
-    const empty = row.index !== null && !Object.values(typedIn(row)).join("");
+    const empty = row.index !== null && isEmpty(row);
     const text = empty ? withoutLine(state.text, row.index) : state.text;
     const before = row.index === null ? linesOf(text).length : row.index + (empty ? 0 : 1);
     change(state, withLines(text, before, taken));
@@ -113,24 +112,23 @@ function searchOf(state) {
   const on = () => linesOf(state.text).map(rowOf).filter((row) => row?.kind === "concept" && !row.off);
   return makeSearch({
     has: (key) => on().some((row) => normalised(row.target.replace(/^"(.*)"$/, "$1")) === key),
-    refusal(type) {
-      const own = typeOf(state);
-      if (!own || own === type || !on().length) return "";
-      return `${OTHER_TYPE} ${own}. Take a Concepts node of its own for type ${type}.`;
-    },
     take(entries) {
       const type = widgetOf(state.node, "type");
       const [, , kind] = entries[0];
-      const lines = entries.map(([target, mapping]) => `${written(target)} -> ${written(mapping)}`);
       step(() => {
-        if (typeOf(state) && type.value !== kind) {
+        // The first of a node give it their type; what comes to others of another type brings its own.
+        if (typeOf(state) && type.value !== kind && !on().length) {
           type.value = kind;
           type.callback?.(kind);
         }
+        const own = typeOf(state) === kind ? "" : kind;
+        const lines = entries.map(([target, mapping]) =>
+          lineFrom({ off: false, type: own, target: written(target), aliases: "", mapping: written(mapping) }),
+        );
         setText(state, withLines(state.text, end(state), lines));
         render(state);
       });
-      state.panel.said.textContent = `${lines.length} added`;
+      state.panel.said.textContent = `${entries.length} added`;
       state.panel.list.scrollTop = state.panel.list.scrollHeight;
     },
   });

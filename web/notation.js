@@ -15,7 +15,7 @@ const LIKE = "\uff5c\u2223\u2502\uff0c\u3001\uff64\uff1a\uff1d\uff1b\uff1e\uff1c
 const SIGNS = "|||,,,:=;><";
 const BULLET = /^(?:[-\u2010-\u2015\u2022\u2023\u25cf\u00b7]\s+)+/;
 const QUOTED = new RegExp(
-  `((?:^|[|,:;=>\uff5c\uff0c\u3001\uff1a\uff1d\uff1e${ARROWS}])\\s*(?:[-*\u2022]\\s+)?)"((?:[^"\\\\]|\\\\.)*)"` +
+  `((?:^|[|,:;=>\uff5c\uff0c\u3001\uff1a\uff1d\uff1e${ARROWS}])\\s*(?:[-*\u2022]\\s+)?(?:\\[[A-Za-z]+\\]\\s*)?)"((?:[^"\\\\]|\\\\.)*)"` +
     `(?=\\s*(?:$|#|[|,:;=\uff5c\uff0c\u3001\uff1a\uff1d\uff1b]|${ANY_ARROW.source}))`,
   "g",
 );

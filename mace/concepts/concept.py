@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .lists import mapping_for
-from .notation import ARROW, Line, phrase_of, read_lines, sides_of, written
+from .notation import ARROW, Line, phrase_of, read_lines, sides_of, type_of, written
 from .pasted import offer
 from .templates import TEMPLATES
 from .text import TextError, normalised
@@ -85,9 +85,15 @@ def phrases_by_key(concepts: Iterable[Concept]) -> dict[str, str]:
 
 
 def as_line(concept: Concept) -> str:
-    """A concept as `parse_concepts` reads it."""
+    """A concept as `parse_concepts` reads it under the concept's type."""
     aliases = f" | {', '.join(map(written, concept.aliases))}" if concept.aliases else ""
     return f"{written(concept.target)}{aliases} {ARROW} {written(concept.mapping)}"
+
+
+def as_lines(concepts: Sequence[Concept]) -> str:
+    """Concepts as `parse_concepts` reads them, one a line; each with its type where they have several."""
+    mixed = len({concept.type for concept in concepts}) > 1
+    return "\n".join(f"[{concept.type}] {as_line(concept)}" if mixed else as_line(concept) for concept in concepts)
 
 
 def parse_concepts(
@@ -95,7 +101,8 @@ def parse_concepts(
 ) -> list[Concept]:
     """Read concepts, one a line: `target -> mapping` or `target | alias, alias -> mapping` (see `notation`).
 
-    A line without a mapping takes the type's usual one. mapped=False reads concepts to preserve, which have no
+    type: of the lines that have none of their own, `[style] target`; templates are for lines of this type alone. A line
+    without a mapping takes the type's usual one. mapped=False reads concepts to preserve, which have no
     mapping.  field: the input that holds the text. Raises TextError for a line that cannot be read, for another
     program's list (with what it is in this notation) and for a phrase that stands in two lines. An empty text gives no
     concepts.
@@ -125,7 +132,14 @@ def parse_concepts(
 
 
 def _parse_line(line: Line, type: str, templates: tuple[str, ...], mapped: bool) -> Concept:
-    sides = sides_of(line.text.removeprefix("* "))
+    own, said = type_of(line.text.removeprefix("* "))
+    if own and own not in TYPES:
+        raise ConceptError(
+            f"[{own}] is no type; write one of {', '.join(f'[{kind}]' for kind in TYPES)}, or leave it out"
+        )
+    if own and own != type:
+        type, templates = own, ()
+    sides = sides_of(said)
     if len(sides) > 2:
         raise ConceptError("more than one '->'; write one concept a line as: target -> mapping")
     if len(sides) > 1 and not mapped:

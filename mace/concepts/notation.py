@@ -1,4 +1,5 @@
-"""The one notation of all lists: `target | alias, alias -> mapping`, `name = value`, names with commas between.
+"""The one notation of all lists: `target | alias, alias -> mapping`, `name = value`, names with commas between. A line
+of concepts may begin with its own type: `[style] Van Gogh -> art`.
 
 A phrase in double quotes is what stands in them, whatever that is: `"a, b"`, `"#metoo"`, `"say \\"hello\\""`. Text
 after ` #` is a comment. What can only mean one of the signs is read as it (other arrows, full-width bars and commas,
@@ -15,11 +16,12 @@ _ARROWS = "\u2192\u21d2\u21a6\u27f6\u27f9\u279c\u2794\u279d\u27a1"
 _ANY_ARROW = re.compile(rf"(?:[-=\u2010-\u2015\u2212\uff0d\uff1d]{{1,20}}\s?(?:[>\uff1e]|&gt;)|[{_ARROWS}])\ufe0f?")
 # Signs that look like the notation's own, and those.
 _ALIKE = str.maketrans("\uff5c\u2223\u2502\uff0c\u3001\uff64\uff1a\uff1d\uff1b\uff1e\uff1c", "|||,,,:=;><")
+_TYPE = re.compile(r"^\[([A-Za-z]+)\]\s*(?=\S)")
 _BULLET = re.compile(r"^(?:[-\u2010-\u2015\u2022\u2023\u25cf\u00b7]\s+)+")
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _HASHTAG = re.compile(r"(?:^|\s)#[^\s#]")
 _QUOTED = re.compile(
-    rf'((?:^|[|,:;=>\uff5c\uff0c\u3001\uff1a\uff1d\uff1e{_ARROWS}])\s*(?:[-*\u2022]\s+)?)"((?:[^"\\]|\\.)*)"'
+    rf'((?:^|[|,:;=>\uff5c\uff0c\u3001\uff1a\uff1d\uff1e{_ARROWS}])\s*(?:[-*\u2022]\s+)?(?:\[[A-Za-z]+\]\s*)?)"((?:[^"\\]|\\.)*)"'
     rf"(?=\s*(?:$|#|[|,:;=\uff5c\uff0c\u3001\uff1a\uff1d\uff1b]|{_ANY_ARROW.pattern}))"
 )
 _ESCAPED = re.compile(r'\\(["\\])')
@@ -71,6 +73,12 @@ def passed_over(text: str) -> list[str]:
         for number, raw in enumerate(text.splitlines(), start=1)
         if _HASHTAG.search(_sealed(composed(raw)))
     ]
+
+
+def type_of(text: str) -> tuple[str, str]:
+    """(type, rest) of a ready line, which may begin with a word in brackets, `[style] Van Gogh`; "" for no type."""
+    found = _TYPE.match(text)
+    return (found[1].lower(), text[found.end() :]) if found else ("", text)
 
 
 def sides_of(text: str) -> list[str]:

@@ -19,7 +19,7 @@ from .text import composed
 _MOST, _DEEP = 100_000, 12
 _SHOWN = 60
 _FOREIGN = re.compile(
-    r"""^(?:[\[\]}]|\{(?!\})|\(\s*["']|-\s+(?:[\[-]|["']?[a-z_]+["']?:(?:\s|$))|["']?[A-Za-z_]\w*["']?:$|"(?:[^"\\]|\\.)*"\s*:\s|'[^']*'\s*:\s)"""
+    r"""^(?:\[(?![A-Za-z]+\]\s*\S)|[\]}]|\{(?!\})|\(\s*["']|-\s+(?:\[(?![A-Za-z]+\]\s*\S)|-|["']?[a-z_]+["']?:(?:\s|$))|["']?[A-Za-z_]\w*["']?:$|"(?:[^"\\]|\\.)*"\s*:\s|'[^']*'\s*:\s)"""
 )
 _TARGETS = ("target", "concept", "prompt", "name", "class", "artist", "erase", "target_concept", "concept_name")
 # Of a table: words that a list of names is not likely to hold.
@@ -29,7 +29,9 @@ _MAPPINGS = ("mapping", "mapping_concept", "anchor", "anchor_concept", "guided_c
 _NUMBERED = re.compile(r"^(\d{1,6})[.)]\s+")
 # Of this notation: a line that holds one is no row of a spreadsheet.
 _SIGNS = re.compile(r"->|[|=#\u2192]|^\s*(?:\W|\d+\.)\s")
-_KINDS = ("object", "celebrity", "style", "explicit", "art", "artist")
+# Types as other programs call them.
+_KINDS = {"object": "object", "celebrity": "celebrity", "style": "style", "explicit": "explicit"}
+_KINDS |= {"art": "style", "artist": "style"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ def offer(lines: Sequence[Line], text: str, mapped: bool) -> str | None:
             else None
         )
     kinds = sorted({entry.kind for entry in unique.values()} - {""})
-    of_kinds = f" Its types ({', '.join(kinds)}) are the node's choice type." if kinds else ""
+    of_kinds = f" Its type ({kinds[0]}) is the node's choice type." if len(kinds) == 1 else ""
     as_lines = "\n".join(
-        written(entry.target) + (f" {ARROW} {written(entry.mapping)}" if entry.mapping and mapped else "")
+        (f"[{entry.kind}] " if len(kinds) > 1 and entry.kind else "")
+        + written(entry.target)
+        + (f" {ARROW} {written(entry.mapping)}" if entry.mapping and mapped else "")
         for entry in unique.values()
     )
     return f"this is another program's list.{of_kinds} In this node's notation it is:\n{as_lines}"
@@ -142,7 +146,7 @@ def _entries(data: object, depth: int) -> Iterator[_Entry]:
         if _is_pair(data) and data[1] in _KINDS:
             # The release's names are written with hyphens, which it reads as spaces.
             name = composed(data[0])
-            yield _Entry(name if " " in name else name.replace("-", " "), kind=data[1])
+            yield _Entry(name if " " in name else name.replace("-", " "), kind=_KINDS[data[1]])
         elif all_pairs and not any(part[1] in _KINDS for part in pairs):
             yield from (_Entry(*map(composed, part)) for part in pairs)
         else:

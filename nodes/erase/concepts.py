@@ -41,7 +41,7 @@ def listed(text: str, type: str, preset: str, prompt_file: str) -> tuple[Concept
 
 
 class Concepts(io.ComfyNode):
-    """One concept a line, a type for the lines, presets of the paper's lists; nodes chain."""
+    """One concept a line, a type for the lines or for one, presets of the paper's lists; nodes chain."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -49,7 +49,7 @@ class Concepts(io.ComfyNode):
             node_id="MACE_Concepts",
             display_name="Concepts (MACE)",
             category=ERASE,
-            description="What to erase. One concept a line; chain several of these nodes for a mixed list.",
+            description="What to erase. One concept a line, things, people and styles in one list.",
             search_aliases=["erase", "unlearn", "remove concept", "forget", "mace", "concept erasure", "nsfw"],
             inputs=[
                 io.String.Input(
@@ -61,6 +61,7 @@ class Concepts(io.ComfyNode):
                     tooltip="One concept a line:\n"
                     "  target -> mapping\n"
                     "  target | alias, alias -> mapping\n"
+                    "  [style] target -> mapping\n"
                     "The mapping is what prompts with the target are steered to: a broader or neutral phrase. Without "
                     "one, the type's usual mapping is taken (object: sky, or Table 6's for the ten CIFAR classes; "
                     "celebrity: a person; style: art; explicit: a person wearing clothes). Aliases are erased with the "
@@ -72,7 +73,7 @@ class Concepts(io.ComfyNode):
                     options=list(TYPES),
                     default="object",
                     tooltip="Selects the prompts the concept is read in and the automatic settings (Table 10 of the "
-                    "paper): what the lines are. For a mixed list, chain one node a type.",
+                    "paper): what the lines are that say no type of their own, as [style] in front of a line does.",
                 ),
                 io.Combo.Input(
                     "preset",

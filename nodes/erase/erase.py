@@ -85,8 +85,8 @@ class EraseConcepts(io.ComfyNode):
                     optional=True,
                     options=list(TYPES),
                     default="object",
-                    tooltip="Selects the prompts that the words are read in and the automatic settings: what the words "
-                    "are. For a mixed list connect Concepts too.",
+                    tooltip="Selects the prompts that the words are read in and the automatic settings: what the lines "
+                    "are that say no type of their own, as [style] in front of a line does.",
                 ),
                 io.Float.Input(
                     "gentle_strong",

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from comfy_api.latest import io, ui
 
-from ...mace.concepts.concept import ConceptList, as_line, one_preset
+from ...mace.concepts.concept import ConceptList, as_lines, one_preset
 from ...mace.concepts.notation import written
 from ...mace.concepts.subjects import parse_chosen, parse_names
 from ...mace.concepts.text import TextError
@@ -170,7 +170,7 @@ class FindAliases(io.ComfyNode):
         took = ", ".join(took) or "nothing was asked or drawn anew"
         send_text(took)
         told = [*found.lines, f"near, and no aliases: {', '.join(found.neighbours) or 'nothing'}", took]
-        as_text = "\n".join(map(as_line, found.concepts))
+        as_text = as_lines(found.concepts)
         preset = one_preset(entry.preset for entry in images)
         return io.NodeOutput(
             ConceptList(found.concepts, preset),
