@@ -1,32 +1,63 @@
-"""Text layers that change nothing are not computed: the same bits in a fraction of the time.
+"""Text layers that change nothing are not computed, and the others not twice: the same bits in a fraction of the time.
 
 Ten of the demo model's twelve text layers are identities (see devtools.demo_model), and on a CPU most of encoding a
 prompt goes into them: their weights are cast and multiplied only for zeros to be added. Tests encode thousands of
-prompts.
+prompts, many of them over and over.
 """
 
+import hashlib
 import types
+from collections import OrderedDict
 
 import torch
 
+# Bytes of outputs that a process holds.
+_ROOM = 400 << 20
+
+
+class _Remembered:
+    """Outputs of layers by a digest of all that they depend on, those used last, up to `_ROOM`."""
+
+    def __init__(self):
+        self.outputs: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self.held = 0
+
+    def find(self, key: bytes) -> torch.Tensor | None:
+        if key in self.outputs:
+            self.outputs.move_to_end(key)
+        return self.outputs.get(key)
+
+    def put(self, key: bytes, output: torch.Tensor) -> None:
+        self.outputs[key] = output.clone()
+        self.held += output.nbytes
+        while self.held > _ROOM:
+            self.held -= self.outputs.popitem(last=False)[1].nbytes
+
+
+_remembered = _Remembered()
+
+
+def forget_layers() -> None:
+    """Forget what layers gave."""
+    _remembered.__init__()
+
 
 def skip_identity_layers(clip) -> list[str]:
-    """Let the layers of a host's CLIP that are identities by their weights pass their input through.
+    """Let the layers of a host's CLIP that are identities by their weights pass their input through, and the others
+    give what they gave for the same batch before.
 
-    Whether a layer is one is read from its weights in every call, as they then are: with a LoRA, a hook or a changed
-    weight on it, it is computed as the host computes it. Clip skip and intermediate outputs are the encoder's, which
-    still calls every layer. Returns the layers' names.
+    Whether a layer is one, and what it gave, is read from its weights in every call, as they then are: with a LoRA, a
+    hook or a changed weight on it, an identity is computed as the host computes it, and with a function on one of its
+    parts any layer is. Clip skip and intermediate outputs are the encoder's, which still calls every layer. Returns the
+    names of the identities.
     """
     from comfy.clip_model import CLIPLayer
 
-    found = {
-        name: module
-        for name, module in clip.cond_stage_model.named_modules()
-        if type(module) is CLIPLayer and is_identity(module)
-    }
-    for layer in found.values():
-        layer.forward = types.MethodType(_forward, layer)
-    return list(found)
+    layers = {name: module for name, module in clip.cond_stage_model.named_modules() if type(module) is CLIPLayer}
+    identities = [name for name, layer in layers.items() if is_identity(layer)]
+    for name, layer in layers.items():
+        layer.forward = types.MethodType(_forward if name in identities else _remembering, layer)
+    return identities
 
 
 def skip_where_loaded(sd) -> None:
@@ -71,3 +102,30 @@ def _forward(layer, x, mask=None, optimized_attention=None):
         x += 0.0  # in place, and a negative zero becomes zero, as where the host's layer adds its zeros
         return x
     return type(layer).forward(layer, x, mask, optimized_attention)
+
+
+def _remembering(layer, x, mask=None, optimized_attention=None):
+    key = _key(layer, x, mask, optimized_attention)
+    found = None if key is None else _remembered.find(key)
+    if found is not None:
+        # In place, as the host's layer.
+        return x.copy_(found)
+    out = type(layer).forward(layer, x, mask, optimized_attention)
+    if key is not None:
+        _remembered.put(key, out)
+    return out
+
+
+def _key(layer, x, mask, attention) -> bytes | None:
+    """A digest of all that a layer's output depends on, None where that cannot be told: gradients, hooks, the host's
+    patches beside the weights, other devices."""
+    parts = [part for name, part in layer.named_modules() if name]
+    tensors = [x, *layer.parameters(), *layer.buffers(), *([] if mask is None else [mask])]
+    if torch.is_grad_enabled() or any(map(_is_altered, parts)) or any(t.device.type != "cpu" for t in tensors):
+        return None
+    about = attention, layer.self_attn.heads, layer.mlp.activation, torch.get_num_threads()
+    digest = hashlib.sha256(repr(about).encode())
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.digest()

@@ -1,5 +1,7 @@
 """ComfyUI's page in a browser: opened, given a workflow, and its queue button pressed. For tests and screenshots."""
 
+import time
+
 from playwright.sync_api import Browser, Page
 
 # Milliseconds in which a page opens, also on a busy machine.
@@ -40,7 +42,11 @@ def press_queue(page: Page, timeout: float = 300) -> dict:
     prompt = own.value.json()["prompt_id"]
     page.wait_for_function("prompt => window.ended.includes(prompt)", arg=prompt, timeout=1000 * timeout)
     # The page is told a moment before the history has it.
-    history = "async prompt => (await (await fetch(`/history/${prompt}`)).json())[prompt]"
-    entry = page.wait_for_function(history, arg=prompt, timeout=PATIENCE).json_value()
-    assert entry["status"]["status_str"] == "success", entry["status"]
+    history = "async prompt => (await (await fetch(`/history/${prompt}`)).json())[prompt] ?? null"
+    entry = page.evaluate(history, prompt)
+    end = time.monotonic() + PATIENCE / 1000
+    while entry is None and time.monotonic() < end:
+        page.wait_for_timeout(50)
+        entry = page.evaluate(history, prompt)
+    assert entry and entry["status"]["status_str"] == "success", entry and entry["status"]
     return entry

@@ -11,7 +11,7 @@ import torch
 from devtools.graph import to_prompt
 from tests.stages import delta_of, report
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 BLUEPRINT = Path(__file__).resolve().parent.parent / "subgraphs/Erase concepts, stage by stage (MACE).json"
 # What its outside gives, in the order of its inputs.

@@ -6,7 +6,7 @@ import torch
 from tests.stages import delta_of, fuse, report, train
 from tests.test_refine_node import concepts, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 GIVEN = dict(preset="short", width=64, height=64, seed=3, strengths="")
 STEPS, CAPTIONS = 4, 20

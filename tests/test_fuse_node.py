@@ -11,7 +11,7 @@ from torchvision.transforms.functional import to_tensor
 from tests.stages import delta_of, fuse, report, stages
 from tests.test_refine_node import concepts, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 SHORT = {"steps": 2, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "normal"}
 
 

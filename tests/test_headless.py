@@ -8,7 +8,7 @@ import pytest
 from headless.progress import Lines
 from tests.headless_runs import FEW, SMALL, same, settings_of, stage_of, tensors
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 pytest_plugins = ["tests.headless_runs"]
 

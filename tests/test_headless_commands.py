@@ -6,7 +6,7 @@ import torch
 from devtools.cache import REPO
 from tests.headless_runs import FEW, SMALL, same, settings_of, stage_of, tensors
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 pytest_plugins = ["tests.headless_runs"]
 

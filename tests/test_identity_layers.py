@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from devtools.identity_layers import is_identity, skip_identity_layers
+from devtools import identity_layers
+from devtools.identity_layers import forget_layers, is_identity, skip_identity_layers
 
 pytestmark = pytest.mark.host
 
@@ -58,12 +59,58 @@ def changed(clip, name, value):
 
 def test_ten_layers_are_skipped(demo, plain, ran):
     found = demo[1]
+    forget_layers()
     assert [is_identity(layer) for layer in layers_of(plain)] == [False] * 2 + [True] * 10
     encoded(found, PROMPTS[0])
     assert ran == list(layers_of(found)[:2])
     ran.clear()
     encoded(plain, PROMPTS[0])
     assert ran == list(layers_of(plain))
+
+
+def test_a_batch_is_computed_once(demo, plain, ran, monkeypatch):
+    """The same bits again, another batch anew; what was used last is held, up to the room there is."""
+    forget_layers()
+    first = encoded(demo[1], PROMPTS[0])
+    assert same_bits(encoded(demo[1], PROMPTS[0]), first) and len(ran) == 2
+    assert same_bits(first, encoded(plain, PROMPTS[0])) and len(ran) == 2 + 12
+    encoded(demo[1], PROMPTS[1])
+    assert len(ran) == 4 + 12
+    held = identity_layers._remembered.held
+    monkeypatch.setattr(identity_layers, "_ROOM", held)
+    encoded(demo[1], PROMPTS[0])
+    encoded(demo[1], "a rose")
+    assert identity_layers._remembered.held <= held and len(ran) == 6 + 12
+    encoded(demo[1], PROMPTS[0])
+    assert len(ran) == 6 + 12
+    encoded(demo[1], PROMPTS[1])
+    assert len(ran) == 8 + 12
+    forget_layers()
+
+
+def test_gradients_hooks_and_weights_are_computed_anew(demo, ran):
+    layer = layers_of(demo[1])[0]
+    x = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(0))
+
+    def run():
+        before = len(ran)
+        out = layer(x.clone(), None, attention())
+        return out, len(ran) - before
+
+    forget_layers()
+    with torch.inference_mode():
+        plain = run()[0]
+        assert run()[1] == 0
+        hook = layer.mlp.fc1.register_forward_hook(lambda module, given, out: out + 1)
+        assert not same_bits([run()[0]], [plain]) and run()[1] == 1
+        hook.remove()
+        kept = layer.mlp.fc1.bias.clone()
+        layer.mlp.fc1.bias[0] += 1
+        assert not same_bits([run()[0]], [plain]) and run()[1] == 0
+        layer.mlp.fc1.bias.copy_(kept)
+        assert run()[1] == 0
+    assert same_bits([run()[0]], [plain]) and run()[1] == 1
+    forget_layers()
 
 
 @pytest.mark.parametrize("layer", SKIPS)
@@ -136,12 +183,16 @@ def test_what_is_put_on_a_part_counts(plain):
     assert is_identity(layer)
 
 
-def test_layers_that_do_something_are_left_alone():
+def test_layers_that_do_something_compute():
     import comfy.ops
     from comfy.clip_model import CLIPEncoder
 
     encoder = CLIPEncoder(2, 64, 1, 256, "gelu", torch.float32, "cpu", comfy.ops.manual_cast)
     for number, weight in enumerate(encoder.parameters()):
-        torch.nn.init.constant_(weight, number)
-    assert skip_identity_layers(SimpleNamespace(cond_stage_model=encoder)) == []
-    assert not any("forward" in vars(layer) for layer in encoder.layers)
+        torch.nn.init.constant_(weight, number / 1000)
+    x = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = encoder(x.clone())[0]
+        assert skip_identity_layers(SimpleNamespace(cond_stage_model=encoder)) == []
+        for _ in range(2):
+            assert same_bits([encoder(x.clone())[0]], [expected]) and not torch.equal(expected, x)

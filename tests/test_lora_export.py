@@ -10,7 +10,7 @@ from safetensors import safe_open
 from tests.lora_node_cases import COMFYUI, KOHYA, PEFT, imported, make_set, shapes_of
 from tests.test_refine_node import concepts, effective, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 
 @pytest.fixture(scope="module")

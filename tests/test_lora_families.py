@@ -11,7 +11,7 @@ from tests.kinds import unet
 from tests.lora_node_cases import COMFYUI, KOHYA, PEFT, imported
 from tests.test_refine_node import concepts, effective
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 RANK = 3
 # By kind: what kohya's files call the first and the last of its projections, in diffusers' names.

@@ -9,7 +9,7 @@ from mace.measure.nearby import LIMITS, in_words, moved
 from tests.stages import fuse, report, stages
 from tests.test_refine_node import concepts, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 
 def written_out(words, empty, weights):

@@ -9,7 +9,7 @@ import torch
 
 from tests.test_refine_node import concepts, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 NOTHING = dict(seed=0, preserve="", preserve_type="object", retention="none")
 LINES = [

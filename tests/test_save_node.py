@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.test_refine_node import concepts, effective, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 resource = pytest.importorskip("resource", reason="this system has no limit on a file's size to stand for a full disk")
 
 

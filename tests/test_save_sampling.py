@@ -10,7 +10,7 @@ from benchmarks.demo_model.checkpoint import write
 from devtools.cache import REPO
 from tests.kinds import conditioning, latents, sampled_as, unet
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 
 def by(name, *settings):

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 
 def test_stores_share_a_budget(comfy_host):
