@@ -79,6 +79,7 @@ def test_esds_first_loss(comfy_host, demo, run):
     assert run("ESD", steps=1)[1]["loss"][0] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.long
 def test_esds_loss_falls(comfy_host, trainee):
     """On samples that stay as they are. The node's own change as it learns, and their loss may rise at first."""
     objectives, fitting = (comfy_host.module(f"mace.baselines.{name}") for name in ("objectives", "fitting"))

@@ -10,6 +10,8 @@ from tests.test_refine_node import concepts, refine, weights_hash
 pytestmark = pytest.mark.host
 
 CASES = tuple(SETTINGS)
+# They share what trains them: one each time, all when asked for.
+ONE = [CASES[0], *(pytest.param(name, marks=pytest.mark.long) for name in CASES[1:])]
 LAST = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2."
 
 
@@ -88,6 +90,7 @@ def test_what_moves(comfy_host, demo, run, name, settings, what):
     assert not model.patches and weights_hash(model) == before
 
 
+@pytest.mark.long
 def test_the_loss_falls(run):
     """Against the same draws without learning. (ESD's samples change as it learns: see the tests of the losses.)"""
     for name, settings in {"AC": dict(steps=12, batch=3), "FMN": dict(steps=8)}.items():
@@ -99,7 +102,7 @@ def test_the_loss_falls(run):
         assert learnt[half:].mean() < 0.8 * idle[half:].mean(), name
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ONE)
 def test_the_seed_decides(run, first_runs, name):
     done, losses = first_runs[name].result
     again, same_losses = run(name).result
@@ -120,7 +123,7 @@ def test_the_record_and_the_report(first_runs):
         assert "dog: " in report(node) and "in 3 steps" in report(node)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ONE)
 def test_an_interrupt_leaves_the_host_as_it_was(comfy_host, demo, run, first_runs, name, monkeypatch):
     from comfy import model_management
 

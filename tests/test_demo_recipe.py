@@ -110,6 +110,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.host
+@pytest.mark.long
 def test_the_text_encoder_learns_and_goes_on(tokenize, teacher, tmp_path):
     texts = sorted({f"a photo of the {thing}" for thing in vocabulary()["concepts"][:40]})
     told = teach(texts, teacher)
@@ -131,6 +132,7 @@ def test_the_text_encoder_learns_and_goes_on(tokenize, teacher, tmp_path):
 
 
 @pytest.mark.host
+@pytest.mark.long
 def test_the_autoencoder_learns(comfy_host, icons, tmp_path):
     from comfy.taesd.taesd import TAESD
 

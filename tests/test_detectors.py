@@ -244,6 +244,7 @@ def test_backbones_are_told_from_the_weights(comfy_host, parts):
         module.settings_of({"weight": torch.ones(1)}, "other.pth")
 
 
+@pytest.mark.long
 def test_swin_b(comfy_host, load, parts):
     """The larger backbone at its true width, windows and depth."""
     module = comfy_host.module("nodes.host.detectors.dino")

@@ -12,7 +12,7 @@ from tests.stages import images, train
 from tests.stages import report as whole_report
 from tests.test_refine_node import concepts
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 SETTINGS = dict(words="", keep="", nearest=300, threshold=0.5, most=8, pictures=1, seed=0)
 WORDS = "stag, hart\nhorse  # no deer\ncherry blossom, Doe, wolf"
 

@@ -8,7 +8,7 @@ import torch
 from tests.stages import delta_of, report
 from tests.test_refine_node import concepts, refine
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 WORDS = "stag, horse\nwolf"
 
 

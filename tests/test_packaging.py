@@ -90,7 +90,8 @@ io.Schema.__init__ = __init__
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("lacking", [*LACKS, None])
+# One of them each time; the others start a process each.
+@pytest.mark.parametrize("lacking", [*(pytest.param(name, marks=pytest.mark.long) for name in LACKS), None])
 def test_an_older_host_has_all_nodes_or_none(tmp_path, lacking):
     """The host's own loader, with an older one's version and an API from which one thing is taken."""
     host = os.environ["MACE_COMFYUI"]

@@ -158,7 +158,7 @@ def test_the_words_around_stop_carrying_the_concept(comfy_host, demo):
     judge = Judge(Path(__file__).parent.parent / "assets/demo/judge.safetensors")
 
     def accuracy(patched, prompt, name, batch=4):
-        pictures = comfy_host.decode(vae, comfy_host.sample(patched, clip, prompt, seed=7, batch=batch))
+        pictures = comfy_host.decode(vae, comfy_host.sample(patched, clip, prompt, seed=7, steps=8, batch=batch))
         return judge.accuracy(pictures, name)
 
     refined = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"))
@@ -166,7 +166,7 @@ def test_the_words_around_stop_carrying_the_concept(comfy_host, demo):
     assert accuracy(model, residual, "dog") >= 0.75
     assert accuracy(refined[0], residual, "dog") <= 0.25
     for name in ("wolf", "cat", "ship", "rose"):
-        assert accuracy(refined[0], f"a photo of the {name}", name, batch=2) == 1
+        assert accuracy(refined[0], f"a photo of the {name}", name, batch=1) == 1
 
 
 def test_own_words_are_read_as_the_mapping_where_asked(comfy_host, demo):

@@ -77,7 +77,7 @@ def test_masks_are_those_of_the_packages_own_predictor(segmenter, net, height, w
     assert difference(segmenter, net, height, width) < most
 
 
-@pytest.mark.parametrize("name, width", [("vit_l", 1024), ("vit_h", 1280)])
+@pytest.mark.parametrize("name, width", [("vit_l", 1024), pytest.param("vit_h", 1280, marks=pytest.mark.long)])
 def test_vit_l_and_vit_h(comfy_host, tmp_path, name, width):
     """Their true blocks and widths, two of the blocks."""
     make, large = comfy_host.module("nodes.host.detectors.sam").SamSegmenter, sam_net(name)

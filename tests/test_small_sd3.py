@@ -102,6 +102,7 @@ def test_saved_whole_and_loaded_again(comfy_host, sd3, without_dog, tmp_path):
     assert (before - after).abs().mean() < 0.02
 
 
+@pytest.mark.long
 def test_evaluated_like_the_first_model(comfy_host, sd3, without_dog, judges):
     model, clip, vae = sd3
     chosen = concepts(comfy_host, "dog -> sky")
