@@ -180,8 +180,8 @@ export function lineFrom({ off, lead = "", type = "", target, aliases, mapping, 
   const parts = [alone ? target.trim() : held(target)];
   if (aliases.trim()) parts.push("|", held(aliases));
   if (mapping.trim()) parts.push("->", held(mapping));
-  if (type && parts.join("")) parts.unshift(`[${type}]`);
-  const said = parts.join(" ").trim();
+  const untyped = parts.join(" ").trim();
+  const said = type && untyped ? `[${type}] ${untyped}` : untyped;
   return said || comment ? `${off ? "# " : ""}${lead}${said}${comment}` : "";
 }
 
