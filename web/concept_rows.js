@@ -31,6 +31,10 @@ export function makeRow(told) {
   const row = { root, handle, toggle, cells, type, comment, remove, error, index: null, data: null };
   for (const [name, cell] of Object.entries(cells)) {
     cell.addEventListener("input", () => told.typed(row));
+    // The browser's own undo reaches into a field that was left, beside the page's undo.
+    cell.addEventListener("beforeinput", (event) => {
+      if (event.inputType.startsWith("history") && cell !== document.activeElement) event.preventDefault();
+    });
     cell.addEventListener("change", () => told.settled(row));
     cell.addEventListener("paste", (event) => told.pasted(row, event));
     cell.addEventListener("keydown", (event) => told.pressed(row, name, event));
