@@ -2,7 +2,7 @@
 
     python dev.py run python -m devtools.node_pictures http://127.0.0.1:8188 [NODE ...]
 
-Writes web/docs/pictures/<node id>.png for the nodes named, or for all that have a help page, and with these
+Writes web/docs/pictures/<node id>.png for the nodes named, or for all that have a help page, and with Concepts
 web/docs/concept_table.png, the table with some concepts in it. Needs a Chromium (see dev.py).
 """
 
@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parent.parent / "web/docs"
 COLOURS = 64
 LEFT, TOP, TITLE = 700, 200, 30
 TABLE = "MACE_Concepts"
-WRITTEN = "# animals\ndog | hound, puppy -> sky\n#cat -> forest\nhorse > field\nairplane"
+WRITTEN = "# animals\ndog | hound, puppy -> sky\n#cat -> forest\nhorse > field\n[style] Van Gogh"
 PLACE = """async ([kind, id, left, top, written]) => {
     const app = window.app, node = window.LiteGraph.createNode(kind);
     app.graph.clear();
@@ -65,7 +65,7 @@ def main() -> None:
         page = open_page(browser, url, height=1400)
         for number, kind in enumerate(kinds, start=50):
             picture(page, kind, number).save(DOCS / f"pictures/{kind}.png", optimize=True)
-        if not named:
+        if TABLE in kinds:
             picture(page, TABLE, len(kinds) + 50, WRITTEN).save(DOCS / "concept_table.png", optimize=True)
         browser.close()
 

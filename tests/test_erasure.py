@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.methods import BASE, FUSED, Subject
-from benchmarks.erasure.questions import Answers, Examiner, Question, asked
+from benchmarks.erasure.questions import TEMPLATES, Answers, Examiner, Question, asked
 from benchmarks.erasure.records import Records, told
 from benchmarks.erasure.report import write_report
 from benchmarks.erasure.statistics import h_o, harmonic_of_objects, mean_of
@@ -121,7 +121,7 @@ def test_a_dog_is_gone_and_its_neighbours_are_not(bench, tmp_path):
 
 @pytest.mark.host
 def test_the_same_noise_whatever_is_drawn_together(bench):
-    questions = asked(["dog", "ship", "rose"])
+    questions = asked(["dog", "ship", "rose"], TEMPLATES[:1])
     together = bench.examiner.ask(bench.model, questions)
     for i, question in enumerate(questions):
         alone = bench.examiner.ask(bench.model, [question])
