@@ -45,6 +45,7 @@ LINES = [
 ]
 CONCEPT_LINES = [
     '"a -> b" | c => d\n* dog \u21d2 x\n# c\n- z\uff5cq\n\u2022 "#metoo", \n12" record -&gt; sky',
+    '[style] Van Gogh | van\n* [Object]"a -> b" -> c\n- [celebrity] Ann',
     "\u201cdog\u201d | hound\n'cat'--> x\nC#major\nFC K\u00f6ln - a club\ncaf\u00e9",
 ]
 

@@ -173,12 +173,14 @@ def test_a_row_written_again_says_the_same(page):
 
 def test_what_is_shown_of_each_kind_of_line(page):
     given = ["# dog -> cat", "#dog|pup", '# "dog"', "# the animals", "# -> x", "##", "", " , ", "#\tdog -> cat # big"]
+    given.insert(3, "# [style] Monet")
     found = call(page, "given => given.map(lines.rowOf)", json.dumps(given))
     kinds = [row and (row["kind"], row["off"], row.get("target", row.get("text"))) for row in found]
     assert kinds == [
         ("concept", True, "dog"),
         ("concept", True, "dog"),
         ("concept", True, '"dog"'),
+        ("concept", True, "Monet"),
         ("comment", True, "# the animals"),
         ("comment", False, "# -> x"),
         ("comment", False, "##"),

@@ -53,3 +53,16 @@ def test_a_phrase_is_found_however_its_letters_are_typed(comfy_host):
     as_template = comfy_host.module("nodes.measure.residual").as_template
     assert as_template("a Cafe\u0301 at\xa0night, the cafe\u0301", "caf\u00e9") == "a {} at night, the {}"
     assert as_template("a hot\u3000dog", "Hot\u200b dog") == "a {}"
+
+
+def test_a_line_has_a_type_of_its_own(comfy_host):
+    """The prompts of a file are for lines of the node's type alone."""
+    (comfy_host.base / "input/own.txt").write_text("a {} in fog", encoding="utf-8")
+    lines = "dog\n[style] Van Gogh\n[celebrity] Ann | Annie -> a woman"
+    found = comfy_host.run("MACE_Concepts", concepts=lines, type="object", preset="none", prompt_file="own.txt")[0]
+    assert [(c.target, c.mapping, c.type, c.templates) for c in found] == [
+        ("dog", "sky", "object", ("a {} in fog",)),
+        ("Van Gogh", "art", "style", ()),
+        ("Ann", "a woman", "celebrity", ()),
+    ]
+    assert "[stile] is no type" in comfy_host.validate("MACE_Concepts", concepts="[stile] Van Gogh")

@@ -67,7 +67,7 @@ def test_its_own_settings_go_before_those_of_the_concepts(comfy_host, demo, eras
 
 
 def test_words_come_after_the_concepts_that_are_connected(comfy_host, erase):
-    node = erase(words="cat | kitty", type="style", concepts=concepts(comfy_host, "dog -> sky"))
+    node = erase(words="[style] cat | kitty", concepts=concepts(comfy_host, "dog -> sky"))
     found = [(entry.concept.target, entry.concept.type, entry.concept.aliases) for entry in node[1].loras]
     assert found == [("dog", "object", ()), ("cat", "style", ("kitty",))]
     with pytest.raises(ValueError, match="'dog' is in the list twice"):

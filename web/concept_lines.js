@@ -1,13 +1,12 @@
 // Reads the text of concepts line by line as mace/concepts/concept.py does, with the same errors, and rewrites single
 // lines of it; all others stay as they were typed.
-import { ANY_ARROW, BREAK, INVISIBLE } from "./notation.js";
+import { ANY_ARROW, BREAK, INVISIBLE, TYPE } from "./notation.js";
 import { TextError, charactersError, commentOf, composed, lineOf, masked } from "./notation.js";
 import { normalised, phraseOf, quoted, written } from "./notation.js";
 import { CLASSES, MAPPINGS } from "./paper_lists.js";
 
 export const TYPES = Object.keys(MAPPINGS);
 const LEAD = /^\s*(?:[-\u2010-\u2015\u2022\u2023\u25cf\u00b7]\s+)*(?:\*\s+)?/;
-const TYPE = /^\[([A-Za-z]+)\]\s*(?=\S)/;
 const END = /[,;\uff0c\u3001\uff64\uff1b\s]+$/;
 const NUMBER = /^(\d{1,6})[.)]\s+/;
 // Another program's list, as pasted.py tells it by a line.
@@ -156,8 +155,8 @@ function readable(line) {
 }
 
 // A line as a row: {kind: "concept", off, lead, type, target, aliases, mapping, comment}, {kind: "comment", text, off}
-// or null for one that says nothing. A comment that reads as a line with an arrow, aliases or quotes is a concept that is off;
-// any other is shown as it stands, off where it could be a concept.
+// or null for one that says nothing. A comment that reads as a line with a type, an arrow, aliases or quotes is a concept
+// that is off; any other is shown as it stands, off where it could be a concept.
 export function rowOf(line) {
   const split = (typed, off) => {
     const comment = commentOf(typed);
@@ -167,7 +166,8 @@ export function rowOf(line) {
   const body = /^\s*#\s?(.*)$/.exec(line)?.[1];
   if (body === undefined || !composed(line)) return null;
   const off = readable(body);
-  const marked = off && (/^\s*"/.test(body) || /\|/.test(masked(body)) || ANY_ARROW.test(masked(body)));
+  const signs = [/^\s*"/.test(body), TYPE.test(body.trim()), /\|/.test(masked(body)), ANY_ARROW.test(masked(body))];
+  const marked = off && signs.some(Boolean);
   return marked ? split(body, true) : { kind: "comment", off, text: line.trim() };
 }
 

@@ -40,8 +40,10 @@ export function makeRow(told) {
     cell.addEventListener("keydown", (event) => told.pressed(row, name, event));
   }
   type.addEventListener("change", () => {
+    type.classList.toggle("mace-usual", !type.value);
     told.typed(row);
-    told.settled(row);
+    // Of the row for a new concept the type waits for its target.
+    if (row.data) told.settled(row);
   });
   handle.addEventListener("keydown", (event) => told.pressed(row, "handle", event));
   handle.addEventListener("pointerdown", (event) => told.grabbed(row, event));

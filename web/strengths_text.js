@@ -1,5 +1,6 @@
 // Reads and rewrites the text of strengths and reads that of concepts, as mace/concepts/strengths.py does.
-import { ANY_ARROW, BREAK, UNREADABLE, commentOf, composed, lineOf, normalised, phraseOrNull, written } from "./notation.js";
+import { ANY_ARROW, BREAK, TYPE, UNREADABLE } from "./notation.js";
+import { commentOf, composed, lineOf, normalised, phraseOrNull, written } from "./notation.js";
 
 export const ALL = "*";
 // Narrower than float(): what it takes besides (1_0, inf) counts as an error here, and an error changes no text.
@@ -56,9 +57,10 @@ export function withStrength(text, name, value, settled = true) {
   return parts.join("");
 }
 
-// The targets in the lines of a Concepts node: target | alias, alias -> mapping.
+// The targets in the lines of a Concepts node: [type] target | alias, alias -> mapping.
 export function conceptNames(text) {
   const lines = text.split(BREAK).filter((_, part) => part % 2 === 0);
-  const targets = lines.map((raw) => (lineOf(raw)?.text ?? "").replace(/^\* /, "").split(ANY_ARROW)[0].split("|")[0]);
+  const said = lines.map((raw) => (lineOf(raw)?.text ?? "").replace(/^\* /, "").replace(TYPE, ""));
+  const targets = said.map((line) => line.split(ANY_ARROW)[0].split("|")[0]);
   return targets.map(phraseOrNull).filter(Boolean);
 }
