@@ -27,6 +27,10 @@ class _Remembered:
             self.outputs.move_to_end(key)
         return self.outputs.get(key)
 
+    def clear(self) -> None:
+        self.outputs.clear()
+        self.held = 0
+
     def put(self, key: bytes, output: torch.Tensor) -> None:
         self.outputs[key] = output.clone()
         self.held += output.nbytes
@@ -39,7 +43,7 @@ _remembered = _Remembered()
 
 def forget_layers() -> None:
     """Forget what layers gave."""
-    _remembered.__init__()
+    _remembered.clear()
 
 
 def skip_identity_layers(clip) -> list[str]:

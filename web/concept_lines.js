@@ -1,6 +1,6 @@
 // Reads the text of concepts line by line as mace/concepts/concept.py does, with the same errors, and rewrites single
 // lines of it; all others stay as they were typed.
-import { ANY_ARROW, BREAK, INVISIBLE, TYPE } from "./notation.js";
+import { ANY_ARROW, BREAK, INVISIBLE, typeAndRest } from "./notation.js";
 import { TextError, charactersError, commentOf, composed, lineOf, masked } from "./notation.js";
 import { normalised, phraseOf, quoted, written } from "./notation.js";
 import { CLASSES, MAPPINGS } from "./paper_lists.js";
@@ -18,14 +18,13 @@ export const usualMapping = (target, type) =>
 
 // {target, phrases, mapping} of a line, under a type where it has none of its own. Throws TextError.
 function conceptOf({ raw, text }, usual) {
-  const typed = text.replace(/^\* /, "");
-  const [tag, own] = TYPE.exec(typed) ?? [""];
-  const type = own?.toLowerCase() ?? usual;
-  if (own && !TYPES.includes(type)) {
+  const [own, typed] = typeAndRest(text.replace(/^\* /, ""));
+  const type = own || usual;
+  if (own && !TYPES.includes(own)) {
     const types = TYPES.map((kind) => `[${kind}]`).join(", ");
-    throw new TextError(`[${type}] is no type; write one of ${types}, or leave it out`);
+    throw new TextError(`[${own}] is no type; write one of ${types}, or leave it out`);
   }
-  const sides = typed.slice(tag.length).split(ANY_ARROW);
+  const sides = typed.split(ANY_ARROW);
   if (sides.length > 2) throw new TextError("more than one '->'; write one concept a line as: target -> mapping");
   const [name, ...aliases] = sides[0].split("|");
   if (aliases.length > 1) {
@@ -128,9 +127,8 @@ function cellsOf(said) {
   const typed = said.replace(INVISIBLE, "");
   const lead = masked(typed).match(LEAD)[0];
   const whole = typed.slice(lead.length).replace(END, "");
-  const [tag, own] = TYPE.exec(whole) ?? [""];
-  const type = own && TYPES.includes(own.toLowerCase()) ? own.toLowerCase() : "";
-  const body = type ? whole.slice(tag.length) : whole;
+  const [own, rest] = typeAndRest(whole);
+  const [type, body] = TYPES.includes(own) ? [own, rest] : ["", whole];
   const plain = masked(body);
   const arrow = plain.match(ANY_ARROW);
   const left = arrow ? arrow.index : body.length;
@@ -166,8 +164,10 @@ export function rowOf(line) {
   const body = /^\s*#\s?(.*)$/.exec(line)?.[1];
   if (body === undefined || !composed(line)) return null;
   const off = readable(body);
-  const signs = [/^\s*"/.test(body), TYPE.test(body.trim()), /\|/.test(masked(body)), ANY_ARROW.test(masked(body))];
-  const marked = off && signs.some(Boolean);
+  const plain = masked(body);
+  const typed = typeAndRest(body.trim())[0] !== "";
+  const signs = typed || /^\s*"/.test(body) || plain.includes("|") || ANY_ARROW.test(plain);
+  const marked = off && signs;
   return marked ? split(body, true) : { kind: "comment", off, text: line.trim() };
 }
 

@@ -11,8 +11,7 @@ const ARROWS = "\u2192\u21d2\u21a6\u27f6\u27f9\u279c\u2794\u279d\u27a1";
 export const ANY_ARROW = new RegExp(
   `(?:[-=\u2010-\u2015\u2212\uff0d\uff1d]{1,20}\\s?(?:[>\uff1e]|&gt;)|[${ARROWS}])\ufe0f?`,
 );
-// The type that a line of concepts may begin with.
-export const TYPE = /^\[([A-Za-z]+)\]\s*(?=\S)/;
+const TYPE = /^\[([A-Za-z]+)\]\s*(?=\S)/;
 const LIKE = "\uff5c\u2223\u2502\uff0c\u3001\uff64\uff1a\uff1d\uff1b\uff1e\uff1c";
 const SIGNS = "|||,,,:=;><";
 const BULLET = /^(?:[-\u2010-\u2015\u2022\u2023\u25cf\u00b7]\s+)+/;
@@ -121,6 +120,12 @@ export function phraseOf(given) {
     throw new TextError(`${quoted(phrase)} is a bit of another program's list; write the phrase alone. ${IN_QUOTES}`);
   }
   return phrase;
+}
+
+// [type, rest] of a line, which may begin with a word in brackets, [style] Van Gogh; "" for no type.
+export function typeAndRest(line) {
+  const [tag, type] = TYPE.exec(line) ?? ["", ""];
+  return [type.toLowerCase(), line.slice(tag.length)];
 }
 
 // A part's phrase, null for what the node would refuse.

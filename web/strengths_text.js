@@ -1,5 +1,5 @@
 // Reads and rewrites the text of strengths and reads that of concepts, as mace/concepts/strengths.py does.
-import { ANY_ARROW, BREAK, TYPE, UNREADABLE } from "./notation.js";
+import { ANY_ARROW, BREAK, UNREADABLE, typeAndRest } from "./notation.js";
 import { commentOf, composed, lineOf, normalised, phraseOrNull, written } from "./notation.js";
 
 export const ALL = "*";
@@ -60,7 +60,7 @@ export function withStrength(text, name, value, settled = true) {
 // The targets in the lines of a Concepts node: [type] target | alias, alias -> mapping.
 export function conceptNames(text) {
   const lines = text.split(BREAK).filter((_, part) => part % 2 === 0);
-  const said = lines.map((raw) => (lineOf(raw)?.text ?? "").replace(/^\* /, "").replace(TYPE, ""));
+  const said = lines.map((raw) => typeAndRest((lineOf(raw)?.text ?? "").replace(/^\* /, ""))[1]);
   const targets = said.map((line) => line.split(ANY_ARROW)[0].split("|")[0]);
   return targets.map(phraseOrNull).filter(Boolean);
 }

@@ -3,9 +3,29 @@
 from collections.abc import Mapping, Sequence
 
 from benchmarks.erasure.statistics import values
-from benchmarks.erasure.text import NAMES
 
 Cells = Mapping[str, Mapping]
+
+# The methods as the page names them, in its order.
+NAMES = {
+    "base": "base model",
+    "refined": "refined",
+    "fused": "**MACE (fused)**",
+    "naive": "naive sum",
+    "own words": "refined, own words too",
+    "UCE": "UCE",
+    "SPEED": "SPEED",
+    "OCE": "OCE",
+    "OCE as for people": "OCE, weights as for people",
+    "OCE as for people, derived": "OCE, the same, derived form",
+    "ESD-x": "ESD-x",
+    "ESD-u": "ESD-u",
+    "AC": "AC",
+    "FMN": "FMN",
+    "SLD-M": "SLD-M",
+    "negative prompt": "negative prompt",
+    "base, other noise": "base model, other noise",
+}
 
 
 def percent(value: float | None) -> str:

@@ -117,6 +117,13 @@ def mass_order(words: Mapping) -> list[str]:
     return cifar + [name for i, name in enumerate(rest) if i % 13 < 6][: max(COUNTS) - len(cifar)]
 
 
+def mass_lists(bench: Bench) -> tuple[list[str], list[str], dict[str, list[Question]]]:
+    """(the things that are erased, in order; those that stay; what is asked of these each time)."""
+    order = mass_order(bench.words)
+    kept = [name for name in bench.words["concepts"] if name not in order]
+    return order, kept, {"others": asked(kept, TEMPLATES[:1]), "captions": varied(kept)}
+
+
 def mass(bench: Bench, records: Records, plan: Plan) -> None:
     """Fig. 7: 1 to 100 things erased in one run, the same 106 others kept; and nearly all that the model knows."""
     with bench.any_length():
@@ -124,9 +131,7 @@ def mass(bench: Bench, records: Records, plan: Plan) -> None:
 
 
 def _mass(bench: Bench, records: Records, plan: Plan) -> None:
-    order = mass_order(bench.words)
-    kept = [name for name in bench.words["concepts"] if name not in order]
-    always = {"others": asked(kept, TEMPLATES[:1]), "captions": varied(kept)}
+    order, kept, always = mass_lists(bench)
     key = f"0/{OTHER_NOISE}"
     if key not in records and plan.only is None:
         again = {"others": asked(kept, TEMPLATES[:1], seed=SEED + 50), "captions": varied(kept, SEED + 50)}
@@ -151,9 +156,7 @@ def sentences(bench: Bench, records: Records, plan: Plan) -> None:
     """The same lists in closed form, with a prior whose captions have words around the names that the model does not
     know; of ten, with synonyms, and once with the aliases that the model tells."""
     with bench.any_length(wider=True):
-        order = mass_order(bench.words)
-        kept = [name for name in bench.words["concepts"] if name not in order]
-        always = {"others": asked(kept, TEMPLATES[:1]), "captions": varied(kept)}
+        order, _, always = mass_lists(bench)
         for count in COUNTS:
             erased = order[:count]
             questions = {"erased": asked(erased, seeds=max(1, 20 // count)), **always}
