@@ -153,8 +153,8 @@ function readable(line) {
 }
 
 // A line as a row: {kind: "concept", off, lead, type, target, aliases, mapping, comment}, {kind: "comment", text, off}
-// or null for one that says nothing. A comment that reads as a line with a type, an arrow, aliases or quotes is a concept
-// that is off; any other is shown as it stands, off where it could be a concept.
+// or null for one that says nothing. A comment that reads as a line with a type, an arrow, aliases or quotes is a
+// concept that is off; any other is shown as it stands, off where it could be a concept.
 export function rowOf(line) {
   const split = (typed, off) => {
     const comment = commentOf(typed);
@@ -167,8 +167,7 @@ export function rowOf(line) {
   const plain = masked(body);
   const typed = typeAndRest(body.trim())[0] !== "";
   const signs = typed || /^\s*"/.test(body) || plain.includes("|") || ANY_ARROW.test(plain);
-  const marked = off && signs;
-  return marked ? split(body, true) : { kind: "comment", off, text: line.trim() };
+  return off && signs ? split(body, true) : { kind: "comment", off, text: line.trim() };
 }
 
 // What stands in a cell, in quotes where it would turn the rest of the line into a comment.
