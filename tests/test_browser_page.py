@@ -63,16 +63,20 @@ def test_the_help_of_a_node_opens_with_its_picture(page, vue):
     """By a press on the node and the button that the page then shows."""
     use_vue(page, vue)
     load(page, graphs.workflow("refine"))
-    x, y = page.evaluate(
+    node, *place = page.evaluate(
         """() => { const { canvas, graph } = window.app;
             const node = graph.nodes.find(n => n.type === 'MACE_CFRRefine');
             canvas.deselectAll();
             canvas.ds.scale = 1; canvas.centerOnNode(node); canvas.draw(true, true);
             const box = canvas.canvas.getBoundingClientRect();
             const [x, y] = canvas.ds.convertOffsetToCanvas([node.pos[0] + 90, node.pos[1] - 15]);
-            return [box.left + x, box.top + y]; }"""
+            return [node.id, box.left + x, box.top + y]; }"""
     )
-    page.mouse.click(x, y)
+    if vue:
+        # An element of its own, that moves some frames after the canvas: the press waits until it stands.
+        page.locator(f'[data-node-id="{node}"]').get_by_text("CFR Refine (MACE)", exact=True).first.click()
+    else:
+        page.mouse.click(*place)
     page.get_by_test_id("info-button").click()
     content = page.locator(".node-help-content")
     content.get_by_text("lambda1", exact=True).first.wait_for()
