@@ -102,6 +102,7 @@ def test_the_loss_falls(run):
         assert learnt[half:].mean() < 0.8 * idle[half:].mean(), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ONE)
 def test_the_seed_decides(run, first_runs, name):
     done, losses = first_runs[name].result
@@ -161,6 +162,7 @@ def test_on_a_patched_and_refined_model(comfy_host, demo, run):
     assert refined.get_attachment("mace_base") is not None
 
 
+@pytest.mark.long
 def test_half_precision(comfy_host, demo, demo_checkpoint, run):
     """A model kept in fp16: float32 masters, patches in fp16. The same of one that computes in fp16."""
     import comfy.sd

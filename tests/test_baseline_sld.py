@@ -139,6 +139,7 @@ def test_an_interrupted_run_leaves_nothing(comfy_host, demo):
     assert torch.equal(drawn(comfy_host, demo, node, batch=1), first)
 
 
+@pytest.mark.long
 @pytest.mark.host
 def test_two_nodes_guide_one_run(comfy_host, demo):
     """Two halves of one safety concept's guidance: what both add is what each adds."""

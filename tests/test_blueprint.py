@@ -81,7 +81,10 @@ def test_its_sockets_and_links_are_whole(comfy_host, inside):
         assert any(name in group for group in inputs.values())
 
 
-@pytest.mark.parametrize("words, kind", [("Twemoji -> art", "style"), ("dog -> sky", "object")])
+@pytest.mark.parametrize(
+    "words, kind",
+    [pytest.param("Twemoji -> art", "style", marks=pytest.mark.long), ("dog -> sky", "object")],
+)
 def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch, words, kind):
     """Also what a prior is needed for: it has one of its own."""
     model, clip, vae = demo

@@ -120,6 +120,7 @@ def test_sliders_and_text_are_one(page, server):
     slider(page, "ship").wait_for(state="detached")
 
 
+@pytest.mark.long
 def test_sliders_before_and_after_a_run(page):
     """Without a word in the text: none before the run, all that were fused after it, and what they say is fused."""
     load(page, graphs.drawn_quickly(graphs.workflow("fuse")))

@@ -25,6 +25,7 @@ def of_refine(page) -> dict:
     return next(node["inputs"] for node in queued(page).values() if node["class_type"] == "MACE_CFRRefine")
 
 
+@pytest.mark.long
 def test_numbers_of_other_nodes_are_linked(page):
     """A number goes into what may also be auto; what was written before stays where nothing is linked."""
     load(page, graphs.drawn_quickly(graphs.workflow("refine")))
@@ -163,6 +164,7 @@ def blueprint(server) -> dict:
     return json.loads(host.get_json(server.url + f"/global_subgraphs/{key}")["data"])
 
 
+@pytest.mark.long
 def test_the_blueprint_is_found_by_search_and_runs(page, server):
     """Placed from the search of nodes, with a loader before it and Save Erased Model behind, it erases."""
     data = blueprint(server)

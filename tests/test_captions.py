@@ -92,6 +92,7 @@ def test_impossible_counts(count):
         builtin_captions(count)
 
 
+@pytest.mark.long
 def test_the_longest_list_exists():
     assert len(set(builtin_captions(MAX_CAPTIONS))) == MAX_CAPTIONS
 
@@ -197,6 +198,25 @@ def test_captions_that_name_a_phrase(caption, phrase):
 )
 def test_captions_that_do_not(caption, phrase):
     assert leave_out([caption], [phrase]) == ([caption], [])
+
+
+@pytest.mark.parametrize(
+    "caption, stays",
+    [
+        ("A hot dog with mustard.", True),
+        ("Two Hot-Dogs.", True),
+        ("A dog beside a hot dog.", False),
+        ("A hot dog, dog and all.", False),
+        ("A dog in hot weather.", False),
+        ("A hot dog stand.", False),
+        ("A police car.", True),
+        ("Police cars by a car.", False),
+        ("A tree.", True),
+    ],
+)
+def test_a_word_within_a_longer_phrase_that_stays_names_nothing_else(caption, stays):
+    kept, left = leave_out([caption], ["dog", "car", "hot dog stand"], ["hot dog", "dog", "police car", "-"])
+    assert (kept, left) == (([caption], []) if stays else ([], [caption]))
 
 
 def test_leave_out_keeps_order_and_every_caption(captions):

@@ -119,6 +119,7 @@ def test_a_dog_is_gone_and_its_neighbours_are_not(bench, tmp_path):
     assert set(fused["seconds"]) == {"refine", "images and masks", "train", "fuse"}
 
 
+@pytest.mark.long
 @pytest.mark.host
 def test_the_same_noise_whatever_is_drawn_together(bench):
     questions = asked(["dog", "ship", "rose"], TEMPLATES[:1])

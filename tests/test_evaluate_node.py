@@ -14,6 +14,7 @@ from tests.test_refine_node import concepts
 pytestmark = pytest.mark.host
 
 
+@pytest.mark.long
 def test_the_base_model_against_itself(comfy_host, demo, evaluate, drawn):
     """Nothing changes; and the numbers are those of the host's own pictures and the judge on them."""
     forget(comfy_host)

@@ -154,6 +154,7 @@ def test_training_takes_the_images_with_their_aliases(comfy_host, demo, find, sh
     assert loras.loras[0].concept.aliases == ("stag",)
 
 
+@pytest.mark.long
 def test_the_one_node_version_finds_them_too(comfy_host, demo, monkeypatch):
     """With one step of training and two words, for time."""
     erase, presets = comfy_host.module("nodes.stages.erasing"), comfy_host.module("mace.presets.presets")

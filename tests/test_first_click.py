@@ -98,6 +98,7 @@ def runs():
         yield (name, kind) if usual else pytest.param(name, kind, marks=pytest.mark.long)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, kind", runs())
 def test_a_template_runs_on_a_strangers_checkpoint(page, clean, name, kind):
     page.console.clear()

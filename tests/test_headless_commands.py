@@ -105,6 +105,7 @@ def test_a_file_that_is_no_model(comfy_host, headless, lines_of, tmp_path):
     assert report["exit_code"] == 2 and report["error"].startswith("no.safetensors: ")
 
 
+@pytest.mark.long
 def test_a_diffusion_model_with_a_text_encoder_beside_it(comfy_host, headless, lines_of, tmp_path):
     """What is read as a diffusion model is written as one, refined as in its checkpoint; a missing --clip is said."""
     from safetensors.torch import save_file

@@ -156,6 +156,7 @@ def test_the_refined_map_is_least_squares_over_the_hosts_pooled_texts(comfy_host
     assert refined.get_attachment("mace_stages")[-1]["pooled_text"] is True
 
 
+@pytest.mark.long
 @pytest.mark.host
 def test_without_what_holds_the_rest_it_is_left_and_said(comfy_host, sdxl, monkeypatch):
     model, clip, _ = sdxl
@@ -199,6 +200,7 @@ def test_sd1_reads_none(comfy_host, demo):
     assert "pooled" not in report(node) and node[1].pooled_delta is None and node[1].moments[0].pooled is None
 
 
+@pytest.mark.long
 @pytest.mark.host
 def test_fusion_saved_sets_and_exported_loras_have_it(comfy_host, sdxl):
     """With and without the moments in the set's file; strengths scale it; the LoRA loads back as the change."""
@@ -247,6 +249,7 @@ def test_fusion_saved_sets_and_exported_loras_have_it(comfy_host, sdxl):
     assert json.dumps(refined.get_attachment("mace_stages")[-1])
 
 
+@pytest.mark.long
 @pytest.mark.host
 def test_a_diffusion_model_of_its_own_file_is_refined_alike(comfy_host, sdxl, tmp_path):
     """Load Diffusion Model: the same refinement as of the whole checkpoint."""

@@ -24,7 +24,9 @@ def ports_module(comfy_host):
 
 # How a family is made: by its class with sizes of ours, or by the host from a file's weights, with larger networks.
 DETECTED = ("flux", "sd3")
-WAYS = [(name, False) for name in FAMILIES] + [
+# Three times as long as the others.
+SLOW = ("mochi", "ltxav")
+WAYS = [pytest.param((name, False), marks=pytest.mark.long if name in SLOW else ()) for name in FAMILIES] + [
     pytest.param((name, True), marks=() if name in DETECTED else pytest.mark.long)
     for name in FAMILIES
     if "detected" in FAMILIES[name]
@@ -149,7 +151,14 @@ NOT_OFFERED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("sd")] + ["sd3", "sd35m"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in SLOW else ())
+        for name in FAMILIES
+        if not name.startswith("sd") or name in ("sd3", "sd35m")
+    ],
+)
 def test_what_the_nodes_edit(comfy_host, ports_module, monkeypatch, name):
     """All that reads this prompt, or a refusal: nothing is edited by halves."""
     find_layout = comfy_host.module("nodes.host.port_layout").find_layout

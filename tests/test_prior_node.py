@@ -233,6 +233,20 @@ def test_a_loaded_prior_steps_aside_for_a_list(comfy_host, demo, captions, monke
     assert again[1].prior is found[1].prior
 
 
+def test_captions_of_a_longer_name_that_stays_stay(comfy_host, demo):
+    """With hot dog preserved its captions are no dog's, in a prior made for the list and in one that steps aside."""
+    model, clip, _ = demo
+    lines = ["a photo of a hot dog", "a dog on the street", "a dog by a hot dog", "the sky"]
+    (comfy_host.base / "input" / "longer.txt").write_text("\n".join(lines), encoding="utf-8")
+    given, chosen = dict(captions="longer.txt", count=100), concepts(comfy_host, "dog -> sky")
+    for preserve, stay in (("hot dog", [lines[0], lines[3]]), ("ship", lines[3:])):
+        anew = prior_of(comfy_host, clip, **given, preserve=preserve, concepts=chosen)[0]
+        whole = prior_of(comfy_host, clip, **given, preserve=preserve)[0]
+        found = refine(comfy_host, model, clip, chosen, prior=whole, lambda1="1e-4", lambda3="1", mu="10")[1].prior
+        assert anew.texts.captions == found.texts.captions == tuple(stay)
+        torch.testing.assert_close(found.mean, anew.mean, rtol=0, atol=1e-9 * float(anew.mean.abs().max()))
+
+
 def test_a_lora_is_kept_by_the_prior_as_it_was_made(comfy_host, demo, captions):
     """By all of its captions and prompts, not by their file's name nor by what steps aside for a list."""
     model, clip, _ = demo

@@ -193,6 +193,7 @@ def test_text_may_come_from_another_node(server):
         server.client.queue(graph)
 
 
+@pytest.mark.long
 def test_interrupt_leaves_the_host_usable(server):
     """An interrupt in the middle of the encoding ends the run; the next one is whole."""
     graph = {

@@ -37,6 +37,7 @@ def test_freeing_memory_empties_the_caches(server):
     assert "1 of them read from disk" in again.outputs["6"]["text"][0]
 
 
+@pytest.mark.long
 def test_a_killed_server_resumes_at_the_step(server_base, demo_checkpoint):
     """SIGKILL in the middle of a training: the next process goes on from the last state on disk."""
     graph = training(steps="2000", side_by_side="1")

@@ -53,6 +53,7 @@ def training(concepts="dog -> sky", **train) -> dict:
     return {key: node for key, node in graph.items() if key not in ("3", "7", "8")}
 
 
+@pytest.mark.long
 def test_a_new_strength_runs_the_fusion_alone(server):
     first = server.client.queue(erasure())
     assert {"4", "5", "6", "7", "8"} <= set(first.executed)
@@ -69,6 +70,7 @@ def test_a_new_strength_runs_the_fusion_alone(server):
     assert "1 LoRAs trained, 2 of 3 kept from before" in longer.outputs["6"]["text"][0]
 
 
+@pytest.mark.long
 def test_an_interrupted_training_resumes(server):
     """POST /interrupt in the middle of the second concept: the first is not trained again."""
     graph = training("dog -> sky\nship -> sky", side_by_side="1", steps="24")
@@ -102,6 +104,7 @@ def test_saved_loras_of_every_concept_by_the_hosts_nodes(server):
     assert any(name.endswith("attn2.to_k.lora_up.weight") for name in tensors)
 
 
+@pytest.mark.long
 def test_a_saved_set_is_fused_with_other_strengths(server):
     """Save, load, fuse by the file alone, with moments in it and with a CLIP: the same weights either way."""
     graph = erasure()

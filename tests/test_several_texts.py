@@ -28,7 +28,7 @@ ENCODERS = {"hidream": {}, "hydit": dict(hydit_clip=bert(384), mt5xl=t5(800))}
 PRIOR = dict(seed=0, preserve_type="object", retention="none")
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["hidream", pytest.param("hydit", marks=pytest.mark.long)])
 def given(request, comfy_host):
     """(name, MODEL, CLIP)."""
     family, sizes = MODELS[request.param]

@@ -82,6 +82,7 @@ def test_both_texts_are_edited_and_the_concept_goes(comfy_host, sdxl, judge, wit
     assert sum(a == b for a, b in zip(seen, kept, strict=True)) >= 4
 
 
+@pytest.mark.long
 def test_the_pooled_text_alone_draws_the_concept_no_more(comfy_host, sdxl, judge, without_dog):
     """With nothing in the context: what the model draws by its pooled text, before and after."""
 

@@ -112,6 +112,7 @@ def test_a_bad_list_is_refused_with_its_line(webui, job):
     assert choices.bar(state) == "" and list(webui.loras().iterdir()) == []
 
 
+@pytest.mark.long
 def test_cancelling_stops_the_process_and_leaves_nothing(webui, job):
     job.start(choices.arguments_of(webui, CHOSEN), "dog")
     state = wait(job, lambda state: state.stage == "Estimate" or not state.running)

@@ -186,26 +186,40 @@ def _from_json(text: str, name: str) -> list[str]:
     return data
 
 
-def leave_out(captions: Iterable[str], phrases: Iterable[str]) -> tuple[list[str], list[str]]:
+def leave_out(
+    captions: Iterable[str], phrases: Iterable[str], preserved: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
     """(kept, left out): captions that name one of the phrases would keep what is to be erased.
 
     Whole words count, in any case: "cat" is not in "category", but "dog" is in "hot dog" and "dog-friendly",
     for white space, hyphens and punctuation all part words. The plural of a phrase's last word counts too
     (airplanes, buses, puppies, wolves, men); the singular of a phrase given in the plural does not. A phrase
     without a word in it names nothing.
+
+    preserved: phrases that stay. A word within a longer one of them is its own and names no other thing: with
+    "hot dog" preserved, "a hot dog" stays and "a dog beside a hot dog" goes.
     """
-    # Words are looked up by the first of a phrase, so a thousand phrases cost no more than one.
-    index: dict[str, set[tuple[str, ...]]] = {}
+    named, spared = _variants(phrases), _variants(preserved)
+    kept: list[str] = []
+    left: list[str] = []
+    for caption in captions:
+        (left if _names(_words(caption), named, spared) else kept).append(caption)
+    return kept, left
+
+
+# Words are looked up by the first of a phrase, so a thousand phrases cost no more than one.
+_Variants = dict[str, set[tuple[str, ...]]]
+
+
+def _variants(phrases: Iterable[str]) -> _Variants:
+    """The phrases as words, with their plurals, by the first word."""
+    index: _Variants = {}
     for phrase in phrases:
         words = _words(phrase)
         for last in _plurals(words[-1]) if words else ():
             variant = (*words[:-1], last)
             index.setdefault(variant[0], set()).add(variant)
-    kept: list[str] = []
-    left: list[str] = []
-    for caption in captions:
-        (left if _names(_words(caption), index) else kept).append(caption)
-    return kept, left
+    return index
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -217,7 +231,17 @@ def _plurals(word: str) -> set[str]:
     return forms | {f"{word[:-1]}ies"} if word.endswith("y") else forms
 
 
-def _names(words: tuple[str, ...], index: dict[str, set[tuple[str, ...]]]) -> bool:
-    return any(
-        words[i : i + len(variant)] == variant for i, word in enumerate(words) for variant in index.get(word, ())
-    )
+def _places(words: tuple[str, ...], index: _Variants) -> list[tuple[int, int]]:
+    """Where the phrases stand in a text: (from, to) of each."""
+    return [
+        (i, i + len(variant))
+        for i, word in enumerate(words)
+        for variant in index.get(word, ())
+        if words[i : i + len(variant)] == variant
+    ]
+
+
+def _names(words: tuple[str, ...], named: _Variants, spared: _Variants) -> bool:
+    places = _places(words, named)
+    longer = _places(words, spared) if places and spared else []
+    return any(not any(i <= start and stop <= j and j - i > stop - start for i, j in longer) for start, stop in places)

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from ..concepts.captions import leave_out
 from ..concepts.concept import Concept, normalised, phrases_by_key
 from ..concepts.strengths import strengths_of
 from ..formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of, refinement_digest
@@ -17,7 +16,7 @@ from ..method.refine import Refinement, pooled_weight_delta
 from ..method.refine import refinement as solve_refinement
 from ..method.sums import Moments
 from .host import Edit, Progress, Text, Weights
-from .prior import step_aside
+from .prior import named_captions, step_aside
 from .refine import check_preserved, held_names, reading, solve_pooled
 from .written import read_weights
 
@@ -123,11 +122,10 @@ def choose_prior(
     if text is not None:
         chosen = step_aside(chosen, parts.concepts, text, captions, lines, progress)
     elif captions and chosen.texts is not None:
-        targets = list(phrases_by_key(parts.concepts).values())
-        named = leave_out(chosen.texts.captions, targets)[1]
-        if named:
+        held = len(named_captions(chosen, phrases_by_key(parts.concepts).values()))
+        if held:
             lines.append(
-                f"{len(named)} captions of the prior name what is erased: connect the CLIP, so that they are taken out"
+                f"{held} captions of the prior name what is erased: connect the CLIP, so that they are taken out"
             )
     check_preserved(parts.concepts, chosen)
     if captions and chosen.mean is not None:

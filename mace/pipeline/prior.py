@@ -2,7 +2,7 @@
 
 import random
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -152,7 +152,7 @@ def build_prior(
             raise MessageError(f"{concept.target!r} is both to be erased and to be preserved; take it out of one list")
     found = draw_captions(source)
     drawn = encoder.fitting(found, literal)
-    kept, left_out = caption_sources.leave_out(drawn, list(erased.values()))
+    kept, left_out = caption_sources.leave_out(drawn, erased.values(), [concept.target for concept in keep])
     if not kept and not keep:
         why = _why_none(len(found), len(drawn))
         raise ValueError(f"there is nothing to keep: {why}; and no concept to preserve is named")
@@ -177,6 +177,11 @@ def build_prior(
     return prior, Drawn(kept, left_out, len(found) - len(drawn))
 
 
+def named_captions(prior: Prior, targets: Iterable[str]) -> list[str]:
+    """The captions of a prior with its texts that name a target, and not only within a longer phrase it preserves."""
+    return caption_sources.leave_out(prior.texts.captions, targets, prior.preserved)[1]
+
+
 def step_aside(
     prior: Prior, concepts: Sequence[Concept], encoder: Text, captions: bool, lines: list[str], progress: Progress
 ) -> Prior:
@@ -190,8 +195,8 @@ def step_aside(
     if prior.texts is None:
         return prior
     targets = phrases_by_key(concepts)
-    named = caption_sources.leave_out(prior.texts.captions, targets.values())[1] if captions else []
     contrary = [phrase for phrase in prior.preserved if normalised(phrase) in targets]
+    named = named_captions(prior, targets.values()) if captions else []
     if not named and not contrary:
         return prior
     prior.check(encoder.fingerprint, encoder.other_widths)
