@@ -60,6 +60,7 @@ def eps_of(host, model, clip, x, sigma, prompt):
         return ((x - clean) / sigma.view(-1, 1, 1, 1)).double()
 
 
+@pytest.mark.long
 def test_esds_first_loss(comfy_host, demo, run):
     """The partial sample by the host's own sampler, and the objective written out."""
     model, clip, _ = demo

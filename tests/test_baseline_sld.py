@@ -109,8 +109,9 @@ def test_sampling_equals_the_equations_in_noise(comfy_host, demo, cfg):
     assert (found - drawn(comfy_host, demo, model, batch=1, cfg=cfg)).abs().max() > 0.05 * expected.abs().max()
 
 
+@pytest.mark.long
 @pytest.mark.host
-@pytest.mark.parametrize("sampler", ["euler", pytest.param("heun", marks=pytest.mark.long)])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_runs_do_not_know_each_other(comfy_host, demo, sampler):
     """The same seed gives the same latents, whatever was drawn between, in a batch of another size too."""
     node = guided(comfy_host, demo, preset="strong")

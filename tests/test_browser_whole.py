@@ -213,6 +213,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said
 
 
+@pytest.mark.long
 def test_a_picture_dragged_into_a_fresh_page_brings_its_graph(browser, page, server):
     """What the host wrote into a PNG made with the pack loads and runs."""
     workflow = graphs.drawn_quickly(graphs.workflow("refine"))

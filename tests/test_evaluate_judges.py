@@ -34,6 +34,7 @@ def tiny_clip(judges):
     return folder
 
 
+@pytest.mark.long
 def test_clip_by_names_and_scores(comfy_host, demo, evaluate, tiny_clip, refined):
     """Against transformers' own forward pass over pictures and texts together."""
     from transformers import CLIPModel, CLIPProcessor

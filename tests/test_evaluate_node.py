@@ -105,6 +105,7 @@ def test_an_interrupt_keeps_what_is_drawn(comfy_host, evaluate, drawn, monkeypat
     assert len(drawn) == 3
 
 
+@pytest.mark.long
 def test_samplers_that_draw_noise_are_not_batched(comfy_host, demo, evaluate):
     """A picture is the one that a KSampler draws alone, whatever else is asked for."""
     forget(comfy_host)

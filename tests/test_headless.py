@@ -99,6 +99,7 @@ def output_of_base(comfy_host, tmp_path) -> Path:
     return tmp_path / "base/base_00001_.safetensors"
 
 
+@pytest.mark.long
 def test_a_stopped_training_goes_on_and_ends_as_if_it_had_not_been(
     comfy_host, headless, loaded_once, lines_of, tmp_path, monkeypatch
 ):

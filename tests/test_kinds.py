@@ -159,7 +159,7 @@ def test_the_whole_way_in_half_precision(comfy_host, tmp_path, dtype, name):
     saved.unlink()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.long), torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
 def test_half_precision(comfy_host, tmp_path, kind, dtype):
     """The model computes in half precision, here on the CPU; LoRAs are those of float32 to a few percent."""

@@ -23,7 +23,13 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=[*list(KINDS)[:3], pytest.param("sdxl_refiner", marks=pytest.mark.long)])
+# The others' layouts are crossed by these.
+USUAL = ("sd15_inpaint", "sdxl")
+
+
+@pytest.fixture(
+    scope="module", params=[kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
+)
 def changed(request, comfy_host):
     """(kind, MODEL, the same with a change of rank RANK in all that reads its prompt, the weights' names)."""
     comfy_host.folder_paths.add_model_folder_path("loras", str(comfy_host.base / "output/loras"))

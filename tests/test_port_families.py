@@ -24,9 +24,18 @@ def ports_module(comfy_host):
 
 # How a family is made: by its class with sizes of ours, or by the host from a file's weights, with larger networks.
 DETECTED = ("flux", "sd3")
-# Three times as long as the others.
-SLOW = ("mochi", "ltxav")
-WAYS = [pytest.param((name, False), marks=pytest.mark.long if name in SLOW else ()) for name in FAMILIES] + [
+# Of each family one is tested each time; here what is another size of it, or has more inputs, and what takes longest.
+VARIANTS = {"flux_schnell", "flux2_klein", "sdxl_vega", "sdxl_koala", "sdxl_refiner", "sd3_ctxproc", "sd35m", "wan22"}
+VARIANTS |= {
+    "wan21_i2v",
+    "pixart_alpha",
+    "hunyuan_image21_nobyt5",
+    "hunyuan_image21_distilled",
+    "hydit",
+    "mochi",
+    "ltxav",
+}
+WAYS = [pytest.param((name, False), marks=pytest.mark.long if name in VARIANTS else ()) for name in FAMILIES] + [
     pytest.param((name, True), marks=() if name in DETECTED else pytest.mark.long)
     for name in FAMILIES
     if "detected" in FAMILIES[name]
@@ -154,7 +163,7 @@ NOT_OFFERED = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.long if name in SLOW else ())
+        pytest.param(name, marks=pytest.mark.long if name in VARIANTS else ())
         for name in FAMILIES
         if not name.startswith("sd") or name in ("sd3", "sd35m")
     ],

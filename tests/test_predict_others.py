@@ -95,7 +95,8 @@ def step_of_the_schedule(model):
     return patched
 
 
-OTHERS = [self_attention_guidance, deep_shrink, hyper_tile, free_u, around_the_model, adapter, step_of_the_schedule]
+OTHERS = [self_attention_guidance, hyper_tile, around_the_model, adapter]
+OTHERS += [pytest.param(make, marks=pytest.mark.long) for make in (deep_shrink, free_u, step_of_the_schedule)]
 
 
 def _blocks(model):

@@ -27,7 +27,7 @@ FULL_SIZE = {"sd15": 1.066e9, "sd21": 1.3036e9, "sdxl": 3.468e9}
 
 def kinds():
     """One of each class and way of predicting; the others only cross them."""
-    usual = ("sd15", "sd15_inpaint", "sd21", "sdxl", "sdxl_refiner", "sdxl_edm_v")
+    usual = ("sd15", "sd15_inpaint", "sd21", "sdxl", "sdxl_edm_v")
     for kind in random_models.KINDS:
         yield kind if kind in usual else pytest.param(kind, marks=pytest.mark.long)
 

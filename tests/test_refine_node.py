@@ -151,6 +151,7 @@ def test_another_lambda_is_a_new_solve_only(comfy_host, demo, airplane, monkeypa
     assert len(encoded) > 60
 
 
+@pytest.mark.long
 def test_the_words_around_stop_carrying_the_concept(comfy_host, demo):
     """Fig. 2: with the concept's own tokens replaced, the base still draws it and the refined model does not;
     the concept's neighbours stay."""

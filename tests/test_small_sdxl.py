@@ -96,6 +96,7 @@ def test_the_pooled_text_alone_draws_the_concept_no_more(comfy_host, sdxl, judge
     assert before[2:].count("ship") == after[2:].count("ship") == 2
 
 
+@pytest.mark.long
 def test_saved_whole_and_loaded_again(comfy_host, sdxl, without_dog, tmp_path):
     saved = comfy_host.run(
         "MACE_SaveErasedModel", model=without_dog[0], clip=sdxl[1], vae=sdxl[2],

@@ -1,0 +1,85 @@
+"""What keeping the words next to a list does: with and without them, at 1, 10 and 100 things, in closed form.
+
+    python dev.py run python -m benchmarks.kept_near
+
+The demo model, the weights for lists of any length, own words too, and the prior with sentences, which steps aside for
+each list. The near words are those that Find Aliases tells to be no aliases, by one picture of each thing, as with
+`keep_near` of Erase Concepts; they are preserved in all their templates by lambda3. Judged as benchmarks.mass does, by
+all that stays; the things among it that are near words alone too. The last line is one JSON object with a row for each
+refinement; each row is written to benchmarks/results as it is found.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.erasure.bench import PICTURES
+from benchmarks.erasure.questions import asked
+from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
+
+COUNTS, WEIGHTS = (1, 10, 100), (0.0, 0.1, 1.0)
+OUT = RESULTS / "kept_near.json"
+
+
+def near_words(mass: Mass, erased: Sequence[str]) -> list[str]:
+    """The words next to some things that the model itself does not take for them."""
+    bench, run = mass.bench, mass.bench.host.run
+    show = dict(model=bench.model, vae=bench.vae, clip=bench.clip, prompt="auto", negative="")
+    images = run("MACE_ConceptImages", concepts=bench.concepts(erased), **show, **{**PICTURES, "count": 1})[0]
+    usual = vars(replace(bench.host.module("nodes.stages.alias_search").AliasSettings(), pictures=1))
+    found = run("MACE_FindAliases", model=bench.model, clip=bench.clip, images=images, **usual).result
+    return [word for word in found[3].split("\n") if word]
+
+
+def priors(mass: Mass, near: Sequence[str]) -> dict[float, object]:
+    """The prior to refine with, by lambda3."""
+    host, bench = mass.bench.host, mass.bench
+    concept, stage = host.module("mace.concepts.concept").Concept, host.module("mace.pipeline.prior")
+    encoder, progress = host.module("nodes.host.text").TextEncoder, host.module("nodes.host.progress").NodeProgress
+    with torch.inference_mode():
+        kept = [concept(word, "", "object") for word in near]
+        held = stage.preserve_also(bench.prior, kept, encoder(bench.clip), progress())
+    return {weight: held if weight else bench.prior for weight in WEIGHTS}
+
+
+def rows_of(mass: Mass) -> Iterator[dict]:
+    """A row for each list and lambda3."""
+    bench = mass.bench
+    for count in COUNTS:
+        # Of one thing, one that has neighbours in the vocabulary.
+        erased = mass.order[:count] if count > 1 else ["dog"]
+        near = near_words(mass, erased)
+        questions = mass.questions(erased)
+        stay = [name for name in bench.words["concepts"] if name not in mass.order]
+        questions["near"] = asked([name for name in stay if name in near], TEMPLATES[1:], seed=SEED)
+        for weight, prior in priors(mass, near).items():
+            usual, bench.prior = bench.prior, prior
+            try:
+                refined = bench.prepare(erased, own_words="on", lambda3=repr(weight)).refined
+            finally:
+                bench.prior = usual
+            about = {"concepts": count, "near words": len(near), "lambda3": weight}
+            yield about | bench.examiner.shares(bench.model, refined, questions)
+
+
+def main() -> None:
+    """The command."""
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        mass = Mass(Path(folder), own_words=True)
+        # All that stays, and not each third: few of them are near words.
+        mass.kept = [name for name in mass.bench.words["concepts"] if name not in mass.order]
+        with mass.bench.any_length(wider=True):
+            for row in rows_of(mass):
+                rows.append(row)
+                print(row, flush=True)
+                OUT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
