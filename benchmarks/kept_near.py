@@ -1,6 +1,6 @@
 """What keeping the words next to a list does: with and without them, at 1, 10 and 100 things, in closed form.
 
-    python dev.py run python -m benchmarks.kept_near
+    python dev.py run python -m benchmarks.kept_near [--count N ...]
 
 The demo model, the weights for lists of any length, own words too, and the prior with sentences, which steps aside for
 each list. The near words are those that Find Aliases tells to be no aliases, by one picture of each thing, as with
@@ -9,6 +9,7 @@ all that stays; the things among it that are near words alone too. The last line
 refinement; each row is written to benchmarks/results as it is found.
 """
 
+import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -46,10 +47,10 @@ def priors(mass: Mass, near: Sequence[str]) -> dict[float, object]:
     return {weight: held if weight else bench.prior for weight in WEIGHTS}
 
 
-def rows_of(mass: Mass) -> Iterator[dict]:
+def rows_of(mass: Mass, counts: Sequence[int]) -> Iterator[dict]:
     """A row for each list and lambda3."""
     bench = mass.bench
-    for count in COUNTS:
+    for count in counts:
         # Of one thing, one that has neighbours in the vocabulary.
         erased = mass.order[:count] if count > 1 else ["dog"]
         near = near_words(mass, erased)
@@ -68,13 +69,16 @@ def rows_of(mass: Mass) -> Iterator[dict]:
 
 def main() -> None:
     """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, action="append", help="things erased; 1, 10 and 100 if not given")
+    counts = parser.parse_args().count or COUNTS
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         mass = Mass(Path(folder), own_words=True)
         # All that stays, and not each third: few of them are near words.
         mass.kept = [name for name in mass.bench.words["concepts"] if name not in mass.order]
         with mass.bench.any_length(wider=True):
-            for row in rows_of(mass):
+            for row in rows_of(mass, counts):
                 rows.append(row)
                 print(row, flush=True)
                 OUT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
