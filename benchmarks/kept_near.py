@@ -1,6 +1,6 @@
 """What keeping the words next to a list does: with and without them, at 1, 10 and 100 things, in closed form.
 
-    python dev.py run python -m benchmarks.kept_near [--count N ...]
+    python dev.py run python -m benchmarks.kept_near [--count N ...] [--aliases]
 
 The demo model, the weights for lists of any length, own words too, and the prior with sentences, which steps aside for
 each list. The near words are those that Find Aliases tells to be no aliases, by one picture of each thing, as with
@@ -18,22 +18,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.erasure.bench import PICTURES
+from benchmarks.erasure.bench import PICTURES, Work
 from benchmarks.erasure.questions import asked
 from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
 
 COUNTS, WEIGHTS = (1, 10, 100), (0.0, 0.1, 1.0)
-OUT = RESULTS / "kept_near.json"
 
 
-def near_words(mass: Mass, erased: Sequence[str]) -> list[str]:
-    """The words next to some things that the model itself does not take for them."""
+def ask_model(mass: Mass, erased: Sequence[str]):
+    """(some things with the aliases that the model tells, the words next to them that it does not take for them)."""
     bench, run = mass.bench, mass.bench.host.run
     show = dict(model=bench.model, vae=bench.vae, clip=bench.clip, prompt="auto", negative="")
     images = run("MACE_ConceptImages", concepts=bench.concepts(erased), **show, **{**PICTURES, "count": 1})[0]
     usual = vars(replace(bench.host.module("nodes.stages.alias_search").AliasSettings(), pictures=1))
     found = run("MACE_FindAliases", model=bench.model, clip=bench.clip, images=images, **usual).result
-    return [word for word in found[3].split("\n") if word]
+    return found[0], [word for word in found[3].split("\n") if word]
 
 
 def priors(mass: Mass, near: Sequence[str]) -> dict[float, object]:
@@ -47,41 +46,44 @@ def priors(mass: Mass, near: Sequence[str]) -> dict[float, object]:
     return {weight: held if weight else bench.prior for weight in WEIGHTS}
 
 
-def rows_of(mass: Mass, counts: Sequence[int]) -> Iterator[dict]:
-    """A row for each list and lambda3."""
+def rows_of(mass: Mass, counts: Sequence[int], aliases: bool) -> Iterator[dict]:
+    """A row for each list and lambda3. aliases: whether the things are erased with their aliases."""
     bench = mass.bench
     for count in counts:
         # Of one thing, one that has neighbours in the vocabulary.
         erased = mass.order[:count] if count > 1 else ["dog"]
-        near = near_words(mass, erased)
+        aliased, near = ask_model(mass, erased)
         questions = mass.questions(erased)
         stay = [name for name in bench.words["concepts"] if name not in mass.order]
         questions["near"] = asked([name for name in stay if name in near], TEMPLATES[1:], seed=SEED)
         for weight, prior in priors(mass, near).items():
             usual, bench.prior = bench.prior, prior
+            work = Work(aliased if aliases else bench.concepts(erased), seconds={})
             try:
-                refined = bench.prepare(erased, own_words="on", lambda3=repr(weight)).refined
+                bench.refine(work, own_words="on", lambda3=repr(weight))
             finally:
                 bench.prior = usual
-            about = {"concepts": count, "near words": len(near), "lambda3": weight}
-            yield about | bench.examiner.shares(bench.model, refined, questions)
+            about = {"concepts": count, "aliases": aliases, "near words": len(near), "lambda3": weight}
+            yield about | bench.examiner.shares(bench.model, work.refined, questions)
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, action="append", help="things erased; 1, 10 and 100 if not given")
-    counts = parser.parse_args().count or COUNTS
+    parser.add_argument("--aliases", action="store_true", help="erase their aliases too, as the model tells them")
+    options = parser.parse_args()
+    out = RESULTS / f"kept_near{'_aliases' * options.aliases}.json"
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         mass = Mass(Path(folder), own_words=True)
         # All that stays, and not each third: few of them are near words.
         mass.kept = [name for name in mass.bench.words["concepts"] if name not in mass.order]
         with mass.bench.any_length(wider=True):
-            for row in rows_of(mass, counts):
+            for row in rows_of(mass, options.count or COUNTS, options.aliases):
                 rows.append(row)
                 print(row, flush=True)
-                OUT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(rows))
 
 

@@ -134,6 +134,11 @@ class Bench:
         work = Work(self.concepts(objects, style, aliases), seconds={})
         if found:
             self.find_aliases(work)
+        self.refine(work, **changed)
+        return work
+
+    def refine(self, work: Work, **changed) -> None:
+        """The refinement of the concepts, by the preset. changed: settings of the node other than the preset's."""
         weights, run = self.preset.refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
@@ -143,7 +148,6 @@ class Bench:
         given = dict(model=self.model, concepts=work.concepts, prior=self.prior, clip=self.clip)
         work.refined, work.refinement = run("MACE_CFRRefine", **given, **settings).result
         work.seconds["refine"] = time.perf_counter() - start
-        return work
 
     def draw_training_images(self, work: Work) -> None:
         """Training images and masks, with the seconds that they take."""
