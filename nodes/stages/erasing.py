@@ -80,9 +80,9 @@ def refine_as_preset(
     if prior is None and needs_captions(concepts, chosen):
         reading = in_time(text, clip, CAPTIONS)
         reading.say()
-        prior, _ = build_prior(text, NodeProgress(), reading.source, concepts=concepts)
+        prior, _ = build_prior(text, NodeProgress(), reading.source, keep, concepts)
         read = reading.lines
-    if keep:
+    elif keep:
         send_text("reading what is kept")
         if prior is None:
             prior, _ = build_prior(text, NodeProgress(), replace(CAPTIONS, count=0), keep, concepts)
