@@ -81,9 +81,9 @@ Nothing is preserved by name here. *Kept* are the concepts whose names hold the 
 """,
         """
 
-Eq. 7 keeps hot dog, which the sum of the LoRA loses: hot dog is in the prior's captions. Fire engine and fireworks
-are in them too, and go with fire all the same. To keep such a one, Prior takes its name to preserve and lambda3 its
-weight; that is not measured here.
+Eq. 7 keeps hot dog, of which the sum of the LoRA loses half: the prior preserves its name, so that its captions stay
+when dog is erased. Those of fire engine and fireworks go with fire, and so do both. To keep such a one, Prior takes its
+name to preserve.
 """,
     ),
     "aliases": (
