@@ -10,7 +10,6 @@ refinement; each row is written to benchmarks/results as it is found.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ import torch
 from benchmarks.erasure.bench import PICTURES, Work
 from benchmarks.erasure.questions import asked
 from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
+from benchmarks.measure import Rows
 
 COUNTS, WEIGHTS = (1, 10, 100), (0.0, 0.1, 1.0)
 
@@ -54,15 +54,10 @@ def rows_of(mass: Mass, counts: Sequence[int], aliases: bool) -> Iterator[dict]:
         erased = mass.order[:count] if count > 1 else ["dog"]
         aliased, near = ask_model(mass, erased)
         questions = mass.questions(erased)
-        stay = [name for name in bench.words["concepts"] if name not in mass.order]
-        questions["near"] = asked([name for name in stay if name in near], TEMPLATES[1:], seed=SEED)
+        questions["near"] = asked([name for name in mass.kept if name in near], TEMPLATES[1:], seed=SEED)
         for weight, prior in priors(mass, near).items():
-            usual, bench.prior = bench.prior, prior
             work = Work(aliased if aliases else bench.concepts(erased), seconds={})
-            try:
-                bench.refine(work, own_words="on", lambda3=repr(weight))
-            finally:
-                bench.prior = usual
+            bench.refine(work, own_words=mass.own_words, lambda3=repr(weight), prior=prior)
             about = {"concepts": count, "aliases": aliases, "near words": len(near), "lambda3": weight}
             yield about | bench.examiner.shares(bench.model, work.refined, questions)
 
@@ -73,18 +68,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, action="append", help="things erased; 1, 10 and 100 if not given")
     parser.add_argument("--aliases", action="store_true", help="erase their aliases too, as the model tells them")
     options = parser.parse_args()
-    out = RESULTS / f"kept_near{'_aliases' * options.aliases}.json"
-    rows: list[dict] = []
+    rows = Rows(RESULTS / f"kept_near{'_aliases' * options.aliases}.json")
     with tempfile.TemporaryDirectory() as folder:
-        mass = Mass(Path(folder), own_words=True)
-        # All that stays, and not each third: few of them are near words.
-        mass.kept = [name for name in mass.bench.words["concepts"] if name not in mass.order]
+        # All that stays: few of them are near words.
+        mass = Mass(Path(folder), own_words=True, each=1)
         with mass.bench.any_length(wider=True):
             for row in rows_of(mass, options.count or COUNTS, options.aliases):
-                rows.append(row)
-                print(row, flush=True)
-                out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(rows))
+                rows.add(row)
+    rows.end()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ benchmarks/results as it is found.
 
 import argparse
 import itertools
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from benchmarks.erasure.bench import Bench
 from benchmarks.erasure.questions import Question, asked
 from benchmarks.erasure.tasks import mass_order
+from benchmarks.measure import Rows
 from devtools.cache import REPO
 from devtools.inprocess import open_host
 from mace.method.refine import ALIKE, READING
@@ -49,13 +49,14 @@ OWN_WORDS = ("own",)
 class Mass:
     """The demo model, its whole prior, and what is asked."""
 
-    def __init__(self, folder: Path, own_words: bool = False):
-        """own_words: whether the refinement moves the concepts' own words too."""
+    def __init__(self, folder: Path, own_words: bool = False, each: int = 3):
+        """own_words: whether the refinement moves the concepts' own words too.  each: of what stays, how many-th is
+        asked for."""
         self.own_words = "on" if own_words else "auto"
         self.bench = bench = Bench(open_host(folder), STEPS)
         self.measures = bench.host.module("mace.pipeline.refine").MEASURE_NAMES
         self.order = mass_order(bench.words)
-        self.kept = [name for name in bench.words["concepts"] if name not in self.order][::3]
+        self.kept = [name for name in bench.words["concepts"] if name not in self.order][::each]
 
     def questions(self, erased: Sequence[str]) -> dict[str, list[Question]]:
         """By group: what is erased, what stays, and the same in captions of other forms."""
@@ -94,14 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", choices=GRIDS, default="alike")
     options = parser.parse_args()
-    rows: list[dict] = []
-    out = RESULTS / f"mass_{options.grid}.json"
+    rows = Rows(RESULTS / f"mass_{options.grid}.json")
     with tempfile.TemporaryDirectory() as folder:
         for row in rows_of(Mass(Path(folder), options.grid in OWN_WORDS), GRIDS[options.grid]):
-            rows.append(row)
-            print(row, flush=True)
-            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(rows))
+            rows.add(row)
+    rows.end()
 
 
 if __name__ == "__main__":

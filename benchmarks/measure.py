@@ -1,6 +1,7 @@
 """What the benchmarks measure with: seconds, the machine's load, peak memory in a fresh process."""
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,22 @@ def load():
 
 def log(text):
     print(text, file=sys.stderr, flush=True)
+
+
+class Rows:
+    """A benchmark's rows: each is printed and written to its file as it is found, for a run may be stopped."""
+
+    def __init__(self, out: Path):
+        self.out, self.rows = out, []
+
+    def add(self, row):
+        self.rows.append(row)
+        print(row, flush=True)
+        self.out.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
+
+    def end(self):
+        """Print the last line, all of them as one JSON object."""
+        print(json.dumps(self.rows))
 
 
 def timed(call, *arguments):

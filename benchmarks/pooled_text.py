@@ -11,7 +11,6 @@ written to benchmarks/results as it is found.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from benchmarks.erasure.bench import MAPPINGS
 from benchmarks.erasure.questions import SEED
 from benchmarks.erasure.tasks import TEN
+from benchmarks.measure import Rows
 from benchmarks.small_model import GRID, SDXL, Small, Weights
 from devtools.cache import REPO
 from mace.method.refine import READING
@@ -56,18 +56,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL, help="the compact file of the small SDXL")
     parser.add_argument("--search", action="store_true", help="other weights, on two lists")
     options = parser.parse_args()
-    rows: list[dict] = []
+    rows = Rows(RESULTS / f"pooled_text{'_search' if options.search else ''}.json")
     with tempfile.TemporaryDirectory() as folder:
         small = Small(Path(folder), options.model.resolve(), SDXL)
-        out = RESULTS / f"pooled_text{'_search' if options.search else ''}.json"
-
-        def record(row: dict) -> None:
-            rows.append(row)
-            print(row, flush=True)
-            out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
         if not options.search:
-            record({"model": "before", "drawn": small.drawn_before()})
+            rows.add({"model": "before", "drawn": small.drawn_before()})
         for name, erased in (
             {name: (name,) for name in (ALONE[:1] if options.search else ALONE)} | {"ten": TEN}
         ).items():
@@ -75,15 +68,15 @@ def main() -> None:
                 groups = small.questions(erased, 500)
                 for weights in GRID:
                     about = dict(zip(("lambda1", "mu", "mu measures"), weights, strict=True)) | {"concepts": name}
-                    record(about | small.shares(small.refined(erased, weights, "on", True), groups))
+                    rows.add(about | small.shares(small.refined(erased, weights, "on", True), groups))
                 continue
             groups = small.questions(erased, SEED)
             for edited, pooled in EDITS.items():
                 model = small.model if pooled is None else small.refined(erased, FOUND, "on", pooled)
                 for given, pool in pooled_ways(small, erased).items():
                     about = {"concepts": name, "edited": edited, "pooled text": given}
-                    record(about | small.shares(model, groups, pool=pool))
-    print(json.dumps(rows))
+                    rows.add(about | small.shares(model, groups, pool=pool))
+    rows.end()
 
 
 if __name__ == "__main__":

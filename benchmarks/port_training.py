@@ -12,7 +12,6 @@ with a row for each way; each row is written to benchmarks/results as it is foun
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.erasure.questions import SEED
 from benchmarks.erasure.tasks import TEN
+from benchmarks.measure import Rows
 from benchmarks.port_loras import WIDTH, WINDOW, Attention, with_loras
 from benchmarks.small_model import EVERY_CAPTION, SD3, Small
 from benchmarks.transformer import ALONE, FOUND, MODEL, RESULTS
@@ -261,11 +261,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--search", action="store_true", help="ways to fuse, on one list")
     options = parser.parse_args()
-    rows: list[dict] = []
+    rows = Rows(RESULTS / f"port_training{'_search' if options.search else ''}.json")
     with tempfile.TemporaryDirectory() as folder:
         small = Small(Path(folder), MODEL, SD3, prior=False)
         ports = Ports(small)
-        out = RESULTS / f"port_training{'_search' if options.search else ''}.json"
         lists = {ALONE[0]: ALONE[:1]} if options.search else {"ten": TEN} | {name: (name,) for name in ALONE}
         for name, names in lists.items():
             groups = small.questions(names, 500 if options.search else SEED)
@@ -273,10 +272,8 @@ def main() -> None:
                 about = (
                     {"trained": False, "own_words": way} if isinstance(way, bool) else {"trained": True} | asdict(way)
                 )
-                rows.append({"concepts": name} | about | small.shares(ports.erased(names, way), groups))
-                print(rows[-1], flush=True)
-                out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(rows))
+                rows.add({"concepts": name} | about | small.shares(ports.erased(names, way), groups))
+    rows.end()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ written to benchmarks/results as it is found.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 from benchmarks.erasure.questions import SEED
 from benchmarks.erasure.tasks import TEN
+from benchmarks.measure import Rows
 from benchmarks.small_model import GRID, SD3, Small, Weights
 from devtools.cache import REPO
 from mace.method.refine import ALIKE, READING
@@ -36,14 +36,13 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="other weights, on two lists")
     parser.add_argument("--paper", action="store_true", help="Table 10's weights for an object, without a prior")
     options = parser.parse_args()
-    rows: list[dict] = []
+    kind = "_search" if options.search else "_paper" if options.paper else ""
+    rows = Rows(RESULTS / f"transformer{kind}.json")
     with tempfile.TemporaryDirectory() as folder:
         small = Small(Path(folder), options.model.resolve(), SD3, not options.paper)
-        kind = "_search" if options.search else "_paper" if options.paper else ""
-        out = RESULTS / f"transformer{kind}.json"
         lists = {name: (name,) for name in (ALONE[:1] if options.search else ALONE)} | {"ten": TEN}
         if not kind:
-            rows.append({"model": "before", "drawn": small.drawn_before()})
+            rows.add({"model": "before", "drawn": small.drawn_before()})
         for name, erased in lists.items():
             groups = small.questions(erased, 500 if options.search else SEED)
             for weights in GRID if options.search else (PAPER if options.paper else FOUND,):
@@ -51,10 +50,8 @@ def main() -> None:
                     model = small.refined(erased, weights, own_words, pooled)
                     about = dict(zip(("lambda1", "mu", "mu measures"), weights, strict=True))
                     about |= {"concepts": name, "own words": own_words, "pooled text": pooled}
-                    rows.append(about | small.shares(model, groups))
-                    print(rows[-1], flush=True)
-                    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(rows))
+                    rows.add(about | small.shares(model, groups))
+    rows.end()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 
 from devtools import random_models
 from tests.kinds import PATCHED, latents, sampled_as
+from tests.lanes import usually
 from tests.stages import FUSE, IMAGES, TRAIN, report
 from tests.test_refine_node import concepts, refine
 
@@ -17,16 +18,11 @@ SMALL = {**IMAGES, "count": 1, "steps": 2, "sampler_name": "euler"}
 FEW = {**TRAIN, "rank": "1", "steps": "2"}
 
 
-# More channels than the latent's, and another way of predicting; the other kinds take half a minute each.
+# More channels than the latent's, and another way of predicting.
 USUAL = ("sd15_inpaint", "sd21")
 
 
-def kinds():
-    for kind in (*random_models.KINDS, *PATCHED):
-        yield kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.long)
-
-
-@pytest.fixture(scope="module", params=kinds())
+@pytest.fixture(scope="module", params=usually((*random_models.KINDS, *PATCHED), USUAL))
 def parts(request, comfy_host, tmp_path_factory):
     """(kind, MODEL, CLIP, VAE) of a checkpoint of this kind, which is gone afterwards."""
     kind, *how = PATCHED.get(request.param, (request.param,))
@@ -159,8 +155,8 @@ def test_the_whole_way_in_half_precision(comfy_host, tmp_path, dtype, name):
     saved.unlink()
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.long), torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", usually((torch.float16, torch.bfloat16), (torch.bfloat16,)), ids=str)
+@pytest.mark.parametrize("kind", usually(("sd15", "sdxl"), ("sd15",)))
 def test_half_precision(comfy_host, tmp_path, kind, dtype):
     """The model computes in half precision, here on the CPU; LoRAs are those of float32 to a few percent."""
     path = tmp_path / f"{kind}.safetensors"

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.families import build
 from tests.kinds import unet
+from tests.lanes import usually
 from tests.lora_node_cases import COMFYUI, KOHYA, PEFT, imported
 from tests.test_refine_node import concepts, effective
 
@@ -27,9 +28,7 @@ KINDS = {
 USUAL = ("sd15_inpaint", "sdxl")
 
 
-@pytest.fixture(
-    scope="module", params=[kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
-)
+@pytest.fixture(scope="module", params=usually(KINDS, USUAL))
 def changed(request, comfy_host):
     """(kind, MODEL, the same with a change of rank RANK in all that reads its prompt, the weights' names)."""
     comfy_host.folder_paths.add_model_folder_path("loras", str(comfy_host.base / "output/loras"))

@@ -5,6 +5,7 @@ import torch
 
 from devtools.cache import REPO
 from tests.families import FAMILIES, build, latents, load_detected, prompt
+from tests.lanes import usually
 
 pytestmark = pytest.mark.host
 
@@ -26,20 +27,13 @@ def ports_module(comfy_host):
 DETECTED = ("flux", "sd3")
 # Of each family one is tested each time; here what is another size of it, or has more inputs, and what takes longest.
 VARIANTS = {"flux_schnell", "flux2_klein", "sdxl_vega", "sdxl_koala", "sdxl_refiner", "sd3_ctxproc", "sd35m", "wan22"}
-VARIANTS |= {
-    "wan21_i2v",
-    "pixart_alpha",
-    "hunyuan_image21_nobyt5",
-    "hunyuan_image21_distilled",
-    "hydit",
-    "mochi",
-    "ltxav",
-}
-WAYS = [pytest.param((name, False), marks=pytest.mark.long if name in VARIANTS else ()) for name in FAMILIES] + [
-    pytest.param((name, True), marks=() if name in DETECTED else pytest.mark.long)
-    for name in FAMILIES
-    if "detected" in FAMILIES[name]
-]
+VARIANTS |= {"wan21_i2v", "pixart_alpha", "hunyuan_image21_nobyt5", "hunyuan_image21_distilled", "hydit", "mochi"}
+VARIANTS |= {"ltxav"}
+USUAL = [name for name in FAMILIES if name not in VARIANTS]
+WAYS = usually(
+    [(name, False) for name in FAMILIES] + [(name, True) for name in FAMILIES if "detected" in FAMILIES[name]],
+    [(name, False) for name in USUAL] + [(name, True) for name in DETECTED],
+)
 
 
 @pytest.fixture(scope="module", params=WAYS, ids=lambda way: way[0] + " detected" * way[1])
@@ -161,12 +155,7 @@ NOT_OFFERED = {
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.long if name in VARIANTS else ())
-        for name in FAMILIES
-        if not name.startswith("sd") or name in ("sd3", "sd35m")
-    ],
+    "name", usually([name for name in FAMILIES if not name.startswith("sd")] + ["sd3", "sd35m"], USUAL)
 )
 def test_what_the_nodes_edit(comfy_host, ports_module, monkeypatch, name):
     """All that reads this prompt, or a refusal: nothing is edited by halves."""

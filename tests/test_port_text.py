@@ -7,6 +7,7 @@ import torch
 
 from mace.method.tokens import fill
 from tests.families import build
+from tests.lanes import usually
 from tests.port_cases import EDITED, LEFT, MODELS, UNHEARD, row_tokens, words_of
 from tests.stages import delta_of
 from tests.test_refine_node import concepts, refine
@@ -37,9 +38,7 @@ USUAL = (
 )
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=() if name in USUAL else pytest.mark.long) for name in CLIPS]
-)
+@pytest.fixture(scope="module", params=usually(CLIPS, USUAL))
 def text(request, comfy_host):
     """(name, PortText, MODEL, CLIP)."""
     family, sizes = MODELS.get(request.param, (request.param, {}))

@@ -5,6 +5,7 @@ import torch
 from safetensors import safe_open
 
 from devtools import random_models
+from tests.lanes import usually
 
 pytestmark = pytest.mark.host
 
@@ -25,14 +26,11 @@ EXPECTED = {
 FULL_SIZE = {"sd15": 1.066e9, "sd21": 1.3036e9, "sdxl": 3.468e9}
 
 
-def kinds():
-    """One of each class and way of predicting; the others only cross them."""
-    usual = ("sd15", "sd15_inpaint", "sd21", "sdxl", "sdxl_edm_v")
-    for kind in random_models.KINDS:
-        yield kind if kind in usual else pytest.param(kind, marks=pytest.mark.long)
+# The others cross these, or are the refiner.
+USUAL = ("sd15", "sd15_inpaint", "sd21", "sdxl", "sdxl_edm_v")
 
 
-@pytest.fixture(scope="module", params=kinds())
+@pytest.fixture(scope="module", params=usually(random_models.KINDS, USUAL))
 def loaded(request, comfy_host, tmp_path_factory):
     """(kind, the file, MODEL, CLIP, VAE) of each small kind."""
     path = tmp_path_factory.mktemp("random") / "model.safetensors"

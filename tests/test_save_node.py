@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.lanes import usually
 from tests.test_refine_node import concepts, effective, refine
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
@@ -25,9 +26,7 @@ def save(host, demo, model, prefix, dtype="as loaded"):
     return host.base / "output" / saved["subfolder"] / saved["filename"]
 
 
-@pytest.mark.parametrize(
-    "dtype", ["as loaded", "bf16", *(pytest.param(own, marks=pytest.mark.long) for own in ("fp16", "fp32"))]
-)
+@pytest.mark.parametrize("dtype", usually(("as loaded", "fp16", "bf16", "fp32"), ("as loaded", "bf16")))
 def test_only_the_refined_matrices_differ(comfy_host, demo, refined, demo_checkpoint, dtype):
     path = save(comfy_host, demo, refined, f"checkpoints/keys_{dtype.replace(' ', '_')}", dtype)
     saved, base = load_file(path), load_file(demo_checkpoint)

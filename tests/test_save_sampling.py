@@ -9,6 +9,7 @@ from safetensors import safe_open
 from benchmarks.demo_model.checkpoint import write
 from devtools.cache import REPO
 from tests.kinds import conditioning, latents, sampled_as, unet
+from tests.lanes import usually
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
@@ -95,9 +96,7 @@ USUAL = ("sdxl", "sdxl to v", "sdxl to v zsnr", "sdxl to eps zsnr", "sdxl to edm
 USUAL += ("sdxl_v to eps", "sdxl_edm", "sd15 to v", "sd21", "sd21 to eps")
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in USUAL else pytest.param(case, marks=pytest.mark.long) for case in CASES]
-)
+@pytest.mark.parametrize("case", usually(CASES, USUAL))
 def test_the_file_is_sampled_as_the_model_was(comfy_host, case):
     """What is in the file, without writing it: it is large."""
     import comfy.sd

@@ -11,6 +11,7 @@ import torch
 from mace.method.tokens import fill
 from tests import oracle
 from tests.families import build
+from tests.lanes import usually
 from tests.port_cases import EDITED
 from tests.port_cases import MODELS as SMALL
 from tests.stages import delta_of, report
@@ -28,7 +29,7 @@ ENCODERS = {"hidream": {}, "hydit": dict(hydit_clip=bert(384), mt5xl=t5(800))}
 PRIOR = dict(seed=0, preserve_type="object", retention="none")
 
 
-@pytest.fixture(scope="module", params=["hidream", pytest.param("hydit", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=usually(MODELS, ("hidream",)))
 def given(request, comfy_host):
     """(name, MODEL, CLIP)."""
     family, sizes = MODELS[request.param]

@@ -138,15 +138,14 @@ class Bench:
         return work
 
     def refine(self, work: Work, **changed) -> None:
-        """The refinement of the concepts, by the preset. changed: settings of the node other than the preset's."""
+        """The refinement of the concepts, by the preset. changed: inputs of the node other than those."""
         weights, run = self.preset.refine(len(work.concepts)), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
         settings["mu_measures"] = self.host.module("mace.pipeline.refine").MEASURE_NAMES[weights.metric]
-        settings |= changed
-        start = time.perf_counter()
         given = dict(model=self.model, concepts=work.concepts, prior=self.prior, clip=self.clip)
-        work.refined, work.refinement = run("MACE_CFRRefine", **given, **settings).result
+        start = time.perf_counter()
+        work.refined, work.refinement = run("MACE_CFRRefine", **{**given, **settings, **changed}).result
         work.seconds["refine"] = time.perf_counter() - start
 
     def draw_training_images(self, work: Work) -> None:
