@@ -6,13 +6,17 @@ prompts, many of them over and over.
 """
 
 import hashlib
+import os
 import types
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 
 # Bytes of outputs that a process holds.
 _ROOM = 400 << 20
+# The variable with a folder where processes of one run leave outputs for each other; without it they do not.
+SHARED = "MACE_SHARED_LAYERS"
 
 
 class _Remembered:
@@ -41,8 +45,29 @@ class _Remembered:
 _remembered = _Remembered()
 
 
+class _Folder:
+    """Outputs as files, for the processes of one run on one machine."""
+
+    def __init__(self, path: str):
+        self._path = Path(path)
+
+    def find(self, key: bytes, like: torch.Tensor) -> torch.Tensor | None:
+        """An output with the dtype and shape of `like`."""
+        try:
+            held = bytearray((self._path / key.hex()).read_bytes())
+        except FileNotFoundError:
+            return None
+        return torch.frombuffer(held, dtype=like.dtype).view(like.shape)
+
+    def put(self, key: bytes, output: torch.Tensor) -> None:
+        # Another process may write the same, or read: it sees all of a file or none.
+        part = self._path / f"{key.hex()}.{os.getpid()}"
+        part.write_bytes(output.contiguous().view(-1).view(torch.uint8).numpy())
+        part.replace(self._path / key.hex())
+
+
 def forget_layers() -> None:
-    """Forget what layers gave."""
+    """Forget what layers gave in this process."""
     _remembered.clear()
 
 
@@ -110,14 +135,19 @@ def _forward(layer, x, mask=None, optimized_attention=None):
 
 def _remembering(layer, x, mask=None, optimized_attention=None):
     key = _key(layer, x, mask, optimized_attention)
-    found = None if key is None else _remembered.find(key)
-    if found is not None:
-        # In place, as the host's layer.
-        return x.copy_(found)
-    out = type(layer).forward(layer, x, mask, optimized_attention)
-    if key is not None:
-        _remembered.put(key, out)
-    return out
+    if key is None:
+        return type(layer).forward(layer, x, mask, optimized_attention)
+    found = _remembered.find(key)
+    if found is None:
+        folder = _Folder(os.environ[SHARED]) if SHARED in os.environ else None
+        found = folder and folder.find(key, x)
+        if found is None:
+            found = type(layer).forward(layer, x, mask, optimized_attention)
+            if folder:
+                folder.put(key, found)
+        _remembered.put(key, found)
+    # In place, as the host's layer.
+    return found if found is x else x.copy_(found)
 
 
 def _key(layer, x, mask, attention) -> bytes | None:

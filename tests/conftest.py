@@ -5,7 +5,9 @@ The host is the one `dev.py` prepared: MACE_COMFYUI is its folder, MACE_DEMO_CHE
 
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -37,8 +39,21 @@ _import_package("benchmarks")
 _tests = ModuleType("tests")
 _tests.__path__ = [str(REPO / "tests")]
 sys.modules.setdefault("tests", _tests)
+# Files that take more than a minute.
+LONGEST = ("test_demo.py", "test_first_click.py")
 # Fixtures that several test files share.
 pytest_plugins = ["tests.evaluation", "tests.device"]
+
+
+def pytest_configure(config):
+    """What the demo model's text layers give is computed by one process of a run and read by the others, the servers
+    among them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    from devtools.identity_layers import SHARED
+
+    os.environ[SHARED] = folder = tempfile.mkdtemp(prefix="mace-layers-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def _from_environment(name: str) -> Path:
@@ -120,6 +135,7 @@ def server(server_base, demo_checkpoint):
     from devtools.client import Client
 
     base = server_base("server")
+    (base / "custom_nodes/few_steps").symlink_to(REPO / "tests/few_steps")
     # The classic cache drops nothing between prompts, so that what runs again can be counted.
     with host.start(
         _from_environment("MACE_COMFYUI"),
@@ -134,8 +150,21 @@ def server(server_base, demo_checkpoint):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first, which wait for a server: what runs beside them fills up the time."""
-    items.sort(key=lambda item: not {"server", "browser"} & {mark.name for mark in item.iter_markers()})
+    """Files that wait for a server or a page are spread among those that compute, so that no core is idle for long;
+    the longest first."""
+    files: dict[Path, list] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = {path: own for path, own in files.items() if any(map(_waits, own))}
+    computing = [path for path in files if path not in waiting]
+    first = sorted(waiting, key=lambda path: path.name not in LONGEST)
+    places = {path: place * len(computing) / len(first) for place, path in enumerate(first)}
+    places |= {path: place for place, path in enumerate(computing)}
+    items[:] = [item for path in sorted(places, key=places.get) for item in files[path]]
+
+
+def _waits(item) -> bool:
+    return bool({"server", "browser"} & {mark.name for mark in item.iter_markers()})
 
 
 FLAGS = [

@@ -14,6 +14,12 @@ PROMPTS = ("a photo of the airplane", "", "the (cat:1.3) and the dog", "a drawin
 SKIPS = (None, -1, -2, -12)
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No other process of the run has computed anything."""
+    monkeypatch.delenv(identity_layers.SHARED, raising=False)
+
+
 @pytest.fixture(scope="module")
 def plain(comfy_host, demo_checkpoint):
     """The demo's CLIP as the host loads it."""
@@ -86,6 +92,18 @@ def test_a_batch_is_computed_once(demo, plain, ran, monkeypatch):
     encoded(demo[1], PROMPTS[1])
     assert len(ran) == 8 + 12
     forget_layers()
+
+
+def test_what_another_process_computed_is_read(demo, ran, monkeypatch, tmp_path):
+    monkeypatch.setenv(identity_layers.SHARED, str(tmp_path))
+    forget_layers()
+    first = encoded(demo[1], PROMPTS[0])
+    assert len(ran) == 2 and len(list(tmp_path.iterdir())) == 2
+    forget_layers()
+    assert same_bits(encoded(demo[1], PROMPTS[0]), first) and len(ran) == 2
+    forget_layers()
+    encoded(demo[1], PROMPTS[1])
+    assert len(ran) == 4
 
 
 def test_gradients_hooks_and_weights_are_computed_anew(demo, ran):

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import weakref
 from collections.abc import Hashable
 
 import torch
@@ -11,6 +12,9 @@ from .prompts import tokens_of
 # Of three letters and more, as tokenizers write them.
 WORD = re.compile(r"([a-z]{3,})</w>|[\u2581\u0120]([a-z]{3,})")
 
+# Whole words by tokenizer, whose vocabulary stays: to look through it takes longer than to search the words.
+_words: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
 
 def vocabulary(clip, name: str) -> tuple[dict[int, str], torch.Tensor]:
     """(whole words by token, the token embeddings [V, d] on the CPU) of one of a CLIP's encoders, without LoRAs.
@@ -18,11 +22,11 @@ def vocabulary(clip, name: str) -> tuple[dict[int, str], torch.Tensor]:
     name: of the tokenizer and of the encoder. A token is a whole word where its own mark says so: CLIP's stands behind
     words, those of T5, Llama and Qwen before them.
     """
-    words = {}
-    for token, written in getattr(clip.tokenizer, name).inv_vocab.items():
-        match = WORD.fullmatch(written)
-        if match:
-            words[token] = match[1] or match[2]
+    tokenizer = getattr(clip.tokenizer, name)
+    words = _words.get(tokenizer)
+    if words is None:
+        matches = {token: WORD.fullmatch(written) for token, written in tokenizer.inv_vocab.items()}
+        words = _words[tokenizer] = {token: match[1] or match[2] for token, match in matches.items() if match}
     layer = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings()
     return words, layer.weight.detach().to("cpu", torch.float32)
 
