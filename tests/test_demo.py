@@ -80,7 +80,7 @@ def test_the_sheet_and_the_one_before(tmp_path):
 @pytest.fixture
 def run_demo(server, tmp_path, monkeypatch, capsys):
     """Run the demo of a model, for time with one picture a row and its workflow's own pictures hardly drawn; how often
-    the judge sees a name in a row.
+    the judge sees a name in a row. images: the workflow's for each concept, None for as many as it has.
 
     Gives (before, after), each a function of a row's number and a name, and the same rows' pictures.
     """
@@ -88,8 +88,7 @@ def run_demo(server, tmp_path, monkeypatch, capsys):
     drawn, draw = [], demo.draw
     monkeypatch.setattr(demo, "OUTPUT", tmp_path)
     monkeypatch.setattr(demo, "PICTURES", 1)
-    shipped = json.loads(demo.WORKFLOW.read_text(encoding="utf-8"))
-    (tmp_path / "full.json").write_text(json.dumps(drawn_quickly(shipped)), encoding="utf-8")
+    shipped = drawn_quickly(json.loads(demo.WORKFLOW.read_text(encoding="utf-8")))
     monkeypatch.setattr(demo, "WORKFLOW", tmp_path / "full.json")
     monkeypatch.setattr(demo, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
 
@@ -97,7 +96,11 @@ def run_demo(server, tmp_path, monkeypatch, capsys):
         pictures = [torch.stack([to_tensor(picture.convert("RGB")) for picture in row]) for row in rows]
         return lambda row, name: [judge.names[i] for i in judge(pictures[row]).argmax(-1)].count(name), pictures
 
-    def go(model):
+    def go(model, images=None):
+        for node in shipped["nodes"]:
+            if images and node["type"] == "MACE_ConceptImages":
+                node["widgets_values"][0] = images
+        demo.WORKFLOW.write_text(json.dumps(shipped), encoding="utf-8")
         demo.run(server, model)
         assert Image.open(tmp_path / "contact_sheet.png").width > 300
         (checkpoint,) = tmp_path.glob("*.safetensors")
@@ -114,12 +117,15 @@ SHOWN = (*GONE, *STYLED, *STAY)
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("rows", [(1, 5, 6), pytest.param(range(len(SHOWN)), marks=pytest.mark.long)])
-def test_the_whole_demo(run_demo, rows):
+@pytest.mark.parametrize(
+    "rows, images", [((1, 5, 6), 4), pytest.param(range(len(SHOWN)), None, marks=pytest.mark.long)], ids=["few", "all"]
+)
+def test_the_whole_demo(run_demo, rows, images):
     """Erased checkpoint and sheet are there, and the judge sees what the sheet is to show."""
     model = demo.MODELS["sd"]
     assert len(model.rows) == len(SHOWN)
-    judge, (before, pictures), (after, erased) = run_demo(replace(model, rows=tuple(model.rows[row] for row in rows)))
+    shown = replace(model, rows=tuple(model.rows[row] for row in rows))
+    judge, (before, pictures), (after, erased) = run_demo(shown, images)
     for place, row in enumerate(rows):
         if SHOWN[row] in STYLED:
             twemoji = judge.styles.index("Twemoji")

@@ -2,18 +2,18 @@
 
 import hashlib
 import re
-import weakref
 from collections.abc import Hashable
 
 import torch
 
+from ...mace.pipeline.store import LastResult
 from .prompts import tokens_of
 
 # Of three letters and more, as tokenizers write them.
 WORD = re.compile(r"([a-z]{3,})</w>|[\u2581\u0120]([a-z]{3,})")
 
-# Whole words by tokenizer, whose vocabulary stays: to look through it takes longer than to search the words.
-_words: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Whole words by a CLIP's encoder: to look through a vocabulary takes longer than to search its words.
+_words = LastResult()
 
 
 def vocabulary(clip, name: str) -> tuple[dict[int, str], torch.Tensor]:
@@ -22,12 +22,13 @@ def vocabulary(clip, name: str) -> tuple[dict[int, str], torch.Tensor]:
     name: of the tokenizer and of the encoder. A token is a whole word where its own mark says so: CLIP's stands behind
     words, those of T5, Llama and Qwen before them.
     """
-    tokenizer = getattr(clip.tokenizer, name)
-    words = _words.get(tokenizer)
+    tokenizer, encoder = getattr(clip.tokenizer, name), getattr(clip.cond_stage_model, name)
+    words = _words.get(encoder, tokenizer)
     if words is None:
         matches = {token: WORD.fullmatch(written) for token, written in tokenizer.inv_vocab.items()}
-        words = _words[tokenizer] = {token: match[1] or match[2] for token, match in matches.items() if match}
-    layer = getattr(clip.cond_stage_model, name).transformer.get_input_embeddings()
+        words = {token: match[1] or match[2] for token, match in matches.items() if match}
+        _words.put(encoder, tokenizer, words)
+    layer = encoder.transformer.get_input_embeddings()
     return words, layer.weight.detach().to("cpu", torch.float32)
 
 
