@@ -10,7 +10,8 @@ PATIENCE = 60_000
 
 def open_page(browser: Browser, url: str, width: int = 1600, height: int = 1000) -> Page:
     """The page of a host at `url`, ready. width, height: of what is seen of it, in pixels."""
-    opened = browser.new_page(viewport={"width": width, "height": height})
+    # Animations are drawn by the processor that the host computes with.
+    opened = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
     opened.goto(url)
     opened.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=PATIENCE)
     opened.wait_for_selector('[data-testid="queue-button"]', timeout=PATIENCE)
