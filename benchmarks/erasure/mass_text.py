@@ -12,10 +12,11 @@ the judge's features, with shrunk covariances, since these are hundreds of pictu
 of the base model with another noise shows what chance alone makes of it. *Time* is from the list of concepts to the
 erased model; the demo model's text layers that change nothing are not computed here.
 
-The refinement has weights that serve a list of any length (lambda1 1e-4 for each concept, mu 1 in embeddings, the
-preset *demo model, lists of any length*), with a prior of captions over the whole vocabulary that steps aside for each
-list ([search.md](search.md)). LoRAs are trained as by the preset of the other sections; Eq. 7 has lambda2 1e-4 for each
-concept and mu 1. UCE, SPEED and OCE, by their nodes and published weights, preserve all other things by name.
+The refinement has lambda1 1e-4 for each concept and mu 1 in embeddings, with a prior of captions over the whole
+vocabulary that steps aside for each list ([search.md](search.md)). The preset *demo model, lists of any length* has
+lambda1 1e-2 for every list since, the same at a hundred (next section). LoRAs are trained as by the preset of the other
+sections; Eq. 7 has lambda2 1e-4 for each concept and mu 1. UCE, SPEED and OCE, by their nodes and published weights,
+preserve all other things by name.
 """,
         """
 
