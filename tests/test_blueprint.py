@@ -90,6 +90,7 @@ def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch,
     model, clip, vae = demo
     stage, presets = (comfy_host.module(name) for name in ("nodes.stages.erasing", "mace.presets.presets"))
     monkeypatch.setattr(stage, "IMAGES", IMAGES)
+    monkeypatch.setattr(stage, "SAMPLING", {**stage.SAMPLING, "steps": STEPS})
     monkeypatch.setattr(stage, "CAPTIONS", stage.CaptionSource("built-in", CAPTIONS, seed=0))
     monkeypatch.setattr(comfy_host.module("nodes.erase.prior"), "USUAL", CAPTIONS)
     paper = presets.PRESETS[presets.PAPER]
@@ -103,7 +104,7 @@ def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch,
     )  # fmt: skip
     changed = {
         "MACE_Concepts": {"concepts": words, "type": kind},
-        "MACE_ConceptImages": {"count": IMAGES, **small},
+        "MACE_ConceptImages": {"count": IMAGES, "steps": STEPS, **small},
     }
     staged = run(comfy_host, inside, {"model": model, "clip": clip, "vae": vae}, changed)
     assert f"{CAPTIONS} captions (built-in" in report(staged["MACE_Prior"])

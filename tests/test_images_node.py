@@ -40,17 +40,18 @@ def test_a_concepts_images_do_not_depend_on_the_list(comfy_host, demo, drawn):
 
 def test_a_longer_list_draws_only_what_is_new(comfy_host, demo, two, monkeypatch):
     module = comfy_host.module("nodes.stages.images")
-    images(comfy_host, demo, two)
+    few = dict(steps=2)
+    images(comfy_host, demo, two, **few)
     asked = []
     sample = module.Sampling._sample
     monkeypatch.setattr(module.Sampling, "_sample", lambda self, prompt: asked.append(prompt) or sample(self, prompt))
     longer = concepts(comfy_host, "dog -> sky\ncat\nship -> ground")
-    found = images(comfy_host, demo, longer)
+    found = images(comfy_host, demo, longer, **few)
     assert asked == ["a photo of the cat"]
     assert [entry.concept.target for entry in found[0]] == ["dog", "cat", "ship"]
     # Another seed, prompt, or model is another picture.
-    images(comfy_host, demo, two, seed=1)
-    images(comfy_host, demo, two, prompt="a drawing of a {}")
+    images(comfy_host, demo, two, seed=1, **few)
+    images(comfy_host, demo, two, prompt="a drawing of a {}", **few)
     assert len(asked) == 5
 
 
