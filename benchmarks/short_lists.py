@@ -1,6 +1,6 @@
-"""One lambda1 for lists of any length: a thing, ten things, and ten with the aliases that the model tells.
+"""How large a lambda1 short lists take: a thing, ten things, and ten with the aliases that the model tells.
 
-    python dev.py run python -m benchmarks.one_lambda1
+    python dev.py run python -m benchmarks.short_lists
 
 Closed form alone, own words too, mu 1 in embeddings, and the prior with sentences, which steps aside for each list.
 Judged as benchmarks.mass does, by every second thing that stays, and ten by the synonyms of the ten classes too, none
@@ -47,7 +47,7 @@ def rows_of(mass: Mass) -> Iterator[dict]:
 
 def main() -> None:
     """The command."""
-    rows = Rows(RESULTS / "one_lambda1.json")
+    rows = Rows(RESULTS / "short_lists.json")
     with tempfile.TemporaryDirectory() as folder:
         mass = Mass(Path(folder), own_words=True, each=2)
         with mass.bench.any_length(wider=True):
