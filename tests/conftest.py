@@ -135,7 +135,7 @@ def server(server_base, demo_checkpoint):
     from devtools.client import Client
 
     base = server_base("server")
-    (base / "custom_nodes/few_steps").symlink_to(REPO / "tests/few_steps")
+    (base / "custom_nodes/draw_few").symlink_to(REPO / "tests/draw_few")
     # The classic cache drops nothing between prompts, so that what runs again can be counted.
     with host.start(
         _from_environment("MACE_COMFYUI"),

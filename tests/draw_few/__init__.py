@@ -1,4 +1,5 @@
-"""A custom node without nodes, for a server of the tests: Erase Concepts draws few pictures in few steps, for time."""
+"""A custom node without nodes, for servers of the tests: few training pictures of Erase Concepts, in few steps as those
+before and after, for time."""
 
 import sys
 
