@@ -49,10 +49,10 @@ OWN_WORDS = ("own",)
 class Mass:
     """The demo model, its whole prior, and what is asked."""
 
-    def __init__(self, folder: Path, own_words: bool = False, each: int = 3):
+    def __init__(self, folder: Path, own_words: bool = False, each: int = 3, forms: int = 1):
         """own_words: whether the refinement moves the concepts' own words too.  each: of what stays, how many-th is
-        asked for."""
-        self.own_words = "on" if own_words else "auto"
+        asked for.  forms: in how many captions each."""
+        self.own_words, self.forms = "on" if own_words else "auto", forms
         self.bench = bench = Bench(open_host(folder), STEPS)
         self.measures = bench.host.module("mace.pipeline.refine").MEASURE_NAMES
         self.order = mass_order(bench.words)
@@ -60,11 +60,11 @@ class Mass:
 
     def questions(self, erased: Sequence[str]) -> dict[str, list[Question]]:
         """By group: what is erased, what stays, and the same in captions of other forms."""
-        forms = [Question(FORMS[i % len(FORMS)].format(name), name, SEED) for i, name in enumerate(self.kept)]
+        own = [(FORMS[(i + 2 * k) % len(FORMS)], name) for k in range(self.forms) for i, name in enumerate(self.kept)]
         return {
             "erased": asked(erased, TEMPLATES[:1], seeds=max(1, 6 // len(erased)), seed=SEED),
             "others": asked(self.kept, TEMPLATES[1:], seed=SEED),
-            "captions": forms,
+            "captions": [Question(form.format(name), name, SEED) for form, name in own],
         }
 
     def refined(self, erased: Sequence[str], lambda1: float, mu: float, metric: str):

@@ -59,6 +59,12 @@ def test_synonyms_are_found_and_neighbours_are_not(find, shown):
     assert first.startswith("deer: ") and "; then " in first and second.startswith("dog: nothing; then ")
 
 
+def test_an_alias_too_many_is_not_kept(find):
+    """What the model calls the same, beyond `most`, is neither erased nor to be kept."""
+    node = find(words=WORDS, most=1)
+    assert len(node[0][0].aliases) == 1 and node[3].splitlines() == ["horse", "cherry blossom", "wolf"]
+
+
 def test_the_vocabulary_is_searched_where_no_words_are_given(find, shown):
     node = find(shown[1:], nearest=80)
     ((dog,), near) = node[0], node[3].splitlines()

@@ -244,6 +244,28 @@ def test_the_prior(comfy_host, demo, listed, parts):
     assert "lambda3 has no effect" in report(fuse(comfy_host, model, parts[3], lambda3="1"))
 
 
+def test_what_has_no_strength_stays_in_the_prior(comfy_host, demo, listed, parts):
+    """A concept left as it is holds on to its captions and its preserved name, in the fusion and the refinement."""
+    model, clip, _ = demo
+    names = comfy_host.base / "input" / "both.txt"
+    names.write_text("a photo of a ship\na photo of a dog\na house\na tree", encoding="utf-8")
+    chosen = dict(captions=names.name, count=9, seed=0, preserve="ship\ndog", preserve_type="object", retention="none")
+    whole = comfy_host.run("MACE_Prior", clip=clip, **chosen)[0]
+    given = dict(prior=whole, clip=clip, lambda2="1e-3", lambda3="1e-3")
+    ship = refine(comfy_host, model, clip, concepts(comfy_host, "ship -> ground"), mu="10")[1]
+    two = fuse(comfy_host, model, parts[3], strengths="dog = 0", **given)
+    alone = fuse(comfy_host, model, parts[3], refinement=ship, **given)
+    assert "1 of 4 captions" in report(two) and "erased now: ship\n" in report(two)
+    key = next(iter(two[0].patches))
+    torch.testing.assert_close(delta_of(two[0], key), delta_of(alone[0], key))
+    stage, text = (comfy_host.module(name) for name in ("mace.pipeline.refine", "nodes.host.pipeline"))
+    encoder, weights = text.text_and_weights(model, clip)
+    how = comfy_host.module("mace.method.refine").RefineWeights(lambda1=1e-3, mu=10.0)
+    progress = comfy_host.module("nodes.host.progress").NodeProgress()
+    about = stage.refine_model(weights, encoder, progress, listed, how, whole, strengths=(0.0, 1.0))[2]
+    assert "taken out of the prior: 1 of 4 captions, which name what is erased" in about
+
+
 def test_wrong_models(comfy_host, demo, parts):
     with pytest.raises(ValueError, match="connect the MODEL from before CFR Refine"):
         fuse(comfy_host, parts[0], parts[3])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.erasure.questions import TEMPLATES, Examiner, asked
+from benchmarks.erasure.questions import TEMPLATES, VARIED, Examiner, asked
 from benchmarks.pictures import Studio, vocabulary
 from devtools.cache import REPO
 from devtools.demo_prior import captions, sentences
@@ -82,7 +82,9 @@ class Bench:
         skip_identity_layers(self.clip)
         folder = Path(self.host.folder_paths.get_input_directory())
         names = self.words["concepts"]
-        lines = [*captions(names), *(sentences(names) if wider else ())]
+        # What is asked for is in no caption of it.
+        judged = {form.format(name) for form in (*TEMPLATES, *VARIED) for name in names}
+        lines = [line for line in [*captions(names), *(sentences(names) if wider else ())] if line not in judged]
         (folder / VOCABULARY).write_text("\n".join(lines), encoding="utf-8")
         every = dict(count=1_000_000, seed=0, preserve="", preserve_type="object", retention="none")
         self.prior = self.host.run("MACE_Prior", clip=self.clip, captions=VOCABULARY, **every)[0]

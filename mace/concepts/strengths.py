@@ -48,3 +48,9 @@ def strengths_of(text: str, concepts: Sequence[Concept]) -> list[float]:
     """
     check_comments(text, concepts, "strengths")
     return values_of(parse_strengths(text), concepts, lambda concept: 1.0, "strengths")
+
+
+def with_strength(concepts: Sequence[Concept], strengths: Sequence[float] | None) -> tuple[Concept, ...]:
+    """Those of the concepts that are erased at all. strengths: one a concept, None where all have some."""
+    own = [1.0] * len(concepts) if strengths is None else strengths
+    return tuple(concept for concept, strength in zip(concepts, own, strict=True) if strength)

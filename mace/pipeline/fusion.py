@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from ..concepts.concept import Concept, normalised, phrases_by_key
-from ..concepts.strengths import strengths_of
+from ..concepts.strengths import strengths_of, with_strength
 from ..formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of, refinement_digest
 from ..formats.provenance import concept_record, prior_record
 from ..method.fuse import TO_BASE, TO_REFINED, FuseWeights, fuse, naive
@@ -109,27 +109,34 @@ def _has_moments(entry: ErasureLora, recipe: Recipe) -> bool:
 
 
 def choose_prior(
-    parts: Parts, prior: Prior | None, text: Text | None, captions: bool, lines: list[str], progress: Progress
+    recipe: Recipe,
+    erased: Sequence[Concept],
+    prior: Prior | None,
+    text: Text | None,
+    captions: bool,
+    lines: list[str],
+    progress: Progress,
 ) -> Prior | None:
     """The prior to fuse with: the one given, else the refinement's own, without what contradicts the list.
 
-    text: None where none is connected.  captions: whether the prior's captions count. Raises LoraSetError where the
-    prior is missing, and ValueError where it preserves what is to be erased and cannot step aside.
+    erased: those of the concepts that have a strength.  text: None where none is connected.  captions: whether the
+    prior's captions count. Raises LoraSetError where the prior is missing, and ValueError where it preserves what is to
+    be erased and cannot step aside.
     """
-    chosen = _own_or_given(parts.recipe, prior, lines)
+    chosen = _own_or_given(recipe, prior, lines)
     if chosen is None:
         return None
     if text is not None:
-        chosen = step_aside(chosen, parts.concepts, text, captions, lines, progress)
+        chosen = step_aside(chosen, erased, text, captions, lines, progress)
     elif captions and chosen.texts is not None:
-        held = len(named_captions(chosen, phrases_by_key(parts.concepts).values()))
+        held = len(named_captions(chosen, phrases_by_key(erased).values()))
         if held:
             lines.append(
                 f"{held} captions of the prior name what is erased: connect the CLIP, so that they are taken out"
             )
-    check_preserved(parts.concepts, chosen)
+    check_preserved(erased, chosen)
     if captions and chosen.mean is not None:
-        lines += held_names(parts.concepts, chosen)
+        lines += held_names(erased, chosen)
     return chosen
 
 
@@ -187,7 +194,8 @@ def fused_model(
     else:
         chosen, about = choose_weights(parts.recipe, *weights, pull)
     counts = bool(parts.recipe.weights.lambda1 or chosen is not None and chosen.lambda2)
-    prior = choose_prior(parts, prior, text, counts, lines, progress)
+    own = strengths_of(strengths, parts.concepts)
+    prior = choose_prior(parts.recipe, with_strength(parts.concepts, own), prior, text, counts, lines, progress)
     if chosen is not None:
         if chosen.lambda2 and (prior is None or prior.mean is None):
             lines.append("lambda2 has no effect: there is no prior with captions")
@@ -196,7 +204,6 @@ def fused_model(
     strange = next((key for lora in parts.loras for key in lora if key not in keys), None)
     if strange is not None:
         raise LoraSetError(f"the LoRAs are of another model: this one has no {strange}")
-    own = strengths_of(strengths, parts.concepts)
     scaled = [strength * parts.recipe.strength for strength in own]
     listed = [[concept.target, strength] for concept, strength in zip(parts.concepts, own, strict=True)]
     lines = [*about, *lines, f"{len(parts.concepts)} concepts, {sum(bool(lora) for lora in parts.loras)} LoRAs"]

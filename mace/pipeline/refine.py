@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept, normalised, phrases_by_key
+from ..concepts.strengths import with_strength
 from ..formats.provenance import refinement_record
 from ..messages import MessageError
 from ..method.metric import reading_metric
@@ -227,10 +228,11 @@ def refine_model(
     lines: list[str] = []
     keys = model.tokens(projections)
     own = text.at_ports if own_words is None else own_words
+    erased = with_strength(concepts, strengths)
     if prior is not None:
         prior.check(text.fingerprint, text.other_widths)
-        prior = step_aside(prior, concepts, text, bool(weights.lambda1), lines, progress)
-    check_prior(concepts, weights, prior, lines)
+        prior = step_aside(prior, erased, text, bool(weights.lambda1), lines, progress)
+    check_prior(erased, weights, prior, lines)
     prompts = sum(len(concept.readings) for concept in concepts)
     edited = len(keys) + sum(map(len, model.others))
     step = progress.begin(prompts + edited)

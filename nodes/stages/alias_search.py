@@ -272,7 +272,10 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     # What the artist did not choose is drawn most alike, and erasing reaches it first.
     erased = phrases_by_key(found)
     left = [word for concept in usual for word in concept.aliases if normalised(word) not in erased]
-    near = near_words([*left, *neighbours(found, tried, s.neighbours)], staying, {*erased, *map(normalised, kept)})
+    # What the model calls the same is not kept where it is only more than `most`.
+    same = {word for own in scores for word, score in own.items() if score >= s.threshold}
+    others = [[word for word in own if word not in same] for own in tried]
+    near = near_words([*left, *neighbours(found, others, s.neighbours)], staying, {*erased, *map(normalised, kept)})
     offered = tuple(
         listed(own, best.aliases, new, said)
         for own, best, new, said in zip(candidates(concepts, scores, kept), usual, added, scores, strict=True)

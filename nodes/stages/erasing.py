@@ -68,7 +68,7 @@ def refine_as_preset(
     lean: float = 0.0,
     keep: Sequence[Concept] = (),
 ):
-    """(refined MODEL, Refinement, lines for the artist, the prior it was refined with) with a preset's weights.
+    """(refined MODEL, Refinement, lines for the artist, the prior before it stepped aside) with a preset's weights.
 
     prior: where None, built-in captions are read if the weights need them, fewer on a slow CPU.  strengths: see
     `refine_model`.  lean: see `mace.presets.leaning`.  keep: to preserve besides what the prior does, with NEAR_WEIGHT
@@ -107,7 +107,7 @@ def refine_as_preset(
     settings = written_settings(*told, form, measures)
     how = dict(settings=settings, strengths=strengths, own_words=True if chosen.closed_form else None)
     refined, refinement, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, **how)
-    return refined.model, refinement, [*read, *lines, *about], refinement.prior
+    return refined.model, refinement, [*read, *lines, *about], prior
 
 
 def leant(refinement: Refinement, lean: float) -> Refinement:
@@ -274,7 +274,7 @@ def fuse_as_preset(
     """(fused MODEL, lines for the artist, those on how far other words moved, [target, strength] of every concept) with
     a preset's weights.
 
-    loras: trained on the refinement.  prior: that it was refined with.  keep: what it preserves of itself.
+    loras: trained on the refinement.  prior: see `refine_as_preset`.  keep: what it preserves of itself.
     """
     fuse_as = (AUTO,) * 3
     if wanted.preset.fuse is not None:
