@@ -54,6 +54,30 @@ def test_with_aliases_both_come_of_one_search(comfy_host, demo, erase):
     assert node[1].recipe.prior.preserved == ("wolf", "rose", "horse") and node[1].recipe.prior.captions == 20
 
 
+def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, erase, monkeypatch):
+    """What is kept follows the list, and the LoRAs that are there stay; a new strength reads no prompt again."""
+    trainer, text = comfy_host.module("nodes.stages.trainer"), comfy_host.module("nodes.host.text")
+    trainer._store.clear()
+    about = dict(captions="built-in", count=20, seed=0, preserve="rose", preserve_type="object", retention="none")
+    given = comfy_host.run("MACE_Prior", clip=demo[1], **about)[0]
+    for prior in (None, given):
+        more = {} if prior is None else {"prior": prior}
+        one = erase(words="deer -> street", **more)[1]
+        two = erase(words="deer -> street\nwolf -> forest", **more)[1]
+        assert "horse" in one.recipe.prior.preserved and one.recipe.prior.preserved != two.recipe.prior.preserved
+        assert two.loras[0].lora is one.loras[0].lora
+    monkeypatch.setattr(text.TextEncoder, "gram", None)
+    assert "wolf (0.5)" in report(
+        comfy_host.run(
+            "MACE_EraseConcepts",
+            **dict(zip(("model", "clip", "vae"), demo, strict=True)),
+            **dict(preset="short", width=64, height=64, seed=0, keep_near=True, prior=given),
+            words="deer -> street\nwolf -> forest",
+            strengths="wolf = 0.5",
+        )
+    )
+
+
 def test_more_is_preserved_as_if_it_had_always_been(comfy_host, demo):
     """A prior that preserves two concepts and then a third is the prior that was made with three, to 1e-9."""
     priors, Concept = comfy_host.module("mace.pipeline.prior"), comfy_host.module("mace.concepts.concept").Concept
@@ -69,6 +93,7 @@ def test_more_is_preserved_as_if_it_had_always_been(comfy_host, demo):
     expected = whole.preserve_moment()
     torch.testing.assert_close(more.preserve_moment(), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
     assert more.preserved == whole.preserved and more.texts == whole.texts and torch.equal(more.mean, whole.mean)
+    assert more.digest == priors.preserve_also(part, keep[2:], encoder, progress).digest != part.digest
 
 
 def test_people_and_artists_of_the_papers_lists_give_way(comfy_host):

@@ -67,6 +67,11 @@ def texts_digest(captions: Sequence[str], prompts: Sequence[Sequence[str]]) -> s
     return hashlib.sha256(json.dumps([list(captions), [list(own) for own in prompts]]).encode()).hexdigest()
 
 
+def digest_beside(digest: str) -> str:
+    """Of a prior that preserves what comes of the list that is erased too: another list, the same digest."""
+    return texts_digest((digest,), ())
+
+
 @dataclass(frozen=True)
 class Prior:
     """Moments to keep, in float64.
@@ -259,7 +264,7 @@ def step_aside(
 
 
 def preserve_more(prior: Prior, names: Sequence[str], prompts: Sequence[tuple[str, ...]], sums: Sums) -> Prior:
-    """The prior with further concepts to preserve, as if it had been made with them.
+    """The prior with further concepts to preserve, as if it had been made with them, but for its digest.
 
     names: their phrases.  prompts: of each of them.  sums: of all these prompts.
     """
@@ -284,5 +289,5 @@ def preserve_more(prior: Prior, names: Sequence[str], prompts: Sequence[tuple[st
         others=tuple((mean, own) for (mean, _), own in zip(prior.others, others, strict=True)),
         preserved=(*prior.preserved, *names),
         texts=None if texts is None else PriorTexts(texts.captions, (*texts.prompts, *prompts)),
-        made_of=texts_digest((prior.digest,), prompts),
+        made_of=digest_beside(prior.digest),
     )

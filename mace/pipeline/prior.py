@@ -16,6 +16,7 @@ from ..method.prior import (
     Prior,
     PriorTexts,
     Sums,
+    digest_beside,
     make_prior,
     preserve_more,
     probe_distance,
@@ -33,6 +34,9 @@ _last_aside = LastResult()
 # The last captions' moment by text encoder: another list of concepts leaves out other captions, and taking their
 # part off the whole spares encoding thousands of captions again.
 _last_general = LastResult()
+# The last prior that preserves more than it did by text encoder, with the one it was, and the last moments of concepts
+# to preserve: other strengths ask for them again.
+_last_more, _last_preserve = LastResult(), LastResult()
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,19 @@ def general_moment(
     return tuple(None if part is None else part - own.cpu() for part, own in zip(total, less, strict=True))
 
 
+def preserve_sums(encoder: Text, prompts: Sequence[str], step: Callable[[int], None]) -> Sums:
+    """`Text.gram` of the prompts of concepts to preserve."""
+    key = (encoder.identity, tuple(prompts))
+    found = _last_preserve.get(encoder.module, key)
+    if found is not None:
+        step(len(prompts))
+        return found
+    # On the CPU, as the captions' moment.
+    found = tuple(None if part is None else part.cpu() for part in encoder.gram(prompts, step))
+    _last_preserve.put(encoder.module, key, found)
+    return found
+
+
 def captions_to_read(encoder: Text, source: CaptionSource) -> int:
     """How many captions `build_prior` would read: none where their sum is kept from before."""
     return source.count if _last_general.get(encoder.module, (encoder.identity, source)) is None else 0
@@ -140,12 +157,14 @@ def build_prior(
     source: CaptionSource,
     keep: Sequence[Concept] = (),
     concepts: Sequence[Concept] = (),
+    beside: Sequence[Concept] = (),
 ) -> tuple[Prior, Drawn]:
     """The moments of captions and of what is to be kept, without the captions that name what is to be erased.
 
-    keep: the concepts to preserve.  concepts: those to erase. Raises ValueError where a concept is both, and where
-    nothing is left.
+    keep: the concepts to preserve.  concepts: those to erase.  beside: to preserve too, as `preserve_also` does. Raises
+    ValueError where a concept is both, and where nothing is left.
     """
+    chosen, keep = len(keep), [*keep, *beside]
     erased = phrases_by_key(concepts)
     for concept in keep:
         if normalised(concept.target) in erased:
@@ -160,7 +179,8 @@ def build_prior(
     prompts = [prompt for own in kept_prompts for prompt in own]
     step = progress.begin(len(drawn) + len(left_out) + len(prompts))
     general, pooled, *others = general_moment(encoder, drawn, left_out, source, step) if kept else (None, None)
-    preserve, pooled_preserve, *others_preserve = encoder.gram(prompts, step) if prompts else (None, None)
+    preserve, pooled_preserve, *others_preserve = preserve_sums(encoder, prompts, step) if prompts else (None, None)
+    made_of = texts_digest(drawn, kept_prompts[:chosen])
     prior = make_prior(
         general,
         len(kept),
@@ -172,7 +192,7 @@ def build_prior(
         (pooled, pooled_preserve),
         PriorTexts(tuple(kept), kept_prompts),
         tuple(zip_longest(others, others_preserve)),
-        texts_digest(drawn, kept_prompts),
+        digest_beside(made_of) if beside else made_of,
     )
     return prior, Drawn(kept, left_out, len(found) - len(drawn))
 
@@ -240,13 +260,19 @@ def _taken_out(
 def preserve_also(prior: Prior, keep: Sequence[Concept], encoder: Text, progress: Progress) -> Prior:
     """The prior that preserves further concepts too; those that it preserves already count once.
 
-    encoder: the prior's own (see `Prior.check`).
+    They come of the list that is erased, and `Prior.digest` says of them only that there are some. encoder: the prior's
+    own (see `Prior.check`).
     """
     known = set(map(normalised, prior.preserved))
     new = [concept for concept in keep if normalised(concept.target) not in known]
     if not new:
         return prior
-    prompts = [prompts_of(concept) for concept in new]
-    every = [prompt for own in prompts for prompt in own]
-    sums = encoder.gram(every, progress.begin(len(every)))
-    return preserve_more(prior, tuple(concept.target for concept in new), prompts, sums)
+    prompts = tuple(map(prompts_of, new))
+    key = (encoder.identity, prompts)
+    whole, found = _last_more.get(encoder.module, key) or (None, None)
+    if whole is None or whole() is not prior:
+        every = [prompt for own in prompts for prompt in own]
+        sums = preserve_sums(encoder, every, progress.begin(len(every)))
+        found = preserve_more(prior, tuple(concept.target for concept in new), prompts, sums)
+        _last_more.put(encoder.module, key, (weakref.ref(prior), found))
+    return found

@@ -80,12 +80,12 @@ def refine_as_preset(
     if prior is None and needs_captions(concepts, chosen):
         reading = in_time(text, clip, CAPTIONS)
         reading.say()
-        prior, _ = build_prior(text, NodeProgress(), reading.source, keep, concepts)
+        prior, _ = build_prior(text, NodeProgress(), reading.source, (), concepts, keep)
         read = reading.lines
     elif keep:
         send_text("reading what is kept")
         if prior is None:
-            prior, _ = build_prior(text, NodeProgress(), replace(CAPTIONS, count=0), keep, concepts)
+            prior, _ = build_prior(text, NodeProgress(), replace(CAPTIONS, count=0), (), concepts, keep)
         else:
             prior.check(text.fingerprint, text.other_widths)
             prior = preserve_also(prior, keep, text, NodeProgress())
