@@ -1,12 +1,12 @@
 """One choice of settings travels with the concepts, through every node behind them, in the real host."""
 
 import re
-from dataclasses import replace
 
 import pytest
+import torch
 
 from mace.presets.presets import PAPER, PRESETS
-from tests.stages import fuse, images, report, train
+from tests.stages import delta_of, fuse, images, report, train
 from tests.test_refine_node import concepts
 
 pytestmark = pytest.mark.host
@@ -125,10 +125,10 @@ def test_a_longer_list_keeps_what_was_trained_though_its_weights_grow(comfy_host
     weights = [node[1].weights.lambda1 for node in nodes]
     assert weights[0] < weights[2] and len({key(node[0]) for node in nodes}) == 1
     stage, found = (comfy_host.module(f"nodes.{name}") for name in ("stages.erasing", "host.preset_files"))
-    # Where Erase Concepts trains nothing it moves the concepts' own words too.
-    chosen = replace(found.find_preset(preset), closed_form=False)
-    whole = stage.refine_as_preset(*demo[:2], lists[2], chosen, prior)[0]
-    assert key(whole) == key(nodes[0][0])
+    chosen = found.find_preset(preset)
+    whole, refinement, *_ = stage.refine_as_preset(*demo[:2], lists[2], chosen, prior)
+    assert key(whole) == key(nodes[0][0]) and refinement.own_words == chosen.closed_form
+    assert all(torch.equal(delta_of(whole, name), delta_of(nodes[2][0], name)) for name in whole.patches)
     written = refined(comfy_host, demo, lists[0], prior=prior, lambda1=repr(weights[0]))
     assert written[1].weights == nodes[0][1].weights and key(written[0]) != key(nodes[0][0])
 

@@ -93,7 +93,8 @@ class Clustered(OnCluster):
 
     def refine(self, loaded, concepts, settings: dict, prior):
         """The outputs of CFR Refine, whose settings these are, and the concepts that it has."""
-        own_words = self.session.host.module("nodes.erase.refine").OWN_WORDS[settings["own_words"]]
+        module, concept = (self.session.host.module(name) for name in ("nodes.erase.refine", "mace.concepts.concept"))
+        own_words = module.moves_own_words(settings["own_words"], module.find_preset(concept.preset_of(concepts)))
         with self.moments(loaded, concepts, settings["pooled_text"], own_words) as kept:
             found = self.session.run(
                 REFINE, **settings, model=loaded.model, clip=loaded.clip, concepts=kept, prior=prior

@@ -14,6 +14,7 @@ from ...mace.pipeline.refine import (
     written_settings,
 )
 from ...mace.pipeline.written import AUTO, read_weight
+from ...mace.presets.presets import Preset
 from ..host.model.unet import PROJECTIONS, is_unet
 from ..host.pipeline import text_and_weights
 from ..host.preset_files import find_preset, weights_in_place_of_auto
@@ -22,6 +23,11 @@ from ..schema import ERASE, ConceptsType, PriorType, RefinementType, number_inpu
 from ..stages.nearby import moved_lines
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
+
+
+def moves_own_words(choice: str, preset: Preset) -> bool | None:
+    """Whether the concepts' own words are moved too; None: where no LoRA is trained. choice: of OWN_WORDS."""
+    return True if choice == AUTO and preset.closed_form else OWN_WORDS[choice]
 
 
 class CFRRefine(io.ComfyNode):
@@ -126,7 +132,7 @@ class CFRRefine(io.ComfyNode):
                     advanced=True,
                     tooltip="On: the concept's own words are erased here too, each to the last word of its mapping "
                     "(ours); the paper leaves them to the erasure LoRA. auto: off for SD1.x, SD2.x and SDXL, where "
-                    "one is trained, and on for all other models.",
+                    "one is trained, unless the settings chosen in Concepts train none; on for all other models.",
                 ),
             ],
             outputs=[
@@ -178,7 +184,7 @@ class CFRRefine(io.ComfyNode):
         forms = preset.refine_forms if own else None
         settings = written_settings(*weights_in_place_of_auto(given, forms), lambda1_form, mu_measures)
         text, original = text_and_weights(model, clip)
-        how = (strength, projections, settings, pooled_text, OWN_WORDS[own_words])
+        how = (strength, projections, settings, pooled_text, moves_own_words(own_words, preset))
         refined, result, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, *how)
         lines += about
         if strength and is_unet(model):
