@@ -173,3 +173,16 @@ def test_moments_on_the_disk_give_the_same_model(comfy_host, demo, monkeypatch):
         own, theirs = (part[-1][1][1][0].double() for part in (entry, fused(found[1]).patches[key]))
         # Half precision of weights is 5e-4.
         assert float((own - theirs).norm()) < 3e-4 * float(own.norm())
+
+
+def test_moments_of_wide_texts_stay_rows(comfy_host, monkeypatch):
+    """On the disk too: their sums are of a size that rows are kept for."""
+    on_disk, span = (comfy_host.module(name) for name in ("nodes.host.kept.on_disk", "mace.method.span"))
+    monkeypatch.setattr(on_disk, "SHARE_OF_MOMENTS", 0.0)
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randn(3, 5, generator=draw) for _ in range(6)]
+    whole = span.RowMoments(*parts[:3], 3, 1, others=(span.RowMoments(*parts[3:], 3, 1),))
+    (kept,) = on_disk.kept_moments(iter([whole]))
+    assert type(kept) is span.RowMoments and (kept.pairs, kept.prompts, kept.pooled) == (3, 1, None)
+    held = [tensor for own in (kept, *kept.others) for tensor in (own.f, own.g, own.rest)]
+    assert all(map(is_on_disk, held)) and all(map(torch.equal, held, parts))

@@ -10,6 +10,8 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
 
 import folder_paths
 import torch
@@ -59,8 +61,26 @@ def written(parts: Iterable[Tensor]) -> Tensor:
 
 
 def kept_moments(moments: Iterable[ConceptMoments | RowMoments]) -> Moments:
-    """A list's moments: in memory, or in a file of the host's temp folder where they are many."""
+    """A list's moments: in memory, or in files of the host's temp folder where they are many."""
     folder = folder_paths.get_temp_directory()
     os.makedirs(folder, exist_ok=True)
     most = int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MOMENTS)
-    return gather_moments(moments, most, folder)
+    given = iter(moments)
+    first = next(given)
+    if isinstance(first, RowMoments):
+        # Their sums would be as wide as their texts: they stay rows.
+        return _kept_rows(chain([first], given), most)
+    return gather_moments(chain([first], given), most, folder)
+
+
+def _kept_rows(moments: Iterable[RowMoments], most: int) -> tuple[RowMoments, ...]:
+    kept, size = [], 0
+    for own in moments:
+        size += own.bytes
+        kept.append(own if size <= most else _rows_on_disk(own))
+    return tuple(kept)
+
+
+def _rows_on_disk(own: RowMoments) -> RowMoments:
+    f, g, rest = (written([part]) for part in (own.f, own.g, own.rest))
+    return replace(own, f=f, g=g, rest=rest, others=tuple(map(_rows_on_disk, own.others)))
