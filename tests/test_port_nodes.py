@@ -114,7 +114,7 @@ def test_a_prior_is_read_where_the_model_reads_it(comfy_host, flux, dog):
         assert moved < 0.01 < change.norm() / weights[key].norm()
 
 
-def test_a_very_wide_text_is_refined_in_the_span_of_its_rows(comfy_host, flux, dog, monkeypatch):
+def test_a_very_wide_text_is_refined_in_the_span_of_its_rows(comfy_host, demo, flux, dog, monkeypatch):
     model, text = flux
     lines = "dog -> cat\nhorse -> tree"
     chosen = concepts(comfy_host, lines)
@@ -133,6 +133,9 @@ def test_a_very_wide_text_is_refined_in_the_span_of_its_rows(comfy_host, flux, d
     settings = dict(captions="built-in", count=0, seed=0, preserve="horse", preserve_type="object", retention="none")
     with pytest.raises(ValueError, match="512 wide and a prior would take"):
         comfy_host.run("MACE_Prior", clip=text, model=model, **settings)
+    whole = dict(preset="paper (Table 10)", width=64, height=64, seed=0, strengths="", keep_near=True)
+    with pytest.raises(ValueError, match="refined without one; turn keep_near off"):
+        comfy_host.run("MACE_EraseConcepts", model=model, clip=text, vae=demo[2], words="dog", **whole)
 
 
 def test_what_does_not_go_together_is_refused(comfy_host, demo, flux, dog):

@@ -187,14 +187,18 @@ class PortText:
         """Which rows f of the target prompt pair with which rows g of the mapping prompt. text: which one's."""
         return pair_rows(self._blocks[text], self._sections, template, (target, mapping), (f, g))
 
-    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> Sums:
-        """As `TextEncoder.gram`, of what the ports read. Raises ValueError for texts that are too wide."""
+    def check_holds_prior(self, cure: str) -> None:
+        """Raise ValueError where the texts are too wide for a prior. cure: what to do then."""
         if self._wide:
             size = 8e-9 * sum(width**2 for width in self.widths)
             raise ValueError(
                 f"this model's text is {' + '.join(map(str, self.widths))} wide and a prior would take {size:.1f} GB: "
-                "it is refined without one; set mu above 0 in CFR Refine"
+                f"it is refined without one; {cure}"
             )
+
+    def gram(self, prompts: Sequence[str], step: Callable[[int], None]) -> Sums:
+        """As `TextEncoder.gram`, of what the ports read. Raises ValueError for texts that are too wide."""
+        self.check_holds_prior("set mu above 0 in CFR Refine")
         device = self.model.load_device
         totals, pooled = [Gram(width, device) for width in self.widths], None
         for part in chunks(prompts):

@@ -181,6 +181,9 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
     keep: Sequence[Concept] = ()
     if wanted.asks:
         check_vae(vae)
+        text, _ = text_and_weights(model, clip)
+        if wanted.keep_near and text.at_ports:
+            text.check_holds_prior("turn keep_near off")
         send_text("drawing pictures to ask for other words by")
         settings = {"count": AliasSettings().pictures, **sampling(model), **wanted.drawing}
         images = make_images(model, clip, vae, concepts, AUTO, "", settings)
