@@ -264,6 +264,7 @@ def test_what_has_no_strength_stays_in_the_prior(comfy_host, demo, listed, parts
     progress = comfy_host.module("nodes.host.progress").NodeProgress()
     about = stage.refine_model(weights, encoder, progress, listed, how, whole, strengths=(0.0, 1.0))[2]
     assert "taken out of the prior: 1 of 4 captions, which name what is erased" in about
+    assert "  taken out: a photo of a ship" in about
 
 
 def test_wrong_models(comfy_host, demo, parts):

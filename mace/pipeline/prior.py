@@ -28,6 +28,8 @@ from .host import Progress, Text
 from .store import LastResult
 
 BUILT_IN = "built-in"
+# Captions that a report shows of those left out or taken out.
+SHOWN = 8
 
 # The last prior that stepped aside by text encoder, with the one it was: other weights ask for it again.
 _last_aside = LastResult()
@@ -229,6 +231,7 @@ def step_aside(
         _last_aside.put(encoder.module, key, (weakref.ref(prior), found))
     if named:
         lines.append(f"taken out of the prior: {len(named)} of {prior.captions} captions, which name what is erased")
+        lines += [f"  taken out: {caption}" for caption in named[:SHOWN]]
     if contrary:
         lines.append(f"no longer preserved, for it is erased now: {', '.join(contrary)}")
     if distance > PROBE_EXACT:

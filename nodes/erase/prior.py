@@ -9,7 +9,7 @@ from ...mace.concepts.concept import TYPES, parse_concepts
 from ...mace.concepts.lists import RETENTION
 from ...mace.concepts.text import TextError
 from ...mace.method.prior import Prior
-from ...mace.pipeline.prior import BUILT_IN, Drawn, build_prior, keepers
+from ...mace.pipeline.prior import BUILT_IN, SHOWN, Drawn, build_prior, keepers
 from ..host import files
 from ..host.pipeline import captions_of, text_of
 from ..host.progress import NodeProgress
@@ -19,7 +19,6 @@ from ..stages.captions import FEWEST, USUAL, in_time, measured
 MOST_CAPTIONS = 1_000_000
 # As a count: as many as the device reads in time.
 AUTO_COUNT = -1
-SHOWN = 8
 
 
 def report(prior: Prior, drawn: Drawn, read: Sequence[str]) -> str:

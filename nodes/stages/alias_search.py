@@ -1,8 +1,8 @@
 """What the model says of words and a concept's pictures: its error for each as the prompt (mace.concepts.aliases)."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -63,7 +63,8 @@ class Found:
     """What the model said. images: with the concepts that have their aliases.  lines: one on each for the artist.
     neighbours: words next to the concepts, by their token embeddings, that are no aliases; before them those that the
     artist did not choose.  candidates: of each concept, best first.  near: the words that neighbours is chosen from.
-    seconds: a prediction took, None where the model was not asked."""
+    seconds: a prediction took, None where the model was not asked.  kinds: by normalised word that was tried, the type
+    of the concept that it lies nearest to."""
 
     images: tuple[ConceptImages, ...]
     lines: list[str]
@@ -71,6 +72,7 @@ class Found:
     candidates: tuple[tuple[Candidate, ...], ...] = ()
     near: tuple[NearWord, ...] = ()
     seconds: float | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -283,4 +285,12 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     # What is kept from before took no prediction.
     each = seconds / asked if asked else None
     stay = [own.word for own in near if own.stays]
-    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])), offered, near, each)
+    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])), offered, near, each, kinds_of(concepts, tried))
+
+
+def kinds_of(concepts: Sequence[Concept], tried: Sequence[Sequence[str]]) -> dict[str, str]:
+    """By normalised word, the type of the concept that it lies nearest to. tried: of each concept, nearest first."""
+    places = [
+        (place, word, own.type) for own, words in zip(concepts, tried, strict=True) for place, word in enumerate(words)
+    ]
+    return {normalised(word): kind for _, word, kind in sorted(places, key=lambda found: -found[0])}

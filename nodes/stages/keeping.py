@@ -19,12 +19,12 @@ def with_near(weights: RefineWeights | FuseWeights, keep: Sequence[Concept]) -> 
 
 
 def kept_beside(found: Found, concepts: Sequence[Concept]) -> list[Concept]:
-    """What to keep of itself: the words next to the concepts that are no aliases of them, and the paper's lists to keep
-    of the types that are erased, less what is erased."""
+    """What to keep of itself: the words next to the concepts that are no aliases, each in the prompts of what it lies
+    next to, and the paper's lists to keep of the types that are erased, less what is erased."""
     kinds = {concept.type for concept in concepts}
     erased = phrases_by_key([*concepts, *found.concepts])
     kind = next(iter(kinds)) if len(kinds) == 1 else "object"
-    named = [(word, kind) for word in found.neighbours]
+    named = [(word, found.kinds.get(normalised(word), kind)) for word in found.neighbours]
     named += [(name, kind) for kind, names in RETENTION.values() if kind in kinds for name in names]
     each = {normalised(word): Concept(word, "", kind) for word, kind in reversed(named)}
     return [concept for key, concept in reversed(each.items()) if key not in erased]
