@@ -70,6 +70,8 @@ def test_the_demo_models_weights_grow_with_the_list():
 def test_what_is_offered_first_stays_first():
     demo = ["demo model (mace_demo)", "small SD3 (mace_demo_sd3)", "demo model, lists of any length"]
     assert list(PRESETS) == [PAPER, *demo, "paper, as released"]
+    # As in the code that the published results came from.
+    assert PRESETS[PAPER].end_of_text and not PRESETS[PAPER].lambda1_squared
     assert all(preset.found_on for name, preset in PRESETS.items() if name != PAPER)
 
 

@@ -85,7 +85,7 @@ def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, parts, listed):
         {"rank": "1"},
         {"seed": 1},
         {"learning_rate": "1e-3"},
-        {"end_of_text": "yes"},
+        {"end_of_text": "no"},
         {"loss": "sum of norms (release)"},
         {"cfis": False},
         {"t2": 500},

@@ -143,20 +143,25 @@ def _mass(bench: Bench, records: Records, plan: Plan) -> None:
         subject = Subject(bench, order[:count])
         questions = {"erased": asked(order[:count], seeds=max(1, 20 // count)), **always}
         fill(bench, records, subject, questions, plan, str(count), (*STAGES, *CLOSED_FORMS))
+    most, questions = nearly_all(order, kept)
+    # LoRAs would take hours and do not help a hundred.
+    fill(bench, records, Subject(bench, most), questions, plan, str(len(most)), (REFINED, *CLOSED_FORMS))
+
+
+def nearly_all(order: Sequence[str], kept: Sequence[str]) -> tuple[list[str], dict[str, list[Question]]]:
+    """(nearly all things that the model knows, what is asked). order: of the other lists.  kept: what they leave."""
     most, few = [*order, *(name for i, name in enumerate(kept) if i % FEW)], kept[::FEW]
-    if plan.wants(str(len(most))):
-        # Few are left: each is asked for with several seeds. LoRAs would take hours and do not help a hundred.
-        seeds = range(SEED, SEED + 400, 100)
-        questions = {"erased": asked(most), "others": asked(few, TEMPLATES[:1], seeds=len(seeds))}
-        questions["captions"] = [question for seed in seeds for question in varied(few, seed)]
-        fill(bench, records, Subject(bench, most), questions, plan, str(len(most)), (REFINED, *CLOSED_FORMS))
+    # Few are left: each is asked for with several seeds.
+    seeds = range(SEED, SEED + 400, 100)
+    questions = {"erased": asked(most), "others": asked(few, TEMPLATES[:1], seeds=len(seeds))}
+    return most, questions | {"captions": [question for seed in seeds for question in varied(few, seed)]}
 
 
 def sentences(bench: Bench, records: Records, plan: Plan) -> None:
     """The same lists in closed form, with a prior whose captions have words around the names that the model does not
     know; of ten, with synonyms, and once with the aliases that the model tells."""
     with bench.any_length(wider=True):
-        order, _, always = mass_lists(bench)
+        order, kept, always = mass_lists(bench)
         for count in COUNTS:
             erased = order[:count]
             questions = {"erased": asked(erased, seeds=max(1, 20 // count)), **always}
@@ -165,6 +170,8 @@ def sentences(bench: Bench, records: Records, plan: Plan) -> None:
                 questions["synonyms"] = asked(named)
                 fill(bench, records, Subject(bench, erased, found=True), questions, plan, FOUND, (REFINED, ALONE))
             fill(bench, records, Subject(bench, erased), questions, plan, str(count), (REFINED, ALONE))
+        most, questions = nearly_all(order, kept)
+        fill(bench, records, Subject(bench, most), questions, plan, str(len(most)), (ALONE,))
 
 
 def compared(bench: Bench, questions: Sequence[Question], with_those: Sequence[Question]) -> dict:

@@ -98,11 +98,12 @@ class Concepts(io.ComfyNode):
                     default=PAPER,
                     optional=True,
                     tooltip="All automatic settings behind this list in one choice: what auto stands for in CFR "
-                    "Refine, Train Erasure LoRA and Fuse LoRAs. paper: Table 10 by type, with a small mu for explicit "
-                    "content (ours). paper, as released: with what the published code does otherwise (end-of-text and "
-                    "padding in the loss, a sum of norms, lambda1 squared). The others are for the models they were "
-                    "found on, such as the demo model, or are yours (Save Preset). In a chain of nodes one choice "
-                    "other than the paper's holds for all.",
+                    "Refine, Train Erasure LoRA and Fuse LoRAs. paper: Table 10 by type, with end-of-text and "
+                    "padding in the loss, as the published code has them; where the table is silent (ours) a small mu "
+                    "for explicit content, its median mu for other objects, and lambda3 between its numbers of people. "
+                    "paper, as released: the published code's sum of norms and squared lambda1 too. The others are "
+                    "for the models they were found on, such as the demo model, or are yours (Save Preset). "
+                    "In a chain of nodes one choice other than the paper's holds for all.",
                 ),
             ],
             outputs=[ConceptsType.Output("concepts", tooltip="The whole list, in order.")],
