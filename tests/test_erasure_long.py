@@ -13,10 +13,10 @@ from tests.graphs import REPO
 pytestmark = pytest.mark.long
 
 
-def measured(folder, task, *arguments):
+def measured(folder, task, *arguments, method="fused"):
     """The cells of one task, run in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.erasure", "--results", str(folder), "--task", task, *arguments]
-    done = subprocess.run([*command, "--method", "fused"], cwd=REPO, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([*command, "--method", method], cwd=REPO, check=True, stdout=subprocess.PIPE, text=True)
     cells = Records(task, folder).cells
     assert json.loads(done.stdout.splitlines()[-1])[task] == len(cells)
     return cells
@@ -49,3 +49,13 @@ def test_a_shared_word_and_what_is_recorded_is_not_run_again(tmp_path):
     before = (tmp_path / "shared.jsonl").read_bytes()
     measured(tmp_path, "shared", "--only", "dog")
     assert (tmp_path / "shared.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("count", [10, 100])
+def test_many_by_the_closed_form(tmp_path, count):
+    """With the preset for lists of any length, and a prior of the whole vocabulary that steps aside."""
+    cells = measured(tmp_path, "sentences", "--only", str(count), method="own words")
+    base, erased = cells[f"{count}/base"], cells[f"{count}/own words"]
+    assert share(base, "erased") > 0.9 and share(erased, "erased") <= 0.05
+    assert share(erased, "others") >= share(base, "others") - 0.05
+    assert share(erased, "captions") >= share(base, "captions") - 0.06
