@@ -80,6 +80,9 @@ def test_lambda1_grows_with_a_long_list_and_mu_does_not():
     lists = PRESETS["demo model, lists of any length"].refine
     for count, lambda1 in {1: 5e-3, 10: 5e-3, 100: 2e-2}.items():
         assert lists(count).lambda1 == pytest.approx(lambda1) and lists(count).mu == 1
+    # Aliases count as their targets do.
+    ten = [Concept(f"thing {n}", "sky", "object", tuple(f"alias {n} {k}" for k in range(9))) for n in range(10)]
+    assert PRESETS["demo model, lists of any length"].weights(ten) == lists(100)
 
 
 def preset_of(tmp_path, **entry):

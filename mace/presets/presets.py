@@ -29,12 +29,17 @@ class PresetError(MessageError):
     """A preset's file that cannot be read; the message names the file and what is wrong."""
 
 
+def length_of(concepts: Sequence[Concept]) -> int:
+    """How long a list is to the refinement's weights: each of its targets and aliases has sums of its own in Eq. 19."""
+    return sum(len(concept.phrases) for concept in concepts)
+
+
 @dataclass(frozen=True)
 class Preset:
     """Settings of the whole of MACE.
 
-    lora: rank, steps and rate by type.  refine: the weights of Eq. 19, fuse: those of Eq. 7, by the number of concepts;
-    None for Table 10's.
+    lora: rank, steps and rate by type.  refine: the weights of Eq. 19, fuse: those of Eq. 7, by the list's length (see
+    `ListWeights`); None for Table 10's.
     loss: one of mace.method.loss.LOSSES.  end_of_text: whether Eq. 3's tokens include end-of-text and padding.
     focus: whether LoRAs read the directions of mace.method.focus.  found_on: what model, and where that is told.
     lambda1_squared: whether the refinement's lambda1 counts twice, as in the published code.
@@ -53,7 +58,7 @@ class Preset:
 
     def weights(self, concepts: Sequence[Concept]) -> RefineWeights:
         """What Eq. 19 is solved with for a list, mixed types included. Raises ValueError for an empty one."""
-        usual = auto_weights(concepts) if self.refine is None else self.refine(len(concepts))
+        usual = auto_weights(concepts) if self.refine is None else self.refine(length_of(concepts))
         return replace(usual, lambda1=usual.lambda1**2) if self.lambda1_squared else usual
 
     @property
@@ -93,14 +98,17 @@ _Weights = TypeVar("_Weights", RefineWeights, FuseWeights)
 
 @dataclass(frozen=True)
 class ListWeights(Generic[_Weights]):
-    """Weights by the number of concepts. growing: each, in the order of `made`.  others: what else `made` takes."""
+    """Weights by the length of a list: for the refinement that of `length_of`, for the fusion the number of concepts.
+
+    growing: each, in the order of `made`.  others: what else `made` takes.
+    """
 
     made: type[_Weights]
     growing: tuple[Growing, ...]
     others: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, count: int) -> _Weights:
-        """The weights for so many concepts."""
+        """The weights for a list of so many."""
         return self.made(*(own.at(count) for own in self.growing), **self.others)
 
 

@@ -15,7 +15,7 @@ from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, RELEASED, choose_weigh
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
 from ...mace.presets.leaning import holding, leaning
-from ...mace.presets.presets import Preset
+from ...mace.presets.presets import Preset, length_of
 from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
 from ..host.pipeline import ModelWeights, text_and_weights
@@ -75,7 +75,7 @@ def refine_as_preset(
     where the preset has no lambda3.
     """
     text, original = text_and_weights(model, clip)
-    own = None if chosen.refine is None else chosen.refine(len(concepts))
+    own = None if chosen.refine is None else chosen.refine(length_of(concepts))
     read: Sequence[str] = ()
     if prior is None and needs_captions(concepts, chosen):
         reading = in_time(text, clip, CAPTIONS)
