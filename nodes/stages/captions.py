@@ -30,16 +30,19 @@ _measured = LastResult()
 @dataclass(frozen=True)
 class Reading:
     """Captions to read. source: where from.  count: how many, 0 where their sum is kept from before.  seconds: that it
-    will take.  lines: for the artist, where they are fewer than usual."""
+    will take.  lines: for the artist, where they are fewer than usual.  kept: prompts of what is to be preserved."""
 
     source: CaptionSource
     count: int
     seconds: float
     lines: Sequence[str] = ()
+    kept: int = 0
 
     def say(self) -> None:
         """What is being done, on the running node, and how long it will take."""
-        words = f"reading {self.count} captions" if self.count else "reading prompts"
+        parts = [f"{self.count} captions"] if self.count else []
+        parts += [f"{self.kept} prompts of what is kept"] if self.kept else []
+        words = f"reading {' and '.join(parts) or 'prompts'}"
         send_text(f"{words}, about {duration(self.seconds)}" if self.seconds >= SHOWN_FROM else words)
 
 
@@ -72,6 +75,12 @@ def measured(text: TextEncoder | PortText, clip, source: CaptionSource) -> Readi
         count = len(draw_captions(source))
     # Few are read before they are timed.
     return Reading(source, count, count * seconds_a_prompt(text, clip)[0] if count > BATCH else 0.0)
+
+
+def with_kept(reading: Reading, text: TextEncoder | PortText, clip, prompts: int) -> Reading:
+    """A reading, and that of so many prompts of what is to be preserved."""
+    seconds = prompts * seconds_a_prompt(text, clip)[0] if prompts > BATCH else 0.0
+    return replace(reading, seconds=reading.seconds + seconds, kept=prompts)
 
 
 def in_time(text: TextEncoder | PortText, clip, source: CaptionSource) -> Reading:
