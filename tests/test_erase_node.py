@@ -150,6 +150,7 @@ def test_a_preset_of_the_closed_form_trains_nothing(comfy_host, demo, erase, mon
     node = erase(words="dog -> sky", preset="alone")
     expected = refine(comfy_host, demo[0], demo[1], concepts(comfy_host, "dog -> sky"), mu="2", own_words="on")[0]
     assert same(node[0], expected) and type(node[1]).__name__ == "ExecutionBlocker"
+    assert report(node).splitlines()[1].startswith("of 12 words nearby, moved most: ")
     assert report(node).startswith("Erased: dog. It took ") and "No LoRA is trained by this preset: " in report(node)
 
 

@@ -27,7 +27,7 @@ from .estimate import Estimate
 from .images import make_images
 from .keeping import kept_beside, kept_lines, with_near
 from .mask_making import ATTENTION, make_masks
-from .nearby import fused_lines
+from .nearby import fused_lines, moved_lines
 from .planning import COMPARING, OTHER_WORDS, PICTURES, READING, TRAINING, Plan, planned
 from .planning import estimate as left_to_do
 from .train import train_loras
@@ -175,15 +175,18 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         if wanted.find_aliases:
             concepts = found.concepts
     targets = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
-    erased = model.clone()
+    erased, moved = model.clone(), []
     if any(strengths):
         own = strengths if min(strengths) < 1 else None
         how = (wanted.preset, wanted.prior, own, wanted.lean, keep)
-        erased, _, about, _ = refine_as_preset(model, clip, concepts, *how)
+        erased, _, about, prior = refine_as_preset(model, clip, concepts, *how)
+        if is_unet(model):
+            gone = [concept for concept, strength in zip(concepts, strengths, strict=True) if strength]
+            moved = moved_lines(model, erased, clip, gone, prior)
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
-    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *lines], targets)
+    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *moved, *lines], targets)
 
 
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
