@@ -52,17 +52,19 @@ def _without_name(settings: dict) -> dict:
 
 
 def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior, cluster) -> None:
-    """Say how long an erasure will take, where LoRAs are trained; the closed form alone needs none. cluster: what does
-    it, None for this process."""
+    """Say how long an erasure will take. cluster: what does it, None for this process; its closed form needs no
+    estimate."""
     stage = session.host.module("nodes.stages.erasing")
     preset = session.host.module("nodes.host.preset_files").find_preset(settings["preset"])
-    if not stage.trains(loaded.model, preset):
+    trained = stage.trains(loaded.model, preset)
+    if cluster is not None and not trained:
         session.result["estimate"] = {"seconds": {}, "lines": ["in closed form alone: nothing is trained"]}
         return
     names = ("width", "height", "seed", "strengths", "find_aliases", "keep_near")
     given = {name: settings[name] for name in names}
     wanted = stage.Wanted(preset=preset, **given, prior=prior, lean=settings["gentle_strong"])
-    stage.check_vae(loaded.vae)
+    if trained or wanted.asks:
+        stage.check_vae(loaded.vae)
     import torch
 
     with session.timed("estimate", "Estimate"), torch.inference_mode():

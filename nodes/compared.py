@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..mace.concepts.concept import Concept
 from .host.progress import send_text
 from .schema import MOST_SEED
-from .stages.erasing import COMPARED
+from .stages.planning import COMPARED
 from .stages.preview import before_and_after
 
 # What a prompt has in place of the first word that is erased.

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 BLUEPRINT = Path(__file__).resolve().parent.parent / "subgraphs/Erase concepts, stage by stage (MACE).json"
 # What its outside gives, in the order of its inputs.
-GIVEN = ("model", "clip", "vae", "more concepts")
+GIVEN = ("model", "clip", "vae", "more concepts", "seed")
 IMAGES, CAPTIONS, STEPS = 2, 20, 3
 
 
@@ -100,15 +100,18 @@ def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch,
     small = {"width": 64, "height": 64}
     whole = comfy_host.run(
         "MACE_EraseConcepts",
-        model=model, clip=clip, vae=vae, preset=presets.PAPER, words=words, type=kind, strengths="", seed=0, **small,
+        model=model, clip=clip, vae=vae, preset=presets.PAPER, words=words, type=kind, strengths="", seed=3,
+        preview_prompt="a photo", **small,
     )  # fmt: skip
     changed = {
         "MACE_Concepts": {"concepts": words, "type": kind},
         "MACE_ConceptImages": {"count": IMAGES, "steps": STEPS, **small},
+        "MACE_FuseLoras": {"preview_prompt": "a photo", **small},
     }
-    staged = run(comfy_host, inside, {"model": model, "clip": clip, "vae": vae}, changed)
+    staged = run(comfy_host, inside, {"model": model, "clip": clip, "vae": vae, "seed": 3}, changed)
     assert f"{CAPTIONS} captions (built-in" in report(staged["MACE_Prior"])
     fused = staged["MACE_FuseLoras"][0]
     assert set(fused.patches) == set(whole[0].patches) and fused.patches
     for key in fused.patches:
         torch.testing.assert_close(delta_of(fused, key), delta_of(whole[0], key), rtol=1e-4, atol=1e-6)
+    assert len(staged["MACE_FuseLoras"].ui["a_images"]) == 2

@@ -134,6 +134,23 @@ def test_rows_by_mouse_and_undo(page):
     becomes(page, moved)
 
 
+def test_a_word_alone_is_switched_off_and_stays_a_row(page):
+    place(page, "dog\ncat # mine\nship -> ground")
+    toggle = page.get_by_role("checkbox", name="dog on")
+    toggle.click()
+    page.get_by_role("checkbox", name="cat on").click()
+    assert text(page) == '# "dog"\n# "cat" # mine\nship -> ground'
+    assert toggle.get_attribute("aria-checked") == "false" and cell(page, "target: dog").input_value() == "dog"
+    assert page.get_by_text("1 concept, 2 off", exact=True).is_visible()
+    cell(page, "mapping of dog").fill("sky")
+    cell(page, "mapping of dog").fill("")
+    page.keyboard.press("Enter")
+    assert text(page).startswith('# "dog"\n') and toggle.get_attribute("aria-checked") == "false"
+    toggle.click()
+    page.get_by_role("checkbox", name="cat on").click()
+    assert text(page) == "dog\ncat # mine\nship -> ground"
+
+
 def test_many_lines_are_pasted(page):
     place(page, "dog")
 

@@ -192,6 +192,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
             node.connect(0, save, 0); loader.connect(1, save, 1); loader.connect(2, save, 2);
             const names = node.widgets.map(w => w.name);
             set(node, 'concepts', 'dog -> sky');
+            set(node, 'seed', 3);
             const inner = type => node.subgraph.nodes.find(n => n.type === type);
             for (const [type, values] of [
                 ['MACE_ConceptImages', {count: 2, width: 64, height: 64, steps: 4}],
@@ -208,6 +209,11 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     assert kinds == sorted(
         [*(node["type"] for node in inside["nodes"]), "CheckpointLoaderSimple", "MACE_SaveErasedModel"]
     )
+    # One seed for pictures, training and preview, as in Erase Concepts.
+    seeds = {node["class_type"]: node["inputs"]["seed"] for node in prompt.values() if "seed" in node["inputs"]}
+    assert seeds == {"MACE_Prior": 0, "MACE_ConceptImages": 3, "MACE_TrainErasureLora": 3}
+    (fuse,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "MACE_FuseLoras"]
+    assert fuse["preview_seed"] == 3 and isinstance(fuse["vae"], list)
     entry = press_queue(page)
     said = json.dumps(entry["outputs"])
     assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said

@@ -156,7 +156,8 @@ def test_a_row_written_again_says_the_same(page):
         return [lines.lineFrom(row), lines.lineFrom({...row, mapping: "the moon"}), off, lines.switched(off, true),
             again.off, shown, row.comment]; })"""
     given = valid_lines()
-    marked = 0
+    bare = ["dog", "- hot  dog  # mine", "C#", "'dog',", "dog\uff1a b", '"dog"', 'a \\ b "c"']
+    given += bare
     for line, (same, other, off, on, is_off, shown, comment) in zip(
         given, call(page, code, json.dumps(given)), strict=True
     ):
@@ -165,10 +166,10 @@ def test_a_row_written_again_says_the_same(page):
         changed = read(other)
         assert changed == replace(was, mapping="the moon"), (line, other)
         assert other.endswith(comment) and ("note" not in line or "note" in comment)
-        assert parse_concepts(off, "style") == [] and on == line and is_off
-        assert shown is None or read(shown) == was
-        marked += shown is not None
-    assert marked > 390
+        assert parse_concepts(off, "style") == [] and is_off
+        # A word alone is told from a comment by quotes, which go where they are not needed.
+        assert on == line or (line in bare and read(on) == was)
+        assert read(shown) == was, (line, off)
 
 
 def test_what_is_shown_of_each_kind_of_line(page):
@@ -179,7 +180,7 @@ def test_what_is_shown_of_each_kind_of_line(page):
     assert kinds == [
         ("concept", True, "dog"),
         ("concept", True, "dog"),
-        ("concept", True, '"dog"'),
+        ("concept", True, "dog"),
         ("concept", True, "Monet"),
         ("comment", True, "# the animals"),
         ("comment", False, "# -> x"),

@@ -1,5 +1,7 @@
 """Erase Concepts in the real host, on the demo model: words, gentle - strong, the estimate, before and after."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -148,18 +150,19 @@ def test_a_preset_of_the_closed_form_trains_nothing(comfy_host, demo, erase, mon
     node = erase(words="dog -> sky", preset="alone")
     expected = refine(comfy_host, demo[0], demo[1], concepts(comfy_host, "dog -> sky"), mu="2", own_words="on")[0]
     assert same(node[0], expected) and type(node[1]).__name__ == "ExecutionBlocker"
+    assert report(node).splitlines()[1].startswith("of 12 words nearby, moved most: ")
     assert report(node).startswith("Erased: dog. It took ") and "No LoRA is trained by this preset: " in report(node)
 
 
 def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, monkeypatch):
     said = []
-    for name in ("estimate", "erasing"):
+    for name in ("planning", "erasing"):
         monkeypatch.setattr(comfy_host.module(f"nodes.stages.{name}"), "send_text", said.append)
     # Pictures of another seed are new, of concepts that were read before for time.
     words, other = "dog -> sky\nfrog -> forest", dict(seed=5)
     first = report(erase(words=words, find_aliases=False, preview_prompt="a photo of the dog", **other))
     plan = next(text for text in said if "about" in text)
-    assert plan.startswith("2 of 2 concepts are new, about ") and "memory: model and text encoder" in plan
+    assert plan.startswith("2 of 2 concepts are to be trained, about ") and "memory: model and text encoder" in plan
     assert plan.splitlines()[-1] == "drawing training images" and said.index(plan) == 1
     assert plan.splitlines()[0] in first
     # What became of it stands first.
@@ -167,8 +170,67 @@ def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, mo
     assert result.startswith("Erased: dog, frog. It took ") and said[-1] == result
     assert moved.startswith("of 12 words nearby, moved most: ") and rest[0] == "Estimate:"
     more = report(erase(words=f"{words}\nhorse -> forest", **other))
-    assert "1 of 3 concepts are new, about " in more
+    assert "1 of 3 concepts are to be trained, about " in more
     assert "Estimate" not in report(erase(words="dog -> sky", **other))
+
+
+@pytest.fixture
+def one_word(comfy_host, erasing, monkeypatch):
+    """The model is asked for one other word, for time, of pictures that it can tell."""
+    settings = partial(comfy_host.module("nodes.stages.alias_search").AliasSettings, words="wolf")
+    monkeypatch.setattr(erasing, "AliasSettings", settings)
+    monkeypatch.setattr(erasing, "SAMPLING", {**erasing.SAMPLING, "steps": 8})
+
+
+def test_what_is_left_is_in_the_estimate_though_pictures_are_kept(comfy_host, erase, one_word, monkeypatch):
+    """Another mapping, another preset, aliases; after a restart only the pictures are to be drawn."""
+    presets, files = comfy_host.module("mace.presets.presets"), comfy_host.module("nodes.host.preset_files")
+    longer = presets.Preset(lambda type: presets.LoraRow(2, STEPS + 1, 3e-3))
+    monkeypatch.setattr(files, "PRESETS", {**files.PRESETS, "longer": longer})
+    planning, found = comfy_host.module("nodes.stages.planning"), []
+    real = planning.estimated
+    monkeypatch.setattr(planning, "estimated", lambda speed, parts, *a: found.append(parts) or real(speed, parts, *a))
+
+    def left(**inputs):
+        """(predictions by part, the words that stand first) of what is left to do."""
+        found.clear()
+        said = report(erase(seed=8, **inputs)).partition("Estimate:\n")[2]
+        predictions = {name: own for name, (_, own) in found[0].items() if own} if found else None
+        return predictions, said.partition(",")[0]
+
+    training, drawing = 3 * STEPS, 2 * 8 * 2
+    assert left(words="rose") == ({"pictures": drawing, "training": training}, "1 of 1 concepts are to be trained")
+    assert left(words="rose") == (None, "")
+    assert left(words="rose -> cat") == ({"training": training}, "1 of 1 concepts are to be trained")
+    assert left(words="rose", preset="longer")[0] == {"training": training + 3}
+    asked = left(words="rose", find_aliases=True)[0]
+    assert asked["other words"] > 0 and set(asked) <= {"other words", "training"}
+    assert left(words="rose", find_aliases=True) == (None, "")
+    assert left(words="rose", gentle_strong=0.5, preview_prompt="a rose")[1] == "nothing is to be trained"
+    # As in a new process.
+    for name, store in (("images", "_store"), ("trainer", "_store"), ("trainer", "_plans")):
+        getattr(comfy_host.module(f"nodes.stages.{name}"), store).clear()
+    assert left(words="rose -> cat") == ({"pictures": drawing}, "nothing is to be trained")
+
+
+def test_prompts_of_what_is_kept_are_in_the_estimate(comfy_host):
+    """Known from the types before a word is found: the paper's names, and the most words near."""
+    planning = comfy_host.module("nodes.stages.planning")
+    kind, names = comfy_host.module("mace.concepts.lists").RETENTION["100 artists to keep"]
+    artists = concepts(comfy_host, "Monet\nRembrandt", type=kind)
+    assert planning.prompts_to_keep(artists, 8) == (len(names) + 2 * 8) * len(artists[0].prompts)
+    dog = concepts(comfy_host, "dog")
+    assert planning.prompts_to_keep(dog, 8) == 8 * len(dog[0].prompts)
+
+
+def test_the_closed_form_says_how_long_too(comfy_host, erase, one_word, monkeypatch):
+    presets, files = comfy_host.module("mace.presets.presets"), comfy_host.module("nodes.host.preset_files")
+    _, alone = presets.preset_of_text(b'{"name": "a", "refine": {"mu": 2}, "closed_form": true}', "a.json")
+    monkeypatch.setattr(files, "PRESETS", {**files.PRESETS, "alone": alone})
+    said = report(erase(words="rose", preset="alone"))
+    assert "Estimate:\nnothing is to be trained, about " in said and "to draw" not in said and "training" not in said
+    assert "Estimate" not in report(erase(words="rose", preset="alone", gentle_strong=0.5))
+    assert "pictures at once\n" in report(erase(words="rose", preset="alone", find_aliases=True, seed=8))
 
 
 def test_captions_are_in_the_estimate_and_their_cure(comfy_host, erase, monkeypatch):

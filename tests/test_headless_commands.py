@@ -83,7 +83,7 @@ def test_an_estimate_alone(comfy_host, headless, short, lines_of, tmp_path):
         "--out", tmp_path / "o.safetensors", "--json-progress",
     )  # fmt: skip
     assert report["status"] == "done" and report["files"] == {} and report["native_side"] == 512
-    assert "1 of 1 concepts are new" in report["estimate"]["lines"][0]
+    assert "1 of 1 concepts are to be trained" in report["estimate"]["lines"][0]
     estimate = next(line for line in headless.lines if line["event"] == "estimate")
     assert estimate["seconds"] == report["estimate"]["seconds"] and estimate["seconds"]["training"] > 0
     assert "MACE_EraseConcepts" not in [stage["node"] for stage in report["stages"]]

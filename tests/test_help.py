@@ -20,11 +20,17 @@ HOSTS = ("Value not in list", "Required input is missing", "Allocation on device
 
 @cache
 def messages() -> tuple[str, ...]:
-    """Every text in the code, with VALUE in place of what is filled in."""
+    """Every text in the code that it can say, with VALUE in place of what is filled in: what stands in docstrings,
+    tooltips and descriptions is none."""
     found = []
     for room in ("nodes", "mace"):
         for path in (REPO / room).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            told = [own for node in ast.walk(tree) for own in _of_the_schema(node)]
+            unsaid = {id(own) for top in told for own in ast.walk(top)}
+            for node in ast.walk(tree):
+                if id(node) in unsaid:
+                    continue
                 if isinstance(node, ast.JoinedStr):
                     found.append(
                         "".join(
@@ -37,6 +43,13 @@ def messages() -> tuple[str, ...]:
     for path in (REPO / "web").glob("*.js"):
         found += re.findall(r'"([^"\n]+)"', path.read_text(encoding="utf-8"))
     return tuple(" ".join(text.split(" ")) for text in found)
+
+
+def _of_the_schema(node: ast.AST) -> list[ast.AST]:
+    """What explains: texts that stand alone, as docstrings do, and the tooltips and descriptions of nodes."""
+    if isinstance(node, ast.Expr):
+        return [node.value] if isinstance(node.value, ast.Constant) else []
+    return [node.value] if isinstance(node, ast.keyword) and node.arg in ("tooltip", "description") else []
 
 
 def said(fragment: str) -> bool:

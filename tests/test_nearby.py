@@ -100,5 +100,9 @@ def test_what_a_prior_preserves_comes_first(comfy_host, demo):
     prior = comfy_host.run("MACE_Prior", clip=clip, preserve="rose\nWolf\nDog", **settings)[0]
     words = nearby.words_nearby(text.TextEncoder(clip), chosen, prior)
     assert words[:2] == ["rose", "Wolf"] and len(words) == 12 and "wolf" not in words
+    # They have a line of their own, however little they moved.
+    *_, near, kept = report(refine(comfy_host, model, clip, chosen, prior=prior, mu="0.1", lambda3="1e6")).splitlines()
+    assert near.startswith("of 10 words nearby, moved most: ") and "rose" not in near
+    assert kept.startswith("kept: ") and "rose" in kept and "Wolf" in kept and " not at all" in kept
     many = concepts(comfy_host, "\n".join(f"{name} -> sky" for name in "cat ant bee owl fox cow pig".split()))
     assert len(nearby.words_nearby(text.TextEncoder(clip), many * 3, None)) <= 12

@@ -109,6 +109,11 @@ def test_a_slow_cpu_reads_fewer_captions_unless_told(comfy_host, demo, said, not
     assert torch.equal(asked[0].mean, auto[0].mean)
 
 
+def test_what_is_kept_is_announced(comfy_host, demo, said, captions, nothing_kept):
+    prior_of(comfy_host, demo[1], captions="built-in", count=0, preserve="ship\nrose", preserve_type="explicit")
+    assert said[-1].startswith("reading 68 prompts of what is kept, about ")
+
+
 def test_a_quick_device_reads_all(comfy_host, demo, said, captions, nothing_kept, monkeypatch):
     stage = comfy_host.module("nodes.stages.captions")
     monkeypatch.setattr(comfy_host.module("nodes.erase.prior"), "USUAL", 40)

@@ -152,6 +152,13 @@ function readable(line) {
   }
 }
 
+// The cells of a word alone that is off without the quotes which tell it from a comment.
+function unquoted(row, body) {
+  if (row.type || row.aliases || row.mapping) return row;
+  const phrase = conceptOf(lineOf(body), "").target;
+  return written(phrase) === phrase ? { ...row, target: phrase } : row;
+}
+
 // A line as a row: {kind: "concept", off, lead, type, target, aliases, mapping, comment}, {kind: "comment", text, off}
 // or null for one that says nothing. A comment that reads as a line with a type, an arrow, aliases or quotes is a
 // concept that is off; any other is shown as it stands, off where it could be a concept.
@@ -167,7 +174,7 @@ export function rowOf(line) {
   const plain = masked(body);
   const typed = typeAndRest(body.trim())[0] !== "";
   const signs = typed || /^\s*"/.test(body) || plain.includes("|") || ANY_ARROW.test(plain);
-  return off && signs ? split(body, true) : { kind: "comment", off, text: line.trim() };
+  return off && signs ? unquoted(split(body, true), body) : { kind: "comment", off, text: line.trim() };
 }
 
 // What stands in a cell, in quotes where it would turn the rest of the line into a comment.
@@ -181,11 +188,25 @@ export function lineFrom({ off, lead = "", type = "", target, aliases, mapping, 
   if (mapping.trim()) parts.push("->", held(mapping));
   const untyped = parts.join(" ").trim();
   const said = type && untyped ? `[${type}] ${untyped}` : untyped;
-  return said || comment ? `${off ? "# " : ""}${lead}${said}${comment}` : "";
+  const line = said || comment ? `${lead}${said}${comment}` : "";
+  return off && line ? switchedOff(line) : line;
+}
+
+// A line as a comment that reads as a concept which is off: a word alone stands in quotes.
+function switchedOff(line) {
+  const off = `# ${line}`;
+  if (!readable(line) || rowOf(off).kind === "concept") return off;
+  const { target } = conceptOf(lineOf(line), "");
+  return `# "${target.replace(/["\\]/g, "\\$&")}"${commentOf(line)}`;
 }
 
 // A line switched on or off.
-export const switched = (line, on) => (on ? line.replace(/^(\s*)#\s?/, "$1") : `# ${line}`);
+export function switched(line, on) {
+  if (!on) return switchedOff(line);
+  const row = rowOf(line);
+  const plain = line.replace(/^(\s*)#\s?/, "$1");
+  return row.kind === "concept" && row.target !== rowOf(plain).target ? lineFrom({ ...row, off: false }) : plain;
+}
 
 // The text with another line in place of one.
 export function withLine(text, index, line) {

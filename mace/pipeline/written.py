@@ -54,6 +54,6 @@ def read_number(name: str, given: str | float | None, most: float, whole: bool =
         return None
     value = _number(given)
     if not 0 < value <= most or whole and value != int(value):
-        kind = "a whole number from 1" if whole else "a number above 0 and up"
-        raise MessageError(f"{name}: {given!r} is neither auto nor {kind} to {most:g}")
+        kind = f"a whole number from 1 to {most:g}" if whole else f"a number above 0 and up to {most:g}"
+        raise MessageError(f"{name}: {given!r} is neither auto nor {kind}")
     return int(value) if whole else value

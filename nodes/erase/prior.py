@@ -14,7 +14,7 @@ from ..host import files
 from ..host.pipeline import captions_of, text_of
 from ..host.progress import NodeProgress
 from ..schema import ERASE, ConceptsType, PriorType, seed_input
-from ..stages.captions import FEWEST, USUAL, in_time, measured
+from ..stages.captions import FEWEST, USUAL, in_time, measured, with_kept
 
 MOST_CAPTIONS = 1_000_000
 # As a count: as many as the device reads in time.
@@ -47,8 +47,8 @@ class BuildPrior(io.ComfyNode):
             display_name="Prior (MACE)",
             category=ERASE,
             description="What the erased model is to keep: everyday captions, and concepts you name. Takes seconds on "
-            "a GPU and up to ten minutes on a CPU, or as long as your own count of captions takes; the node says it "
-            "first. Save Prior keeps the result for other lists of concepts.",
+            "a GPU and up to ten minutes on a CPU, or as long as a count of your own and what you name take; the node "
+            "says it first. Save Prior keeps the result for other lists of concepts.",
             search_aliases=["preserve", "retain", "mace", "coco", "captions", "regularization"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model to erase from, clip skip included."),
@@ -90,7 +90,8 @@ class BuildPrior(io.ComfyNode):
                     "retention",
                     options=[files.NONE, *RETENTION],
                     default=files.NONE,
-                    tooltip="The paper's lists of concepts to keep (Tables 7 and 9), added to the lines.",
+                    tooltip="Keeps 100 people or artists beside what the lines name: the paper's lists (Tables 7 and "
+                    "9). They are read in 3600 prompts, which takes about as long as so many captions.",
                 ),
                 ConceptsType.Input(
                     "concepts",
@@ -133,6 +134,6 @@ class BuildPrior(io.ComfyNode):
             reading = in_time(text, clip, captions_of(captions, USUAL, seed))
         else:
             reading = measured(text, clip, captions_of(captions, count, seed))
-        reading.say()
+        with_kept(reading, text, clip, sum(len(concept.prompts) for concept in keep)).say()
         prior, drawn = build_prior(text, NodeProgress(), reading.source, keep, concepts)
         return io.NodeOutput(prior, ui=ui.PreviewText(report(prior, drawn, reading.lines)))

@@ -137,8 +137,7 @@ class PortText:
         self, concept: Concept, step: Callable[[int], None], pooled: bool = False, own_words: bool = False
     ) -> ConceptMoments | RowMoments:
         """As `TextEncoder.moments`, of what the ports read; of very wide texts the rows."""
-        digest = hashlib.sha256(self.fingerprint.numpy().tobytes()).hexdigest()
-        network, key = self.model.model, (digest, concept, pooled, own_words)
+        network, key = self.model.model, self._key(concept, pooled, own_words)
         found = _store.get(network, key)
         if found is not None:
             step(len(concept.readings))
@@ -156,6 +155,20 @@ class PortText:
             found = replace(found, pooled=pooled_moments(targets, mappings, self.model.load_device))
         _store.put(network, key, found)
         return found
+
+    def knows(self, concept: Concept, own_words: bool = False) -> bool:
+        """As `TextEncoder.knows`."""
+        return any(
+            _store.get(self.model.model, self._key(concept, own, own_words)) is not None for own in (False, True)
+        )
+
+    def _key(self, concept: Concept, pooled: bool, own_words: bool) -> tuple:
+        digest = hashlib.sha256(self.fingerprint.numpy().tobytes()).hexdigest()
+        return (digest, concept, pooled, own_words)
+
+    def read(self, prompts: Sequence[str]) -> None:
+        """As `TextEncoder.read`; also of texts that are too wide for a prior."""
+        self.features(prompts)[-1].texts[0].values.sum().item()
 
     def _summed(self, batches: Iterator[Batch], width: int) -> ConceptMoments | RowMoments:
         return row_moments(batches) if self._wide else concept_moments(batches, width, self.model.load_device)

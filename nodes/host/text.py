@@ -241,7 +241,7 @@ class TextEncoder:
 
         pooled: those of the prompts' pooled texts too.  own_words: the phrase's own tokens are paired as well.
         """
-        key = (self.identity, concept, pooled, own_words)
+        key = self._key(concept, pooled, own_words)
         found = _store.get(self.module, key)
         if found is None:
             found = concept_moments(self._batches(concept, step, own_words), self.width, self.device)
@@ -254,6 +254,17 @@ class TextEncoder:
         else:
             step(len(concept.readings))
         return found
+
+    def knows(self, concept: Concept, own_words: bool = False) -> bool:
+        """Whether the concept's moments are kept, with or without those of the pooled texts."""
+        return any(_store.get(self.module, self._key(concept, own, own_words)) is not None for own in (False, True))
+
+    def _key(self, concept: Concept, pooled: bool, own_words: bool) -> tuple:
+        return (self.identity, concept, pooled, own_words)
+
+    def read(self, prompts: Sequence[str]) -> None:
+        """Encode prompts and wait for the device, to be timed."""
+        self.gram(prompts, lambda count: None)[0][0, 0].item()
 
     def _batches(self, concept: Concept, step: Callable[[int], None], own_words: bool) -> Iterator[tuple]:
         for part in chunks(concept.readings):

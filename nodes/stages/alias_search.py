@@ -197,8 +197,7 @@ def explained_by(
     Kept by content. Raises ValueError, naming the concept, when its own words explain nothing.
     """
     concept = images.concept
-    about = (model_sha256(model), encoder.content(concept.target, *words), images.latents, images.template)
-    key = content_sha256(*about, concept.target, list(words), pictures, seed)
+    key = _search_key(model, encoder, images, words, pictures, seed)
     known = _searches.get(key)
     if known is not None:
         return dict(known)
@@ -222,6 +221,38 @@ def explained_by(
     return found
 
 
+def _search_key(model, encoder, images: ConceptImages, words: Sequence[str], pictures: int, seed: int) -> str:
+    target = images.concept.target
+    about = (model_sha256(model), encoder.content(target, *words), images.latents, images.template)
+    return content_sha256(*about, target, list(words), pictures, seed)
+
+
+def words_to_try(
+    encoder: TextEncoder | AnyText, shown: Sequence[tuple[Concept, str]], s: AliasSettings
+) -> list[list[str]]:
+    """What the model is asked of. shown: each concept with the template of its pictures' prompt."""
+    concepts, given = [concept for concept, _ in shown], parse_names(s.words, "words")
+    named = {*phrases_by_key(concepts), *map(normalised, parse_names(s.keep, "keep"))}
+    near = [given] * len(shown) if given else nearest_words(encoder, [own.target for own in concepts], s.nearest)
+    return [
+        encoder.fitting([word for word in words if normalised(word) not in named], partial(fill, template))
+        for (_, template), words in zip(shown, near, strict=True)
+    ]
+
+
+def unasked(
+    model, clip, shown: Sequence[tuple[Concept, str]], images: Sequence[ConceptImages | None], s: AliasSettings
+) -> list[bool]:
+    """Of which concepts `find_aliases` would ask the model. shown: see `words_to_try`.  images: None: not drawn yet."""
+    encoder = text_to_draw_with(clip, model)
+    return [
+        own is None
+        or bool(words)
+        and _searches.get(_search_key(model, encoder, own, words, s.pictures, s.seed)) is None
+        for own, words in zip(images, words_to_try(encoder, shown, s), strict=True)
+    ]
+
+
 def left_of(count: int) -> int:
     """How many of so many words are tried in all draws."""
     return min(count, max(LEAST_LEFT, count // SHARE_LEFT))
@@ -235,12 +266,7 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     encoder = text_to_draw_with(clip, model)
     encoder.check_width(model)
     concepts, kept = [entry.concept for entry in images], parse_names(s.keep, "keep")
-    named = {*phrases_by_key(concepts), *map(normalised, kept)}
-    tried, given = [], parse_names(s.words, "words")
-    near = [given] * len(images) if given else nearest_words(encoder, [own.target for own in concepts], s.nearest)
-    for entry, words in zip(images, near, strict=True):
-        words = [word for word in words if normalised(word) not in named]
-        tried.append(encoder.fitting(words, partial(fill, entry.template)))
+    tried = words_to_try(encoder, [(entry.concept, entry.template) for entry in images], s)
     draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
     total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
     progress = ProgressBar(max(total, 1))

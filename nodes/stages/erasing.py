@@ -21,24 +21,21 @@ from ..host.model.unet import is_unet
 from ..host.pipeline import ModelWeights, text_and_weights
 from ..host.progress import NodeProgress, duration, listed, send_text
 from ..host.text import TextEncoder
-from .alias_search import TIMESTEPS, AliasSettings, Found, find_aliases, left_of
+from .alias_search import AliasSettings, Found, find_aliases
 from .captions import USUAL, in_time
-from .estimate import TRAINED, Estimate, estimated, measure_speed
-from .images import make_images, undrawn
+from .estimate import Estimate
+from .images import make_images
 from .keeping import kept_beside, kept_lines, with_near
 from .mask_making import ATTENTION, make_masks
-from .nearby import fused_lines
+from .nearby import fused_lines, moved_lines
+from .planning import COMPARING, OTHER_WORDS, PICTURES, READING, TRAINING, Plan, planned
+from .planning import estimate as left_to_do
 from .train import train_loras
 from .wanted import Erased, Wanted
 
 # The host's usual sampling, as its own txt2img template has it.
 SAMPLING = {"steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal"}
 IMAGES, CAPTIONS = 8, CaptionSource(BUILT_IN, count=USUAL, seed=0)
-# Parts of the work, as the estimate names them.
-PICTURES, OTHER_WORDS, READING = "pictures", "other words", "reading"
-TRAINING, COMPARING = "training", "before and after"
-# The pictures before and after, one for each seed.
-COMPARED = 2
 LEAN = "gentle_strong"
 
 
@@ -126,38 +123,22 @@ def lean_lines(lean: float) -> list[str]:
     return [f"gentle - strong {lean:g}: what holds the rest weighs {holding(lean):.3g} times as much"] if lean else []
 
 
-def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Estimate:
-    """What of an erasure is new, and how long it will take; measured on the first concept.
+def how_done(model, concepts: Sequence[Concept], wanted: Wanted) -> Plan:
+    """How an erasure by a preset is done, for `planning.estimate` and `planning.planned`."""
+    trained = trains(model, wanted.preset)
+    reads = wanted.prior is None and needs_captions(concepts, wanted.preset)
+    return Plan(
+        wanted,
+        drawn_with(wanted) if trained else asked_with(model, wanted),
+        preset_training(wanted) if trained else None,
+        CAPTIONS if reads else None,
+        AliasSettings(),
+    )
 
-    A concept whose images are kept from before counts as done, for its LoRA is kept longer; nothing is measured where
-    all are.
-    """
-    send_text("measuring what a prompt and a picture take")
-    new = undrawn(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
-    if not new:
-        return Estimate({}, ())
-    chosen = wanted.preset
-    speed = measure_speed(model, clip, new[0], wanted.width, wanted.height)
-    steps = SAMPLING["steps"]
-    usual = AliasSettings()
-    asked = usual.nearest + left_of(usual.nearest) * min(usual.pictures, IMAGES) * len(TIMESTEPS)
-    reading = None
-    if wanted.prior is None and needs_captions(concepts, chosen):
-        reading = in_time(TextEncoder(clip), clip, CAPTIONS)
-    captions = reading.count if reading else 0
-    parts = {
-        PICTURES: (0, len(new) * IMAGES * steps * 2),
-        OTHER_WORDS: (len(new) * usual.nearest, len(new) * asked) if wanted.asks else (0, 0),
-        READING: (captions + 2 * sum(len(concept.readings) for concept in new), 0),
-        TRAINING: (0, TRAINED * sum(chosen.lora(concept.type).steps for concept in new)),
-        COMPARING: (0, 2 * COMPARED * steps * 2 if wanted.compared else 0),
-    }
-    found = estimated(speed, parts, model, clip, IMAGES)
-    advice = reading.lines if reading else []
-    if captions and not advice:
-        advice = [f"{captions} captions are read: a Prior with fewer, saved, is quicker"]
-    lines = [f"{len(new)} of {len(concepts)} concepts are new, {found.lines[0]}", *found.lines[1:], *advice]
-    return replace(found, lines=lines)
+
+def estimate(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Estimate:
+    """What of an erasure is left to do, and how long that will take; see `planning.estimate`."""
+    return left_to_do(model, clip, vae, concepts, how_done(model, concepts, wanted))
 
 
 def trains(model, chosen: Preset) -> bool:
@@ -175,33 +156,40 @@ def answered(found: Found, concepts: tuple[Concept, ...], wanted: Wanted) -> tup
 def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
     """Erasing without LoRAs (see `trains`): the refinement is all, and moves the concepts' own words."""
     start = time.perf_counter()
+    if wanted.asks:
+        check_vae(vae)
+    text, _ = text_and_weights(model, clip)
+    if wanted.keep_near and text.at_ports:
+        text.check_holds_prior("turn keep_near off")
+    plan = estimate(model, clip, vae, concepts, wanted)
+    send_text("\n".join([*plan.lines, "reading prompts"]))
     of = "by this preset" if is_unet(model) else "for this model"
     lines = [f"No LoRA is trained {of}: the refinement is all, and moves the concepts' own words too."]
+    lines += in_parts({"Estimate": plan.lines} if plan.lines else {})
     strengths = strengths_of(wanted.strengths, concepts)
     keep: Sequence[Concept] = ()
     if wanted.asks:
-        check_vae(vae)
-        text, _ = text_and_weights(model, clip)
-        if wanted.keep_near and text.at_ports:
-            text.check_holds_prior("turn keep_near off")
-        send_text("drawing pictures to ask for other words by")
-        settings = {"count": AliasSettings().pictures, **sampling(model), **wanted.drawing}
-        images = make_images(model, clip, vae, concepts, AUTO, "", settings)
+        plan.say(PICTURES, "drawing pictures to ask for other words by")
+        images = make_images(model, clip, vae, concepts, AUTO, "", asked_with(model, wanted))
+        plan.say(OTHER_WORDS, "asking for other words")
         found = find_aliases(model, clip, images, AliasSettings())
         keep, said = answered(found, concepts, wanted)
         lines += in_parts(said)
         if wanted.find_aliases:
             concepts = found.concepts
     targets = [[concept.target, strength] for concept, strength in zip(concepts, strengths, strict=True)]
-    erased = model.clone()
+    erased, moved = model.clone(), []
     if any(strengths):
         own = strengths if min(strengths) < 1 else None
         how = (wanted.preset, wanted.prior, own, wanted.lean, keep)
-        erased, _, about, _ = refine_as_preset(model, clip, concepts, *how)
+        erased, _, about, prior = refine_as_preset(model, clip, concepts, *how)
+        if is_unet(model):
+            gone = [concept for concept, strength in zip(concepts, strengths, strict=True) if strength]
+            moved = moved_lines(model, erased, clip, gone, prior)
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
-    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *lines], targets)
+    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *moved, *lines], targets)
 
 
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
@@ -215,6 +203,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     start = time.perf_counter()
     plan = estimate(model, clip, vae, concepts, wanted)
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
+    plans = planned(model, clip, vae, concepts, how_done(model, concepts, wanted))
     send_text("\n".join([*plan.lines, "drawing training images"]))
     images = make_images(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
     keep: Sequence[Concept] = ()
@@ -231,7 +220,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     )
     plan.say(TRAINING, "finding the concepts in the images")
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
-    loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted))
+    loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted), plans)
     plan.say(COMPARING, "fusing")
     fused, about["Fusion"], moved, targets = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
     result = result_line(targets, time.perf_counter() - start)
@@ -255,6 +244,11 @@ def in_parts(about: Mapping[str, Sequence[str]]) -> list[str]:
 def drawn_with(wanted: Wanted) -> dict:
     """How training images are drawn from a UNet; see `images.Sampling`."""
     return {"count": IMAGES, **wanted.drawing, **SAMPLING}
+
+
+def asked_with(model, wanted: Wanted) -> dict:
+    """How pictures are drawn to ask for other words by, where none are trained on; see `images.Sampling`."""
+    return {"count": AliasSettings().pictures, **wanted.drawing, **sampling(model)}
 
 
 def preset_training(wanted: Wanted) -> TrainOptions:

@@ -7,12 +7,13 @@ import comfy.sample
 import torch
 from comfy import model_management
 
-from ...mace.concepts.concept import Concept
-from ...mace.method.tokens import fill
 from ...mace.pipeline.store import LastResult
+from ..host.any_text import text_to_draw_with
+from ..host.gallery import Prompts
 from ..host.model.family import sized
 from ..host.model.memory import measure
-from ..host.model.predict import noisy, predict
+from ..host.model.predict import noisy, predict_given
+from ..host.port_text import PortText
 from ..host.progress import duration, send_text
 from ..host.text import TextEncoder
 from .captions import SHOWN_FROM, seconds_a_prompt
@@ -30,11 +31,11 @@ _measured = LastResult()
 @dataclass(frozen=True)
 class Speed:
     """text: seconds a prompt.  row: seconds of one prediction for one picture.  memory: bytes that this takes beside
-    the model."""
+    the model. Both 0 where they are not measured."""
 
     text: float
-    row: float
-    memory: int
+    row: float = 0.0
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,50 +52,50 @@ class Estimate:
         send_text(f"{words}, about {duration(left)} left" if left >= SHOWN_FROM else words)
 
 
-def measure_speed(model, clip, concept: Concept, width: int, height: int) -> Speed:
-    """What a prompt of the concept and a prediction take on this device. Kept for the loaded model.
+def measure_speed(model, clip, text: TextEncoder | PortText, prompts: Sequence[str], width: int, height: int) -> Speed:
+    """What a prompt and a prediction take on this device. Kept for the loaded model.
 
-    width, height: of the pictures in pixels, 0 for the model's own. Loads text encoder and model.
+    text: of this CLIP.  prompts: that pictures may have; none where nothing is drawn, and the model is not loaded.
+    width, height: of the pictures in pixels, 0 for the model's own.
     """
+    seconds, _ = seconds_a_prompt(text, clip)
+    if not prompts:
+        return Speed(seconds)
     width, height = sized(model, width, height)
-    encoder = TextEncoder(clip)
-    key = (encoder.identity, width, height, model.load_device, model.patches_uuid)
+    key = (text.identity, width, height, model.load_device, model.patches_uuid)
     known = _measured.get(model.model, key)
     if known is not None:
         return known
-    text, _ = seconds_a_prompt(encoder, clip)
-    contexts, pooled = encoder.encode_pooled([fill(template, concept.target) for template in concept.prompts[:ROWS]])
+    given = Prompts(text_to_draw_with(clip, model))
+    drawn = list(prompts[:ROWS]) if given.fit_together(prompts[:ROWS]) else [prompts[0]]
     device = model.load_device
-    contexts = contexts.to(device)
-    pooled = pooled.to(device) if encoder.has_pooled(model) else None
-    empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(len(contexts), 4, height // 8, width // 8), 8)
+    empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(len(drawn), 4, height // 8, width // 8), 8)
     model_management.load_models_gpu([model], memory_required=model.memory_required(list(empty.shape)))
     noise = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    x, sigmas = noisy(model, empty.to(device), noise, [TIMESTEP] * len(contexts))
-    found = measure(device, lambda: predict(model, x, sigmas, contexts, pooled))
-    speed = Speed(text, found.seconds / len(contexts), found.memory // len(contexts))
+    x, sigmas = noisy(model, empty.to(device), noise, [TIMESTEP] * len(drawn))
+    found = measure(device, lambda: predict_given(model, x, sigmas, given.conditioning(drawn)))
+    speed = Speed(seconds, found.seconds / len(drawn), found.memory // len(drawn))
     _measured.put(model.model, key, speed)
     return speed
 
 
-def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, at_once: int) -> Estimate:
+def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, at_once: int, trains: bool) -> Estimate:
     """The time of parts of the work, each (prompts, predictions), and the memory.
 
-    at_once: pictures in one batch, each with a prediction for its prompt and one for the negative prompt.
+    at_once: pictures in one batch, each with a prediction for its prompt and one for the negative prompt.  trains:
+    whether any of it is a training.
     """
     seconds = {name: prompts * speed.text + rows * speed.row for name, (prompts, rows) in parts.items()}
     of_each = [f"{name} {duration(own)}" for name, own in seconds.items() if own >= SHOWN_FROM]
     total = sum(seconds.values())
     device = "memory" if model_management.is_device_cpu(model.load_device) else "the GPU's memory"
     own, text = model.model_size(), clip.patcher.model_size()
-    return Estimate(
-        seconds,
-        (
-            f"about {duration(total)}" + (f": {', '.join(of_each)}" if len(of_each) > 1 else ""),
-            f"{device}: model and text encoder {_bytes(own + text)}, {_bytes(2 * at_once * speed.memory)} to draw "
-            f"{at_once} pictures at once; a copy of the model, {_bytes(own)}, while training",
-        ),
-    )
+    memory = f"{device}: model and text encoder {_bytes(own + text)}"
+    if speed.memory:
+        memory += f", {_bytes(2 * at_once * speed.memory)} to draw {at_once} pictures at once"
+    if trains:
+        memory += f"; a copy of the model, {_bytes(own)}, while training"
+    return Estimate(seconds, (f"about {duration(total)}" + (f": {', '.join(of_each)}" if of_each else ""), memory))
 
 
 def _bytes(count: int) -> str:

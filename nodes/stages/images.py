@@ -68,9 +68,11 @@ class Sampling:
         latents, pictures = found
         return ConceptImages(concept, latents, pictures, template)
 
-    def kept(self, concept: Concept, template: str) -> bool:
-        """Whether the images of a concept are kept, so that none are drawn."""
-        return _store.get(self._key_of(concept, template)) is not None
+    def kept(self, concept: Concept, template: str) -> tuple[str, ConceptImages | None]:
+        """(what the images of a concept depend on, those that are kept, so that none are drawn)."""
+        key = self._key_of(concept, template)
+        found = _store.get(key)
+        return key, None if found is None else ConceptImages(concept, *found, template)
 
     def _key_of(self, concept: Concept, template: str) -> str:
         content = self.encoder.content(concept.target, self.negative)
@@ -116,10 +118,12 @@ def make_images(
     return tuple(sampling.images(*pair) for pair in zip(concepts, templates, strict=True))
 
 
-def undrawn(model, clip, vae, concepts: Sequence[Concept], prompt: str, negative: str, settings: dict) -> list[Concept]:
-    """The concepts whose images `make_images` would have to draw, since none are kept from before."""
+def kept_images(
+    model, clip, vae, concepts: Sequence[Concept], prompt: str, negative: str, settings: dict
+) -> list[tuple[str, ConceptImages | None]]:
+    """Of every concept, (what its images depend on, those that `make_images` would not have to draw)."""
     sampling = _sampling(model, clip, vae, negative, settings, len(concepts))
-    return [concept for concept in concepts if not sampling.kept(concept, template_of(concept, prompt))]
+    return [sampling.kept(concept, template_of(concept, prompt)) for concept in concepts]
 
 
 def _sampling(model, clip, vae, negative: str, settings: dict, count: int) -> Sampling:

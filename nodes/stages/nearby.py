@@ -45,7 +45,8 @@ def words_nearby(encoder: TextEncoder, concepts: Sequence[Concept], prior: Prior
 
 
 def moved_lines(model, edited, clip, concepts: Sequence[Concept], prior: Prior | None) -> list[str]:
-    """A line for the artist on how far such words moved between two MODELs, most first; none without words.
+    """Lines for the artist on how far such words moved between two MODELs, most first: those nearby, and those that the
+    prior preserves; none without words.
 
     See `mace.measure.nearby`. Both are Stable Diffusion UNets, `edited` a clone of `model` with other patches.
     """
@@ -57,13 +58,23 @@ def moved_lines(model, edited, clip, concepts: Sequence[Concept], prior: Prior |
     prompts = [*(fill(PROMPT, word) for word in words), ""]
     read = torch.cat([encoder.encoded(part).cpu() for part in chunks(prompts)]).float()
     shares = moved(read[:-1], read[-1], _projections(model, edited)).tolist()
-    ranked = sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1])
+    preserved = set(map(normalised, prior.preserved if prior else ()))
+    near, kept = [], []
+    for word, share in sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1]):
+        (kept if normalised(word) in preserved else near).append((word, share))
+    lines = [f"of {len(near)} words nearby, moved most: {_told(near[:NAMED])}"] if near else []
+    if kept:
+        some = f" ({len(kept)} of {len(preserved)})" if len(kept) < len(preserved) else ""
+        lines.append(f"kept{some}: {_told(kept)}")
+    return lines
+
+
+def _told(ranked: Sequence[tuple[str, float]]) -> str:
     # One word of how far for all that moved as far.
     by_extent: dict[str, list[str]] = {}
-    for word, share in ranked[:NAMED]:
+    for word, share in ranked:
         by_extent.setdefault(in_words(share), []).append(word)
-    said = ", ".join(f"{' and '.join(names)} {extent}" for extent, names in by_extent.items())
-    return [f"of {len(words)} words nearby, moved most: {said}"]
+    return ", ".join(f"{' and '.join(names)} {extent}" for extent, names in by_extent.items())
 
 
 def fused_lines(

@@ -16,11 +16,17 @@ from .trainer import Trainer, Work
 
 
 def train_loras(
-    model, clip, images: Sequence[ConceptImages], masks: Sequence[Tensor], options: TrainOptions
+    model,
+    clip,
+    images: Sequence[ConceptImages],
+    masks: Sequence[Tensor],
+    options: TrainOptions,
+    plans: Sequence[str] = (),
 ) -> tuple[LoraSet, list[str]]:
     """Erasure LoRAs of every concept, trained or from the store; and lines for the artist.
 
     model: the refined MODEL.  masks: [n, H, W] for each concept's images, as they are kept (see `mace.masks.kept`).
+    plans: by which `steps_left` finds them again, one a concept.
     """
     refinement = model.get_attachment(REFINEMENT)
     steps = [options.settings(entry.concept.type).steps for entry in images]
@@ -32,6 +38,8 @@ def train_loras(
 
     trainer = Trainer(model, clip, options, refinement, report, progress.skip)
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
+    for plan, key in zip(plans, keys, strict=False):
+        trainer.keep_plan(plan, key)
     kept = {key: trainer.known(key) for key in keys}
     found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
     work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]

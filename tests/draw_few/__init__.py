@@ -1,5 +1,5 @@
-"""A custom node without nodes, for servers of the tests: few training pictures of Erase Concepts, in few steps as those
-before and after, for time."""
+"""A custom node without nodes, for servers of the tests: few training pictures of Erase Concepts, for time, in few
+steps as those before and after: no more than a sampler of the same prompt makes."""
 
 import sys
 
@@ -12,7 +12,8 @@ def draw_few(request: dict) -> dict:
     # Packs are loaded in an order of the host's own: when a prompt comes, all are there.
     (erasing,) = (module for name, module in sys.modules.items() if name.endswith(".nodes.stages.erasing"))
     erasing.IMAGES = PICTURES
-    erasing.SAMPLING["steps"] = STEPS
+    steps = (node.get("inputs", {}).get("steps") for node in request["prompt"].values())
+    erasing.SAMPLING["steps"] = min([STEPS, *(own for own in steps if isinstance(own, int))])
     return request
 
 

@@ -22,7 +22,7 @@ from ....mace.method.train import TrainState
 
 # A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL, where it stands in training three times that.
 LIMIT_BYTES = 2 << 30
-LORA, STATE = "lora", "state"
+LORA, STATE, PLANNED = "lora", "state", "planned"
 _KEY = re.compile(r"[0-9a-f]{64}")
 _SIDES, _PARTS = ("up", "down"), ("mean", "square")
 
@@ -62,6 +62,18 @@ class LoraStore:
                 for part, tensor in zip(_PARTS, moments or (), strict=False):
                     tensors[f"{side}.{part}.{name}"] = tensor
         self._write(key, STATE, tensors, {"keys": json.dumps(list(state.pairs))})
+
+    def has_lora(self, key: str) -> bool:
+        """Whether a LoRA lies under this key."""
+        return self._path(key, LORA).exists()
+
+    def planned(self, plan: str) -> str | None:
+        """The key of what was planned so, or None."""
+        return self._read(plan, PLANNED, lambda tensors, metadata: metadata["key"])
+
+    def put_planned(self, plan: str, key: str) -> None:
+        """Keep the key that a plan came to. plan: what is known of a training before its key is, as a key."""
+        self._write(plan, PLANNED, {}, {"key": key})
 
     def forget(self, key: str) -> None:
         """Remove what is kept under this key."""

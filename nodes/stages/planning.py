@@ -1,0 +1,124 @@
+"""What of an erasure is kept from before, and how long the rest will take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ...mace.concepts.concept import Concept
+from ...mace.concepts.lists import RETENTION
+from ...mace.method.tokens import fill
+from ...mace.pipeline.prior import CaptionSource
+from ...mace.pipeline.train_options import TrainOptions
+from ...mace.pipeline.written import AUTO
+from ..host.kept.content import content_sha256, training_key
+from ..host.pipeline import text_and_weights
+from ..host.progress import send_text
+from ..host.text import TextEncoder
+from .alias_search import TIMESTEPS, AliasSettings, left_of, unasked
+from .captions import in_time
+from .estimate import TRAINED, Estimate, estimated, measure_speed
+from .images import kept_images, template_of
+from .trainer import steps_left
+from .wanted import Wanted
+
+# Parts of the work, as the estimate names them.
+PICTURES, OTHER_WORDS, READING = "pictures", "other words", "reading"
+TRAINING, COMPARING = "training", "before and after"
+# The pictures before and after, one for each seed.
+COMPARED = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an erasure is done. wanted: what the artist sets.  drawing: of the pictures, see `images.Sampling`.
+    training: None where no LoRA is trained.  captions: None where none are read.  asking: for other words.
+    """
+
+    wanted: Wanted
+    drawing: dict
+    training: TrainOptions | None
+    captions: CaptionSource | None
+    asking: AliasSettings
+
+
+def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Estimate:
+    """What of an erasure is left to do, and how long that will take; empty where nothing is.
+
+    What is kept from before is looked up: pictures, answers on other words, moments, captions, and LoRAs by what they
+    were planned as (see `planned`), also after a restart.
+    """
+    send_text("measuring what a prompt and a picture take")
+    wanted, drawing, asking = plan.wanted, plan.drawing, plan.asking
+    text, _ = text_and_weights(model, clip)
+    draws = plan.training or wanted.asks
+    kept = kept_images(model, clip, vae, concepts, AUTO, "", drawing) if draws else []
+    undrawn = sum(images is None for _, images in kept)
+    asked = [False] * len(concepts)
+    if wanted.asks:
+        shown = [(concept, template_of(concept, AUTO)) for concept in concepts]
+        asked = unasked(model, clip, shown, [images for _, images in kept], asking)
+    steps = [0] * len(concepts)
+    if plan.training:
+        named = planned(model, clip, vae, concepts, plan)
+        every = [plan.training.settings(concept.type).steps for concept in concepts]
+        steps = [steps_left(*pair) for pair in zip(named, every, strict=True)]
+    own_words = wanted.preset.closed_form or text.at_ports
+    # Of aliases that are still to be found nothing is known.
+    unread = [
+        bool(ask or left) if wanted.find_aliases else not text.knows(concept, own_words)
+        for concept, ask, left in zip(concepts, asked, steps, strict=True)
+    ]
+    reading = in_time(text, clip, plan.captions) if plan.captions else None
+    captions = reading.count if reading else 0
+    near = prompts_to_keep(concepts, asking.neighbours) if wanted.keep_near else 0
+    prompts = 2 * sum(len(own.readings) for own, new in zip(concepts, unread, strict=True) if new)
+    of_each = asking.nearest + left_of(asking.nearest) * min(asking.pictures, drawing["count"]) * len(TIMESTEPS)
+    # Without guidance there is no prediction for the negative prompt.
+    a_picture = drawing["steps"] * (1 if drawing["cfg"] == 1 else 2)
+    parts = {
+        PICTURES: (0, undrawn * drawing["count"] * a_picture),
+        OTHER_WORDS: (sum(asked) * asking.nearest, sum(asked) * of_each),
+        READING: (captions + near + prompts, 0),
+        TRAINING: (0, TRAINED * sum(steps)),
+        COMPARING: (0, 2 * COMPARED * a_picture if wanted.compared else 0),
+    }
+    if not any(map(any, parts.values())):
+        return Estimate({}, ())
+    predicts = any(predictions for _, predictions in parts.values())
+    drawn = [fill(template, concepts[0].target) for template in concepts[0].prompts] if predicts else []
+    speed = measure_speed(model, clip, text, drawn, wanted.width, wanted.height)
+    found = estimated(speed, parts, model, clip, drawing["count"] if undrawn else COMPARED, any(steps))
+    advice = reading.lines if reading else []
+    if captions and not advice:
+        advice = [f"{captions} captions are read: a Prior with fewer, saved, is quicker"]
+    new = sum(map(bool, steps))
+    left = f"{new} of {len(concepts)} concepts are to be trained" if new else "nothing is to be trained"
+    return replace(found, lines=[f"{left}, {found.lines[0]}", *found.lines[1:], *advice])
+
+
+def prompts_to_keep(concepts: Sequence[Concept], neighbours: int) -> int:
+    """At most how many prompts are read for what `kept_beside` keeps. neighbours: words next to a concept."""
+    kinds = {concept.type for concept in concepts}
+    near = Concept("", "", next(iter(kinds)) if len(kinds) == 1 else "object")
+    listed = sum(len(names) * len(Concept("", "", kind).prompts) for kind, names in RETENTION.values() if kind in kinds)
+    return len(concepts) * neighbours * len(near.prompts) + listed
+
+
+def planned(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> list[str]:
+    """What the LoRA of each concept depends on, as far as it is known before anything is drawn or read.
+
+    Where near words are kept, the prior depends on the whole list, and the LoRAs with it.
+    """
+    wanted, text = plan.wanted, TextEncoder(clip)
+    prior = wanted.prior.digest if wanted.prior else None
+    if plan.captions:
+        prior = in_time(text, clip, plan.captions).source
+    listed = [(own, own.prompts) for own in concepts] if wanted.keep_near else []
+    preset = wanted.preset.refine, wanted.preset.lambda1_squared
+    about = content_sha256(training_key(model), *preset, wanted.find_aliases, prior, listed)
+    drawn = kept_images(model, clip, vae, concepts, AUTO, "", plan.drawing)
+    named = []
+    for concept, (key, _) in zip(concepts, drawn, strict=True):
+        words = text.content(*concept.phrases, concept.mapping)
+        record = plan.training.record(concept.type, plan.drawing["count"])
+        named.append(content_sha256(about, key, words, concept, concept.prompts, record))
+    return named
