@@ -112,7 +112,8 @@ class Trainer:
         return content_sha256(self._base, text, concept, concept.prompts, images.latents, as_floats(masks), record)
 
     def known(self, key: str) -> tuple[ErasureLora | None, bool]:
-        """(the LoRA trained before under this key or None, whether it was read from disk)."""
+        """(the LoRA trained before under this key or None, whether it was read from disk), which the run keeps."""
+        self._disk.held.add(key)
         if self.options.again:
             return None, False
         found = _store.get(key)
@@ -149,6 +150,8 @@ class Trainer:
             self._plan(copy, work, left)
             for (settings, step), items in queue.items():
                 done |= self._groups(copy, settings, step, items)
+        if self._disk.removed:
+            self.lines.append(f"{len(self._disk.removed)} of other runs, longest not used, removed from disk for room")
         if self._disk.problem:
             self.lines.append(self._disk.problem)
         return done
