@@ -186,8 +186,9 @@ def train(
     the LoRAs, sample c in those of concept c alone. report(step, losses [C]) is called after each step and may
     raise to stop: nothing but the parameters made here was changed. directions: see `initial`. states: of all
     concepts, of one and the same step, to go on from.  keep(states) is called every `keep_every` steps (0: never) but
-    the last, and when training is stopped, after the last too.  computes_in: the model's dtype (see mace.method.precision).
-    options: dtype and device of the parameters. Raises ValueError when a loss or a gradient is not finite.
+    the last, and when training is stopped, after the last too.  computes_in: the model's dtype (see
+    mace.method.precision).  options: dtype and device of the parameters. Raises ValueError when a loss or a gradient is
+    not finite.
     """
     stacked = initial(examples, shapes, settings, directions, **options)
     parameters = [p for pair in stacked.values() for p in pair if p.requires_grad]
