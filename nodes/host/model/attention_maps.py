@@ -7,8 +7,9 @@ from comfy import model_management
 from torch import Tensor
 
 from ....mace.masks.maps import average_maps
-from ....mace.method.loss import token_attention, weighted_values
+from ....mace.method.loss import token_attention
 from ....mace.method.train import stream
+from ....mace.pipeline.attention_loss import attended
 from ....mace.pipeline.host import Attention
 from .forward import ModelDenoiser
 from .predict import noisy
@@ -29,9 +30,7 @@ class _Watch:
         attention = token_attention(at.q, at.k, at.heads)
         chosen = (attention * self.tokens.to(attention)[:, None, None, :]).sum(dim=-1)
         self.maps.append(chosen.mean(dim=1).unflatten(1, at.grid))
-        if at.others is not None:
-            return at.others(at.k, at.v)
-        return weighted_values(attention, at.v).to(at.q.dtype)
+        return attended(at, attention, at.k, at.v)
 
 
 def concept_maps(
