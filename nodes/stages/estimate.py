@@ -13,7 +13,7 @@ from ...mace.pipeline.store import LastResult
 from ..host.model.family import sized
 from ..host.model.memory import measure
 from ..host.model.predict import noisy, predict
-from ..host.progress import duration, send_text
+from ..host.progress import duration, send_text, size
 from ..host.text import TextEncoder
 from .captions import SHOWN_FROM, seconds_a_prompt
 
@@ -91,11 +91,7 @@ def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, a
         seconds,
         (
             f"about {duration(total)}" + (f": {', '.join(of_each)}" if len(of_each) > 1 else ""),
-            f"{device}: model and text encoder {_bytes(own + text)}, {_bytes(2 * at_once * speed.memory)} to draw "
-            f"{at_once} pictures at once; a copy of the model, {_bytes(own)}, while training",
+            f"{device}: model and text encoder {size(own + text)}, {size(2 * at_once * speed.memory)} to draw "
+            f"{at_once} pictures at once; a copy of the model, {size(own)}, while training",
         ),
     )
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
