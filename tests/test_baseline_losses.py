@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.baselines import runner
+from tests.kinds import conditioning, latents, unet
 from tests.stages import images
 from tests.test_refine_node import concepts
 
@@ -210,3 +211,40 @@ def test_sdxls_size_and_pooled_text(comfy_host):
     assert all(master.grad is not None and master.grad.any() for master in trainee.masters.values())
     names = {name for name, _ in network.named_parameters() if parts.unconditional(name)}
     assert names and not any("label_emb" in name or "attn2" in name for name in names)
+
+
+# A CPU takes several times as long in fp16.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.long)], ids=str)
+def test_a_first_step_at_a_small_rate_reaches_the_forward_in_half_precision(comfy_host, dtype):
+    """Adam moves every weight by the rate. How much of what that does to keys and values is in them, least squares.
+
+    Of weights rounded to the model's dtype they show a hundredth in bf16, a quarter in fp16 at 2e-6.
+    """
+    module, forward = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.host.model.forward")
+    parts = comfy_host.module("mace.baselines.parts")
+    model = unet("sd15", dtype)
+    model.set_model_compute_dtype(dtype)
+    texts, seen = module.Texts(*conditioning(model, 4)), {}
+    with forward.trainable_copy(model) as copy:
+        trainee = module.Trainee(copy, parts.keys_and_values, texts)
+        for name in trainee.masters:
+            layer = copy.model.get_submodule(name.removesuffix(".weight"))
+            layer.register_forward_hook(lambda _, given, out, name=name: seen.update({name: (given[0], out)}))
+
+        def outputs():
+            with torch.no_grad():
+                trainee.predict(latents(4), torch.ones(4), trainee.rows([0, 1, 2, 3]))
+            return {name: (given.double(), out.double()) for name, (given, out) in seen.items()}
+
+        start = outputs()
+        assert {out.dtype for _, out in seen.values()} == {dtype} and len(start) == len(trainee.masters)
+        own = {name: master.detach().clone() for name, master in trainee.masters.items()}
+        steps = {name: torch.where(master.detach() < 0, -1.0, 1.0) for name, master in trainee.masters.items()}
+        for rate in (2e-6, 1e-5):
+            for name, master in trainee.masters.items():
+                master.data = own[name] + rate * steps[name]
+            moved = outputs()
+            for name, (given, out) in moved.items():
+                exact = given @ (trainee.masters[name].detach().double() - own[name].double()).T
+                share = float(((out - start[name][1]) * exact).sum() / exact.square().sum())
+                assert share == pytest.approx(1, abs=0.2), (name, rate)

@@ -206,6 +206,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
 
     def trained(name, needed):
         gpu_host.module("nodes.stages.trainer")._store.clear()
+        gpu_host.module("nodes.host.text")._embeddings.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         monkeypatch.setattr(clip.patcher, "model_size", lambda: own() + needed)
         return train(gpu_host, clip, refined, shown, steps="4")[0].loras[0].lora

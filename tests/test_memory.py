@@ -63,3 +63,10 @@ def test_the_peak_is_what_the_allocator_says(memory, recomputed):
     found = memory.measure(CPU, run).memory
     assert found == pytest.approx(allocated_peak(run), rel=0.01)
     assert (found < 5 * MILLION) == recomputed
+
+
+@pytest.mark.parametrize(("free", "each", "fit"), [(10, 1, 8), (10, 3, 2), (0.5, 1, 1), (1000, 1, 32), (10, 0, 32)])
+def test_how_many_fit_of_what_is_free(memory, monkeypatch, free, each, fit):
+    """85 percent of it, by hand; one is always tried, and no more than asked for."""
+    monkeypatch.setattr(memory.model_management, "get_free_memory", lambda device: free * MILLION)
+    assert memory.how_many_fit(CPU, each * MILLION, 32) == fit

@@ -235,3 +235,34 @@ def test_attention_maps(modules, other):
     with torch.inference_mode():
         maps = modules["attention_maps"].concept_maps(other, latents(2), contexts[0], [4, 5], None, "dog")
     assert maps.shape[0] == 2 and torch.isfinite(maps).all() and maps.std() > 0
+
+
+def test_attention_maps_of_fewer_at_once_where_memory_runs_out(modules, plain, monkeypatch):
+    """The same maps, and room is made for the pictures that are looked at."""
+    from comfy import model_management
+
+    module, tried, asked = modules["attention_maps"], [], []
+    contexts, _ = conditioning(plain)
+    load, predict = model_management.load_models_gpu, module.ModelDenoiser.predict
+
+    def short_of_memory(self, x, *rest):
+        tried.append(len(x))
+        if len(x) > 1:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        return predict(self, x, *rest)
+
+    def loading(*args, memory_required=0, **more):
+        asked.append(memory_required)
+        return load(*args, memory_required=memory_required, **more)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", loading)
+
+    def maps():
+        with torch.inference_mode():
+            return module.concept_maps(plain, latents(3), contexts[0], [4, 5], None, "dog")
+
+    whole = maps()
+    monkeypatch.setattr(module.ModelDenoiser, "predict", short_of_memory)
+    torch.testing.assert_close(maps(), whole, rtol=1e-4, atol=1e-6)
+    assert tried == [3, *[1] * 9]
+    assert asked[0] == 3 * plain.memory_required([1, *latents().shape[1:]]) > 0

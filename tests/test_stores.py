@@ -27,7 +27,7 @@ def test_stores_share_a_budget(comfy_host):
 
 
 # Hashes alone, by what they are of.
-SMALL = {"nodes.host.kept.content._weights", "nodes.host.kept.values._locks"}
+SMALL = {"nodes.host.kept.content._weights"}
 
 
 def kept_by_modules(host):

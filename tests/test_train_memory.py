@@ -1,7 +1,8 @@
 """Train Erasure LoRA where it is interrupted or memory is short: what is kept, how many train side by side."""
 
-import re
 from contextlib import contextmanager
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,7 +66,16 @@ def counting(host, monkeypatch, fits):
     return tried
 
 
-def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, monkeypatch):
+@pytest.fixture
+def said(comfy_host):
+    """What nodes say while they run, in order."""
+    listeners, said = comfy_host.module("nodes.host.progress").listeners, []
+    listeners.append(said.append)
+    yield said
+    listeners.remove(said.append)
+
+
+def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, monkeypatch, said):
     """What was stopped in the middle trains beside what is new: other steps, other numbers of concepts.
 
     The plan is said with side_by_side written too, and its time is of the steps that are left.
@@ -89,18 +99,61 @@ def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, 
     measured = comfy_host.module("nodes.host.model.memory").Measured(10**9, 3600.0)
     monkeypatch.setattr(comfy_host.module("nodes.stages.trainer"), "measure", lambda device, step: measured)
     node = train(comfy_host, clip, parts[0], images(comfy_host, demo, longer)[0], side_by_side="3")
-    assert "3 concepts, 3 side by side, 3.0 GB beside the model, 5.0 h at most" in report(node)
+    plan = "3 concepts, 3 side by side, 3.0 GB beside the model, "
+    assert plan + "5.0 h if they trained one after the other" in said and plan + "about " in report(node)
     assert "3 LoRAs trained" in report(node) and "2 go on from step 2" in report(node)
     own = {entry.concept.target: entry for entry in node[0].loras}
     for one, other in zip((own["dog"], own["ship"]), parts[3].loras, strict=True):
         same(one, other, rtol=2e-2, atol=2e-4)
 
 
-def test_one_concept_is_measured_and_the_plan_is_said(comfy_host, demo, parts, store, monkeypatch):
-    tried = counting(comfy_host, monkeypatch, lambda size, saving: True)
+def test_one_concept_is_measured_and_the_plan_is_said(comfy_host, demo, parts, store, monkeypatch, said):
+    """Before the first step; and with the time they take together when steps of it are known, 100 s each."""
+    from comfy import model_management
+
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: said.append(size) or True)
+    clock = SimpleNamespace(perf_counter=count(step=100).__next__)
+    monkeypatch.setattr(comfy_host.module("nodes.stages.training_plan"), "time", clock)
+    loaded, load = [], model_management.load_models_gpu
+    monkeypatch.setattr(
+        model_management, "load_models_gpu", lambda *a, **k: loaded.append(k.get("memory_required")) or load(*a, **k)
+    )
+    trainer, planned = comfy_host.module("nodes.stages.trainer"), []
+    measure = trainer.measure
+    monkeypatch.setattr(trainer, "measure", lambda *a: planned.append(measure(*a)) or planned[-1])
     node = train(comfy_host, demo[1], parts[0], parts[2])
-    assert tried[0] == 1 and tried[-3:] == [2, 2, 2]
-    assert re.search(r"2 concepts, 2 side by side, \d+\.\d GB beside the model, \d+ (s|min|h) at most", report(node))
+    assert tried == [1, 1, 2, 2, 2]
+    (each,) = (found.memory for found in planned)
+    plan = f"2 concepts, 2 side by side, {2 * each / 1e6:.0f} MB beside the model, "
+    said = said[said.index("measuring what one concept takes") :]
+    assert said[1:3] == [1, 1] and said[3].startswith(plan) and said[3].endswith("if they trained one after the other")
+    assert said[4] == 2 and plan + "about 5 min" in said[5:]
+    assert report(node).count(plan) == 1 and plan + "about 5 min" in report(node)
+    assert loaded[-1] == 2 * each > 0
+
+
+def test_as_many_train_side_by_side_as_fit(comfy_host, demo, parts, store, monkeypatch, said):
+    """Two gigabytes are free, and one takes one: the second would have to share what is left for others."""
+    from comfy import model_management
+
+    measured = comfy_host.module("nodes.host.model.memory").Measured(10**9, 600.0)
+    monkeypatch.setattr(comfy_host.module("nodes.stages.trainer"), "measure", lambda device, step: measured)
+    monkeypatch.setattr(model_management, "get_free_memory", lambda *a, **k: 2 * 10**9)
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: True)
+    train(comfy_host, demo[1], parts[0], parts[2])
+    assert tried == [1] * 6 and "2 concepts, 1 side by side, 1.0 GB beside the model, about 60 min" in said
+
+
+def test_the_copy_stays_where_all_texts_are_kept(comfy_host, demo, parts, store, monkeypatch):
+    """It makes way for the text encoder only where a prompt has to be encoded."""
+    aside, trainer = [], comfy_host.module("nodes.stages.trainer")
+    monkeypatch.setattr(trainer, "step_aside", lambda copy, needed: aside.append(needed))
+    comfy_host.module("nodes.host.text")._embeddings.clear()
+    train(comfy_host, demo[1], parts[0], parts[2], side_by_side="1", steps="1")
+    # Measuring encodes the first one's.
+    assert aside == [demo[1].patcher.model_size()] * 2
+    train(comfy_host, demo[1], parts[0], parts[2], side_by_side="1", steps="1", again=True)
+    assert len(aside) == 2
 
 
 def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):

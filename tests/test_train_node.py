@@ -174,10 +174,10 @@ def test_a_trained_lora_outlives_the_process(comfy_host, demo, parts, store):
 def test_the_folder_of_loras_is_bounded_and_may_be_missing(comfy_host, demo, parts, tmp_path):
     disk = comfy_host.module("nodes.host.kept.lora_store")
     lora = parts[3].loras[0]
-    kept = disk.LoraStore(tmp_path / "loras", limit=1)
     for number in range(3):
+        kept = disk.LoraStore(tmp_path / "loras", limit=1)
         kept.put_lora(f"{number:064x}", lora, (1,))
-    assert [path.name[:64] for path in kept.folder.iterdir()] == [f"{2:064x}"]
+    assert [path.name[:64] for path in kept.folder.iterdir()] == [f"{2:064x}"] and kept.removed == {f"{1:064x}"}
     # A state that cannot be removed: it lies beside the LoRA, which is kept all the same.
     stuck = kept.folder / f"{3:064x}.state.safetensors"
     stuck.mkdir()
@@ -188,6 +188,29 @@ def test_the_folder_of_loras_is_bounded_and_may_be_missing(comfy_host, demo, par
     nowhere = disk.LoraStore(blocked / "loras")
     nowhere.put_lora("0" * 64, lora, (1,))
     assert "cannot be kept" in nowhere.problem and nowhere.lora("0" * 64) is None
+
+
+def test_a_run_removes_nothing_of_its_own(comfy_host, demo, parts, store, monkeypatch, tmp_path):
+    """Beyond the limit: what it trains and what it has from before stay, others go, and the node says so."""
+    disk, limited = comfy_host.module("nodes.host.kept.lora_store"), []
+
+    def small():
+        limited.append(disk.LoraStore(tmp_path / "loras", limit=1))
+        return limited[-1]
+
+    monkeypatch.setattr(disk, "store", small)
+    other = f"{1:064x}"
+    small().put_lora(other, parts[3].loras[0], (1,))
+    node = train(comfy_host, demo[1], parts[0], parts[2], side_by_side="1")
+    assert "1 of other runs, longest not used, removed from disk for room" in report(node)
+    names = sorted(path.name for path in (tmp_path / "loras").iterdir())
+    assert len(names) == 2 and limited[-1].removed == {other}
+    store.clear()
+    assert "2 of them read from disk" in report(train(comfy_host, demo[1], parts[0], parts[2]))
+    longer = images(comfy_host, demo, concepts(comfy_host, "dog | pooch -> sky\nship -> ground\ncat"))[0]
+    node = train(comfy_host, demo[1], parts[0], longer)
+    assert "1 LoRAs trained, 2 of 3 kept" in report(node) and "removed from disk" not in report(node)
+    assert set(names) < {path.name for path in (tmp_path / "loras").iterdir()}
 
 
 def test_another_clip_than_the_refinements_is_refused(comfy_host, demo, parts):

@@ -1,10 +1,19 @@
 """Scaling the loss where the model computes in fp16, so that no gradient is silently lost.
 
-The policy of everything that trains, MACE and the baselines alike: what is trained is float32; the model computes in
-the dtype the host gives it. bf16 and float32 reach as far down as gradients do and need nothing. In fp16 what lies
-below 6e-8 becomes 0, so the loss is multiplied by a power of two before the backward pass and the gradients are divided
-by it after, which changes no digit of them. A backward pass that overflows is made again with a smaller factor: no step
-is left out. fp8 weights are computed with in the host's wider dtype, and fall under the same rule.
+The policy of everything that trains, MACE and the baselines alike. What is trained is float32, and so is what computes
+with it: MACE's keys and values with their LoRA (see mace.pipeline.attention_loss), and a baseline's layers with their
+weights. In bf16 a weight of 0.02 has steps of 0.0001, in fp16 of 0.00002, and the first steps at a rate of 1e-5 would
+leave the forward pass as it was. The rest of the model computes in the dtype the host gives it, and gets what comes of
+a trained layer in that dtype.
+
+The gradients' range: bf16 and float32 reach as far down as gradients do and need nothing. In fp16 what lies below 6e-8
+becomes 0, so the loss is multiplied by a power of two before the backward pass and the gradients are divided by it
+after, which changes no digit of them. A backward pass that overflows is made again with a smaller factor: no step is
+left out. fp8 weights are computed with in the host's wider dtype, and fall under the same rule.
+
+One exception: where another pack has a replace patch at a cross-attention, that patch computes the attention, and is
+given keys and values with their LoRA in the model's dtype, as in sampling. The loss of that layer is taken in float32
+all the same; what the layer hands on sees a LoRA as far as the model's dtype tells it from nothing.
 """
 
 import torch

@@ -185,9 +185,10 @@ def train(
     losses_of: (one draw a concept, the stacked LoRAs) -> Eq. 3's loss of each concept [C], differentiable in
     the LoRAs, sample c in those of concept c alone. report(step, losses [C]) is called after each step and may
     raise to stop: nothing but the parameters made here was changed. directions: see `initial`. states: of all
-    concepts, of one and the same step, to go on from.  keep(states) is called every `keep_every` steps (0: never) and
-    when training is stopped, except after the last step.  computes_in: the model's dtype (see mace.method.precision).
-    options: dtype and device of the parameters. Raises ValueError when a loss or a gradient is not finite.
+    concepts, of one and the same step, to go on from.  keep(states) is called every `keep_every` steps (0: never) but
+    the last, and when training is stopped, after the last too.  computes_in: the model's dtype (see
+    mace.method.precision).  options: dtype and device of the parameters. Raises ValueError when a loss or a gradient is
+    not finite.
     """
     stacked = initial(examples, shapes, settings, directions, **options)
     parameters = [p for pair in stacked.values() for p in pair if p.requires_grad]
@@ -212,7 +213,7 @@ def train(
         raise
     except BaseException:
         # Between two steps, or before the parameters of one were touched.
-        if keep_every and first <= len(history) < settings.steps:
+        if keep_every and first <= len(history):
             keep(states_of(stacked, optimizer, history))
         raise
     trained = [

@@ -48,6 +48,21 @@ class Batch:
         return self._grids[height, width]
 
 
+def attended(at: Attention, attention: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What an attention hands on, as q: of probabilities [B, heads, pixels, tokens] and values [B, tokens, heads * c].
+
+    Another pack's patch is given keys and values in the model's dtype, as in sampling (see mace.method.precision).
+    """
+    if at.others is not None:
+        return at.others(keys.to(at.k.dtype), values.to(at.v.dtype))
+    return weighted_values(attention, values).to(at.q.dtype)
+
+
+def attend(layer: str, at: Attention) -> Tensor:
+    """Attends as the model would, with scores and softmax in float32 at least (see `host.Attend`)."""
+    return attended(at, token_attention(at.q, at.k, at.heads), at.k, at.v)
+
+
 class _Attend:
     """What the model attends with, and the loss of each of its layers."""
 
@@ -61,9 +76,7 @@ class _Attend:
         attention = token_attention(at.q, keys, at.heads)
         mask = self.batch.grid(*at.grid)
         self.losses[layer] = masked_loss(attention, self.batch.tokens.to(attention), mask.to(attention), self.form)
-        if at.others is not None:
-            return at.others(keys.to(at.k.dtype), values.to(at.v.dtype))
-        return weighted_values(attention, values).to(at.q.dtype)
+        return attended(at, attention, keys, values)
 
     def _with_lora(self, pair: tuple[Tensor, Tensor] | None, projected: Tensor) -> Tensor:
         """Keys or values with each sample's LoRA, in float32 at least."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from comfy import model_management
@@ -48,10 +49,16 @@ class _Scope(nn.Module):
         return run()
 
 
+def _in_float32(forward: Callable, x: Tensor) -> Tensor:
+    """A layer's forward with its weights in float32; what goes on into the model has the model's dtype."""
+    return forward(x.float()).to(x.dtype)
+
+
 class Trainee:
     """A copy of a MODEL (from `trainable_copy`) whose chosen weights train as float32 masters.
 
-    The copy's own weights stay as they are: they are the original model. Raises ValueError for quantised weights.
+    Their layers compute in float32, since fp16 and bf16 would round small steps away (see mace.method.precision). The
+    copy's own weights keep their values: they are the original model. Raises ValueError for quantised weights.
     """
 
     def __init__(self, copy, part: Part, texts: Texts):
@@ -65,6 +72,12 @@ class Trainee:
         strange = next((name for name, weight in self.own.items() if is_quantised(weight)), None)
         if strange is not None:
             raise ValueError(f"{strange} is quantised and cannot be trained: load the fp16, bf16 or fp32 model")
+        self._stored = {name: weight.dtype for name, weight in self.own.items()}
+        for name in dict.fromkeys(name.rpartition(".")[0] for name in self.own):
+            layer = copy.model.get_submodule(name).float()
+            layer.forward = partial(_in_float32, layer.forward)
+        # The layers take more now than the host has counted.
+        copy.size = 0
         self.masters = {
             name: weight.detach().to(self.device, torch.float32, copy=True).requires_grad_(True)
             for name, weight in self.own.items()
@@ -77,11 +90,8 @@ class Trainee:
         self._scope = _Scope(copy.model)
 
     def edited(self, run: Callable):
-        """run() with the masters in the model, in the dtype the model computes in."""
-        dtype = self.copy.model.get_dtype_inference()
-        return functional_call(
-            self._scope, {f"model.{name}": master.to(dtype) for name, master in self.masters.items()}, (run,)
-        )
+        """run() with the masters in the model."""
+        return functional_call(self._scope, {f"model.{name}": own for name, own in self.masters.items()}, (run,))
 
     def original(self, x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
         """eps of the model as it was (see mace.baselines.objectives.Predict). prompts: rows of the texts, [B]."""
@@ -129,7 +139,8 @@ class Trainee:
         for name, own in self.own.items():
             change = self.masters[name].detach() - own.to(self.device, torch.float32)
             if change.any():
-                found[name] = change.to(torch.float32 if own.dtype in FP8 else own.dtype)
+                stored = self._stored[name]
+                found[name] = change.to(torch.float32 if stored in FP8 else stored)
         return found
 
 

@@ -151,8 +151,10 @@ class TrainErasureLora(io.ComfyNode):
                     "save_memory",
                     default=False,
                     advanced=True,
-                    tooltip="A quarter of the memory, a third slower: the model's blocks are computed a second time "
-                    "in the backward pass (gradient checkpointing). Off: only where one concept does not fit without.",
+                    tooltip="Less than half of the memory beside the model (for one concept 0.4 GB in place of 0.9 in "
+                    "SD1.5, 2.9 in place of 6.2 in SDXL), and up to three times as long: the model's blocks are "
+                    "computed a second time in the backward pass (gradient checkpointing). Off: only where one "
+                    "concept does not fit without.",
                 ),
                 io.Mask.Input(
                     "masks",

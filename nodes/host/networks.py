@@ -70,6 +70,6 @@ def in_batches(items: Tensor, most: int, run: Callable[[Tensor], Sequence]) -> l
         if most == 1:
             model_management.free_memory(1e30, model_management.get_torch_device())
             emptied = True
-        most = max(1, most // 2)
+        most = max(1, min(most, len(items) - len(results)) // 2)
         model_management.soft_empty_cache()
     return results

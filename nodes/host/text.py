@@ -125,6 +125,12 @@ class TextEncoder:
             return torch.stack([known[prompt].to(found) for prompt in prompts])
         return torch.stack([known[prompt] for prompt in prompts])
 
+    def has_kept(self, prompts: Sequence[str], pooled: bool) -> bool:
+        """Whether `encoded`, and `pooled` where that is asked for, have all of the prompts from before."""
+        names = [(self.identity, prompt) for prompt in prompts]
+        names += [(*name, "pooled") for name in names] if pooled else []
+        return all(_embeddings.get(name) is not None for name in names)
+
     def _encoded_with_pooled(self, prompts: Sequence[str]) -> torch.Tensor:
         """As `encode`; the pooled texts, which one pass gives too, are kept for `pooled`."""
         found, pooled = self.encode_pooled(prompts)

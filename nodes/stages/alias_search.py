@@ -17,12 +17,14 @@ from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.subjects import parse_chosen, parse_names
 from ...mace.method.tokens import fill
 from ...mace.method.train import stream
+from ...mace.pipeline.attention_loss import attend
 from ...mace.pipeline.batches import chunks
 from ..host.any_text import AnyText, text_to_draw_with
 from ..host.gallery import BLOCK, Prompts
 from ..host.kept.content import content_sha256, model_sha256
 from ..host.kept.store import ContentStore
-from ..host.model.predict import noisy, predict, predict_given
+from ..host.model.forward import ModelDenoiser
+from ..host.model.predict import noisy, predict_given
 from ..host.networks import in_batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
@@ -152,7 +154,7 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 def _by_rows(model, contexts: Tensor, pooled: Tensor | None) -> Predict:
     def run(x: Tensor, sigmas: Tensor, rows: Tensor) -> Tensor:
         own = None if pooled is None else pooled[rows].to(x.device)
-        return predict(model, x, sigmas, contexts[rows].to(x.device), own)
+        return ModelDenoiser(model).predict(x, sigmas, contexts[rows].to(x.device), own, attend)
 
     return run
 

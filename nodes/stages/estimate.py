@@ -14,7 +14,7 @@ from ..host.model.family import sized
 from ..host.model.memory import measure
 from ..host.model.predict import noisy, predict_given
 from ..host.port_text import PortText
-from ..host.progress import duration, send_text
+from ..host.progress import duration, send_text, size
 from ..host.text import TextEncoder
 from .captions import SHOWN_FROM, seconds_a_prompt
 
@@ -90,13 +90,9 @@ def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, a
     total = sum(seconds.values())
     device = "memory" if model_management.is_device_cpu(model.load_device) else "the GPU's memory"
     own, text = model.model_size(), clip.patcher.model_size()
-    memory = f"{device}: model and text encoder {_bytes(own + text)}"
+    memory = f"{device}: model and text encoder {size(own + text)}"
     if speed.memory:
-        memory += f", {_bytes(2 * at_once * speed.memory)} to draw {at_once} pictures at once"
+        memory += f", {size(2 * at_once * speed.memory)} to draw {at_once} pictures at once"
     if trains:
-        memory += f"; a copy of the model, {_bytes(own)}, while training"
+        memory += f"; a copy of the model, {size(own)}, while training"
     return Estimate(seconds, (f"about {duration(total)}" + (f": {', '.join(of_each)}" if of_each else ""), memory))
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

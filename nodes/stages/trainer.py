@@ -14,6 +14,7 @@ from ...mace.formats.lora_set import ErasureLora, refinement_digest
 from ...mace.masks.kept import as_floats
 from ...mace.method.prior import PROBE_TOLERANCE, probe_distance
 from ...mace.method.refine import Refinement
+from ...mace.method.tokens import fill
 from ...mace.method.train import Example, TrainSettings, TrainState, draws, initial, train
 from ...mace.pipeline.material import Material, loss_function, material
 from ...mace.pipeline.refine import reading
@@ -27,8 +28,9 @@ from ..host.model.memory import how_many_fit, measure, step_aside
 from ..host.model.recompute import recomputed_blocks
 from ..host.model.unet import cross_attention_keys
 from ..host.pipeline import ModelWeights
-from ..host.progress import duration, send_text
+from ..host.progress import send_text
 from ..host.text import TextEncoder
+from .training_plan import TrainingPlan
 
 LORA_STORE_BYTES, PLANS_BYTES = 512 << 20, 1 << 20
 MOST_SIDE_BY_SIDE = 32
@@ -87,6 +89,7 @@ class Trainer:
         self._disk = lora_store.store()
         # What is known of memory as the run goes on: whether blocks are recomputed, and how many fit.
         self._recompute, self._most, self._each = options.save_memory, MOST_SIDE_BY_SIDE, 0
+        self._said = TrainingPlan(self.lines)
         # Also when the distance is not a number.
         if refinement is not None and not (
             probe_distance(self.encoder.fingerprint, refinement.fingerprint) <= PROBE_TOLERANCE
@@ -114,7 +117,8 @@ class Trainer:
         return content_sha256(self._base, text, concept, concept.prompts, images.latents, as_floats(masks), record)
 
     def known(self, key: str) -> tuple[ErasureLora | None, bool]:
-        """(the LoRA trained before under this key or None, whether it was read from disk)."""
+        """(the LoRA trained before under this key or None, whether it was read from disk), which the run keeps."""
+        self._disk.held.add(key)
         if self.options.again:
             return None, False
         found = _store.get(key)
@@ -154,9 +158,12 @@ class Trainer:
             self.skip(step * count)
         with trainable_copy(self.model) as copy:
             left = sum((settings.steps - step) * len(items) for (settings, step), items in queue.items())
-            self._plan(copy, work, left)
+            if left:
+                self._plan(copy, work, left)
             for (settings, step), items in queue.items():
                 done |= self._groups(copy, settings, step, items)
+        if self._disk.removed:
+            self.lines.append(f"{len(self._disk.removed)} of other runs, longest not used, removed from disk for room")
         if self._disk.problem:
             self.lines.append(self._disk.problem)
         return done
@@ -174,6 +181,7 @@ class Trainer:
                 again = reached if len(steps) == 1 else group
                 done |= self._groups(copy, settings, steps.pop() if len(steps) == 1 else step, again)
                 continue
+            self._said.end_group((settings.steps - step) * len(group))
             for (item, _), lora in zip(group, trained, strict=True):
                 _keep(item.key, lora)
                 self._disk.put_lora(item.key, lora, self._blocks)
@@ -205,12 +213,7 @@ class Trainer:
         self._each = found.memory
         fitting = self.options.side_by_side or how_many_fit(copy.load_device, found.memory, self._most)
         self._most = min(fitting, len(work))
-        line = (
-            f"{len(work)} concepts, {self._most} side by side, {self._most * found.memory / 1e9:.1f} GB beside the "
-            f"model, {duration(left * found.seconds)} at most"
-        )
-        send_text(line)
-        self.lines.append(line)
+        self._said.begin(len(work), left, self._most, self._each, found.seconds)
 
     def _without_full_memory(self, copy, name: str, run: Callable):
         """What run() gives; None where memory did not hold one concept and blocks are recomputed from now on."""
@@ -249,7 +252,9 @@ class Trainer:
         return None
 
     def _materials(self, copy, items: Sequence[Work]) -> list[Material]:
-        step_aside(copy, self.encoder.clip.patcher.model_size())
+        prompts = [fill(*reading) for item in items for reading in item.images.concept.readings]
+        if not self.encoder.has_kept(prompts, self.pooled):
+            step_aside(copy, self.encoder.clip.patcher.model_size())
         with torch.inference_mode():
             encoded = [
                 material(self.encoder, item.images, item.masks, self.options.end_of_text, self.pooled) for item in items
@@ -266,10 +271,12 @@ class Trainer:
             caption, device = self.refinement.prior.mean.clone(), self.model.load_device
             focus = [entry.directions(caption, settings.rank, device, self.metric) for entry in materials]
         load(copy, self._each * len(items))
+        self._said.begin_group()
 
         def report(step: int, values: Tensor) -> None:
             model_management.throw_exception_if_processing_interrupted()
             self.report(names, step, values)
+            self._said.end_step(len(items), self._most)
 
         def keep(reached: Sequence[TrainState]) -> None:
             for item, state in zip(items, reached, strict=True):

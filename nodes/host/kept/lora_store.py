@@ -30,11 +30,15 @@ _SIDES, _PARTS = ("up", "down"), ("mean", "square")
 class LoraStore:
     """Files of a folder, up to `limit` bytes; those not read for the longest time go first.
 
-    A folder that cannot be written is no error: then nothing outlives the process, and `problem` says why.
+    Files of the keys in `held`, those of the run in progress, stay also beyond the limit.  removed: keys whose files
+    went to make room.  A folder that cannot be written is no error: then nothing outlives the process, and `problem`
+    says why.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT_BYTES):
         self.folder, self._limit = folder, limit
+        self.held: set[str] = set()
+        self.removed: set[str] = set()
         self.problem: str | None = None
 
     def lora(self, key: str) -> ErasureLora | None:
@@ -103,12 +107,13 @@ class LoraStore:
 
     def _write(self, key: str, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
         path = self._path(key, kind)
+        self.held.add(key)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
             os.replace(temporary, path)
-            self._make_room(path)
+            self._make_room()
         except (OSError, SafetensorError) as error:
             self.problem = f"trained LoRAs cannot be kept in {self.folder}: {error}"
             logging.warning("MACE: %s", self.problem)
@@ -117,7 +122,7 @@ class LoraStore:
             return False
         return True
 
-    def _make_room(self, newest: Path) -> None:
+    def _make_room(self) -> None:
         """Remove the files longest not read, beyond the limit; and what a killed process left half written."""
         kept = []
         for path in self.folder.iterdir():
@@ -128,10 +133,13 @@ class LoraStore:
         for _, size, path in sorted(kept, key=lambda entry: entry[0]):
             if left <= self._limit:
                 return
-            if path != newest:
+            key = path.name.partition(".")[0]
+            if key not in self.held:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
                     left -= size
+                    if key:
+                        self.removed.add(key)
 
 
 def _state_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TrainState:

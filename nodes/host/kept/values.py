@@ -42,13 +42,14 @@ _SETTLED |= {
     "latent_preview",
 }
 _SETTLED |= {"comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "node_helpers"}
+# They hold nothing that could be computed with, and what they stand at passes.
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event)
+_LOCKS += (threading.Semaphore, threading.Barrier)
 # The pack itself. The host names it by its folder.
 _PACK = __name__.removesuffix(".nodes.host.kept.values")
 _OURS = "mace-comfyui"
 # Py_TPFLAGS_HEAPTYPE: the class was made while running, as those of Python code are.
 _HEAP = 1 << 9
-_locks: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 
 
 class Feeder:
@@ -142,7 +143,7 @@ def _parts(value) -> tuple[str, Mapping | list | tuple]:
     if isinstance(value, logging.Logger):
         return f"logger {value.name}", ()
     if isinstance(value, _LOCKS):
-        return _of_a_lock(value), ()
+        return f"lock {type(value).__qualname__}", ()
     return _object_parts(value)
 
 
@@ -263,8 +264,3 @@ def _code(code: types.CodeType) -> list:
 def _never_again() -> str:
     """A name that nothing has a second time."""
     return f"object {uuid.uuid4().hex}"
-
-
-def _of_a_lock(value) -> str:
-    """A lock holds nothing, yet is no other lock."""
-    return _locks.setdefault(value, _never_again())

@@ -7,9 +7,11 @@ from comfy import model_management
 from torch import Tensor
 
 from ....mace.masks.maps import average_maps
-from ....mace.method.loss import token_attention, weighted_values
+from ....mace.method.loss import token_attention
 from ....mace.method.train import stream
+from ....mace.pipeline.attention_loss import attended
 from ....mace.pipeline.host import Attention
+from ..networks import in_batches
 from .forward import ModelDenoiser
 from .predict import noisy
 
@@ -29,9 +31,7 @@ class _Watch:
         attention = token_attention(at.q, at.k, at.heads)
         chosen = (attention * self.tokens.to(attention)[:, None, None, :]).sum(dim=-1)
         self.maps.append(chosen.mean(dim=1).unflatten(1, at.grid))
-        if at.others is not None:
-            return at.others(at.k, at.v)
-        return weighted_values(attention, at.v).to(at.q.dtype)
+        return attended(at, attention, at.k, at.v)
 
 
 def concept_maps(
@@ -45,30 +45,28 @@ def concept_maps(
 ) -> Tensor:
     """Attention maps [n, h, w] of n images, averaged over heads, layers and timesteps, on the CPU.
 
-    MOST_IMAGES are looked at together. latents: [n, ch, h, w] in the VAE's scale.  context: embeddings [N, d] of the
-    prompt the images show.  positions: the concept's tokens in it.  pooled: [1, c] or None.  seed_name: of the stream
-    that the noise is drawn from.
+    MOST_IMAGES are looked at together, fewer where memory runs out; the noise stays the same. latents: [n, ch, h, w]
+    in the VAE's scale.  context: embeddings [N, d] of the prompt the images show.  positions: the concept's tokens in
+    it.  pooled: [1, c] or None.  seed_name: of the stream that the noise is drawn from. Raises the host's interrupt.
     """
-    model_management.load_models_gpu([model])
-    generator = stream(0, seed_name, "maps")
-    parts = latents.split(MOST_IMAGES)
-    return torch.cat([_maps(model, part, context, positions, pooled, generator, timesteps) for part in parts])
+    device, generator = model.load_device, stream(0, seed_name, "maps")
+    each = model.memory_required([1, *latents.shape[1:]])
+    noises = [torch.randn(latents.shape, generator=generator) for _ in timesteps]
 
+    def run(rows: Tensor) -> Tensor:
+        model_management.load_models_gpu([model], memory_required=len(rows) * each)
+        tokens = torch.zeros(len(rows), len(context), device=device)
+        tokens[:, list(positions)] = 1
+        own = latents[rows].to(device, torch.float32)
+        contexts = context.to(device)[None].expand(len(rows), -1, -1)
+        repeated = None if pooled is None else pooled.to(device).expand(len(rows), -1)
+        total = []
+        for timestep, noise in zip(timesteps, noises, strict=True):
+            model_management.throw_exception_if_processing_interrupted()
+            x, sigmas = noisy(model, own, noise[rows].to(device), [timestep] * len(rows))
+            watch = _Watch(tokens)
+            ModelDenoiser(model).predict(x, sigmas, contexts, repeated, watch)
+            total.append(average_maps(watch.maps))
+        return torch.stack(total).mean(dim=0).cpu()
 
-def _maps(model, latents, context, positions, pooled, generator, timesteps) -> Tensor:
-    device = model.load_device
-    count = len(latents)
-    tokens = torch.zeros(count, len(context), device=device)
-    tokens[:, list(positions)] = 1
-    latents = latents.to(device, torch.float32)
-    contexts = context.to(device)[None].expand(count, -1, -1)
-    repeated = None if pooled is None else pooled.to(device).expand(count, -1)
-    total = []
-    for timestep in timesteps:
-        model_management.throw_exception_if_processing_interrupted()
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        x, sigmas = noisy(model, latents, noise, [timestep] * count)
-        watch = _Watch(tokens)
-        ModelDenoiser(model).predict(x, sigmas, contexts, repeated, watch)
-        total.append(average_maps(watch.maps))
-    return torch.stack(total).mean(dim=0).cpu()
+    return torch.stack(in_batches(torch.arange(len(latents)), MOST_IMAGES, run))
