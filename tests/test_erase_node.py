@@ -23,7 +23,7 @@ def erasing(comfy_host):
 def erase(comfy_host, demo, erasing, monkeypatch):
     """The node with a preset that trains a few steps, for time."""
     presets = comfy_host.module("mace.presets.presets")
-    short = presets.Preset(lambda type: presets.LoraRow(2, STEPS, 3e-3))
+    short = presets.Preset(lambda type: presets.LoraRow(2, STEPS, 3e-3), end_of_text=True)
     monkeypatch.setattr(comfy_host.module("nodes.host.preset_files"), "PRESETS", {**presets.PRESETS, "short": short})
     monkeypatch.setattr(erasing, "IMAGES", 2)
     monkeypatch.setattr(erasing, "CAPTIONS", erasing.CaptionSource("built-in", CAPTIONS, seed=0))

@@ -130,7 +130,7 @@ def test_a_very_wide_text_is_refined_in_the_span_of_its_rows(comfy_host, demo, f
             torch.testing.assert_close(edited(rows[0], key), edited(whole, key), rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="refined without a prior, and mu measures in embeddings"):
         refine(comfy_host, model, text, chosen, mu="10", mu_measures="as the model reads")
-    settings = dict(captions="built-in", count=0, seed=0, preserve="horse", preserve_type="object", retention="none")
+    settings = dict(captions="built-in", count=0, seed=0, preserve="zebra", preserve_type="object", retention="none")
     with pytest.raises(ValueError, match="512 wide and a prior would take"):
         comfy_host.run("MACE_Prior", clip=text, model=model, **settings)
     whole = dict(preset="paper (Table 10)", width=64, height=64, seed=0, strengths="", keep_near=True)

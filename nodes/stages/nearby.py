@@ -58,7 +58,7 @@ def moved_lines(model, edited, clip, concepts: Sequence[Concept], prior: Prior |
     prompts = [*(fill(PROMPT, word) for word in words), ""]
     read = torch.cat([encoder.encoded(part).cpu() for part in chunks(prompts)]).float()
     shares = moved(read[:-1], read[-1], _projections(model, edited)).tolist()
-    preserved = set(map(normalised, prior.preserved if prior else ()))
+    preserved = set(map(normalised, prior.preserved if prior else ())) - set(phrases_by_key(concepts))
     near, kept = [], []
     for word, share in sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1]):
         (kept if normalised(word) in preserved else near).append((word, share))
