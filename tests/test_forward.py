@@ -59,6 +59,26 @@ def gradient(parameter):
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
+def test_the_copy_is_whole_with_novram(forward, comfy_host, demo, monkeypatch):
+    """All patches in its weights, which lie on the device, where the host has been told to leave them elsewhere."""
+    from comfy import model_management
+
+    model = refine(comfy_host, *demo[:2], concepts(comfy_host, "dog -> sky"), mu="10")[0]
+    key = next(iter(model.patches))
+    with forward.trainable_copy(model) as copy:
+        expected = copy.model.state_dict()[key].clone()
+    assert not torch.equal(expected, model.model.state_dict()[key])
+    state = model_management.VRAMState.NO_VRAM
+    monkeypatch.setattr(model_management, "vram_state", state)
+    # On a CPU the host passes over it.
+    monkeypatch.setattr(model_management, "is_device_cpu", lambda device: False)
+    with forward.trainable_copy(model) as copy:
+        assert model_management.vram_state == state
+        assert not any(getattr(layer, "weight_function", None) for layer in copy.model.modules())
+        assert not any(hasattr(layer, "prev_comfy_cast_weights") for layer in copy.model.modules())
+        assert torch.equal(copy.model.state_dict()[key], expected)
+
+
 def test_places_of_the_layers(forward, keys):
     assert {forward.place(key) for key in keys} == {
         ("input", 1, 0),

@@ -149,9 +149,22 @@ def test_recomputing_takes_less_and_gives_the_same(gpu_host, gpu_models):
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
 def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_path, name):
-    """With a ballast that leaves room for two, fewer train side by side or blocks are recomputed; the LoRAs are the
-    same."""
+    """With a ballast that leaves room for two, fewer train side by side or blocks are recomputed; the gradients are
+    the same."""
     from comfy import model_management
+
+    method, rows = gpu_host.module("mace.method.train"), []
+    clip_gradients = method.clip_per_concept
+
+    def noted(stacked, limit):
+        """Each concept's gradient before it is clipped, unless the step is made again for it overflowed."""
+        found = torch.cat([gradient.float().flatten(1).cpu() for gradient in method.gradients(stacked)], dim=1)
+        norms = clip_gradients(stacked, limit)
+        if torch.isfinite(norms).all():
+            rows.extend(found)
+        return norms
+
+    monkeypatch.setattr(method, "clip_per_concept", noted)
 
     store, training = gpu_host.module("nodes.host.kept.lora_store"), gpu_host.module("nodes.stages.trainer")
     model, clip, _ = gpu_models[name]
@@ -169,8 +182,9 @@ def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_
     def trained(name):
         training._store.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
-        node = train(gpu_host, clip, refined, shown, steps="4")
-        return node[0], report(node)
+        rows.clear()
+        node = train(gpu_host, clip, refined, shown, steps="1")
+        return list(rows), report(node)
 
     free, said = trained("free")
     model_management.unload_all_models()
@@ -187,10 +201,10 @@ def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_
     print(f"{left / 1e6:.0f} MB left", said, told, sep="\n---\n")
     assert "4 concepts, 4 side by side" in said
     assert int(re.search(r"4 concepts, (\d+) side by side", told)[1]) < 4 or "save_memory" in told
-    for one, other in zip(free.loras, tight.loras, strict=True):
-        for key, (up, down) in one.lora.items():
-            a, b = up @ down, other.lora[key][0] @ other.lora[key][1]
-            assert float((a - b).norm()) <= 0.05 * float(a.norm()) + 1e-6, key
+    assert len(free) == len(tight) == 4
+    for one, other in zip(free, tight, strict=True):
+        assert one.any() and cosine(one, other) > 0.999
+        assert float(other.norm()) == pytest.approx(float(one.norm()), rel=0.01)
 
 
 def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_models, monkeypatch, tmp_path):

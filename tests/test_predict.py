@@ -214,6 +214,30 @@ def test_training_attends_in_pytorch_whatever_another_pack_has(module, model):
     torch.testing.assert_close(trained.detach(), forward, rtol=1e-3, atol=1e-4)
 
 
+def test_training_attends_in_pytorch_whatever_the_host_chose(module, model, monkeypatch):
+    """Where the host was started with a kernel that has no backward, in every attention."""
+    from comfy.ldm.modules import attention
+
+    calls, pytorchs, in_pytorch = [], [], module.attention_pytorch
+
+    @attention.wrap_attn
+    def chosen(*args, **kwargs):
+        calls.append(1)
+        if torch.is_grad_enabled():
+            raise RuntimeError("no backward")
+        return attention.attention_pytorch(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "optimized_attention", chosen)
+    monkeypatch.setattr(attention, "optimized_attention_masked", chosen)
+    monkeypatch.setattr(module, "attention_pytorch", lambda *a, **k: pytorchs.append(1) or in_pytorch(*a, **k))
+    forward = called(module, model)
+    count = len(calls)
+    assert count and not pytorchs
+    trained = called(module, model, grad=True)
+    assert len(calls) == count and len(pytorchs) == count
+    torch.testing.assert_close(trained.detach(), forward, rtol=1e-4, atol=1e-5)
+
+
 def test_the_host_is_left_as_it_was_when_a_patch_fails(module, model):
     broken = model.clone()
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
@@ -26,8 +27,10 @@ def test_stores_share_a_budget(comfy_host):
     assert budget.bytes == 0 and not len(other)
 
 
-# Hashes alone, by what they are of.
-SMALL = {"nodes.host.kept.content._weights"}
+# Hashes by what they are of, presets (lines of text), functions to call, folders and what was said of files.
+SMALL = {"nodes.host.kept.content._weights", "nodes.host.preset_files._read"}
+SMALL |= {"nodes.host.kept.store.moment_sources", "nodes.host.progress.listeners"}
+SMALL |= {"nodes.host.folders._beside", "nodes.host.folders._said"}
 
 
 def kept_by_modules(host):
@@ -39,8 +42,17 @@ def kept_by_modules(host):
             name = found.name.removeprefix(root)
             for own, value in vars(host.module(name)).items():
                 ours = type(value).__module__.startswith(root) and hasattr(value, "put") and hasattr(value, "get")
-                if ours or isinstance(value, weakref.WeakKeyDictionary | weakref.WeakValueDictionary | OrderedDict):
+                # What is not empty and holds no tensor is a table. A cache is empty at first.
+                table = type(value) in (dict, list, set) and (not value or holds_tensors(value))
+                cached = hasattr(value, "cache_info") and value.__module__.startswith(root)
+                kinds = weakref.WeakKeyDictionary | weakref.WeakValueDictionary | OrderedDict
+                if ours or table or cached or isinstance(value, kinds):
                     yield f"{name}.{own}", value
+
+
+def holds_tensors(value) -> bool:
+    """Whether a container has tensors in it, however deep."""
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(list(value) if isinstance(value, set) else value))
 
 
 def test_every_store_of_the_pack_is_in_the_budget(comfy_host):

@@ -15,6 +15,15 @@ pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 pytest_plugins = ["tests.trained"]
 
 
+@pytest.fixture
+def said(comfy_host):
+    """What nodes say while they run, in order."""
+    listeners, said = comfy_host.module("nodes.host.progress").listeners, []
+    listeners.append(said.append)
+    yield said
+    listeners.remove(said.append)
+
+
 def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy_host, demo, parts, store, monkeypatch):
     from comfy import model_management
 
@@ -43,6 +52,26 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy
     same(resumed[0].loras[1], loras.loras[1], rtol=2e-2, atol=2e-4)
 
 
+def test_an_interrupt_in_the_last_step_loses_none(comfy_host, demo, parts, store, monkeypatch, said):
+    """What is left is to read it: nothing is measured, and no step is made again."""
+    from comfy import model_management
+
+    module = comfy_host.module("nodes.host.progress")
+
+    def interrupted(self, names, step, losses, steps):
+        if step == steps:
+            raise model_management.InterruptProcessingException
+
+    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
+        patched.setattr(module.LossProgress, "report", interrupted)
+        train(comfy_host, demo[1], parts[0], parts[2])
+    said.clear()
+    resumed = train(comfy_host, demo[1], parts[0], parts[2])
+    assert "2 LoRAs trained" in report(resumed) and "2 go on from step 3" in report(resumed) and said == []
+    for one, other in zip(resumed[0].loras, parts[3].loras, strict=True):
+        same(one, other, rtol=2e-2, atol=2e-4)
+
+
 def counting(host, monkeypatch, fits):
     """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
     module, training = host.module("mace.pipeline.material"), host.module("nodes.stages.trainer")
@@ -64,15 +93,6 @@ def counting(host, monkeypatch, fits):
     monkeypatch.setattr(module, "losses", limited)
     monkeypatch.setattr(training, "recomputed_blocks", noted)
     return tried
-
-
-@pytest.fixture
-def said(comfy_host):
-    """What nodes say while they run, in order."""
-    listeners, said = comfy_host.module("nodes.host.progress").listeners, []
-    listeners.append(said.append)
-    yield said
-    listeners.remove(said.append)
 
 
 def test_one_group_anew_and_one_resumed(comfy_host, demo, parts, listed, store, monkeypatch, said):

@@ -6,10 +6,10 @@ Everything is summed in float64. Sums are streamed: what is kept does not grow w
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .tokens import Pairing
 
@@ -31,23 +31,15 @@ def in_float64(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device).double()
 
 
-@lru_cache(maxsize=4)
-def _lower(width: int, device: torch.device) -> Tensor:
-    """Places of the lower triangle, row by row, in a [width, width] matrix read as a vector."""
-    rows, columns = torch.tril_indices(width, width, device=device)
-    return rows * width + columns
-
-
 def pack(matrix: Tensor, out: Tensor | None = None) -> Tensor:
     """The lower triangle of a symmetric [d, d] matrix, as a vector of d (d + 1) / 2 elements; into `out` if given."""
-    return torch.take(matrix, _lower(matrix.shape[0], matrix.device), out=out)
+    return torch.cat([row[:length] for length, row in enumerate(matrix, 1)], out=out)
 
 
 def unpack(packed: Tensor) -> Tensor:
     """The symmetric [d, d] matrix of a vector made by `pack`."""
-    width = packed_width(packed)
-    matrix = packed.new_zeros(width, width)
-    matrix.view(-1)[_lower(width, packed.device)] = packed
+    rows = packed.split(list(range(1, packed_width(packed) + 1)))
+    matrix = pad_sequence(rows, batch_first=True)
     return matrix + matrix.tril(-1).mT
 
 

@@ -71,9 +71,19 @@ def _in_the_hosts_dtypes(network: torch.nn.Module) -> None:
 
 
 def load(copy, memory: float = 0.0) -> None:
-    """The copy on its device as a whole, with room for `memory` bytes beside it; other models make way."""
+    """The copy on its device as a whole, with room for `memory` bytes beside it; other models make way.
+
+    With --novram the host would leave its weights where they are all the same, bring them one by one as they are
+    needed, and add the patches anew each time.
+    """
     make_way(copy)
-    model_management.load_models_gpu([copy], memory_required=memory, force_full_load=True)
+    state = model_management.vram_state
+    if state == model_management.VRAMState.NO_VRAM:
+        model_management.vram_state = model_management.VRAMState.NORMAL_VRAM
+    try:
+        model_management.load_models_gpu([copy], memory_required=memory, force_full_load=True)
+    finally:
+        model_management.vram_state = state
 
 
 @dataclass(frozen=True)
