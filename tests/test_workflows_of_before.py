@@ -14,6 +14,7 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 ORDER = SNAPSHOTS / "widget_order.json"
 # Saved when numbers that may be auto were texts. Its nodes lack the inputs that came later.
 TEXTS_LINKED = SNAPSHOTS / "texts_linked.json"
+EXAMPLES = SNAPSHOTS / "examples.jsonl"
 
 
 def input_order(entry: dict) -> list[str]:
@@ -109,3 +110,17 @@ def test_the_page_keeps_texts_linked_to_numbers(kept_page, server):
         if key in ("5", "8") and name in node["inputs"]
     }
     assert linked == {("5", "lambda1"): ["21", 0], ("5", "mu"): ["22", 0], ("8", "steps"): ["23", 0]}
+
+
+@pytest.mark.browser
+def test_the_example_workflows_of_before_load_with_their_values(kept_page):
+    """Copies of the example workflows as they were once, each with the prompt that the page made of it then: nodes may
+    have got further inputs since, and lost or changed none."""
+    for line in EXAMPLES.read_text(encoding="utf-8").splitlines():
+        frozen = json.loads(line)
+        load(kept_page, frozen["workflow"])
+        now = queued(kept_page)
+        assert set(now) == set(frozen["prompt"]), frozen["name"]
+        for key, (kind, inputs) in frozen["prompt"].items():
+            known = {name: value for name, value in now[key]["inputs"].items() if name in inputs}
+            assert (now[key]["class_type"], known) == (kind, inputs), frozen["name"]
