@@ -87,28 +87,58 @@ def test_the_help_of_a_node_opens_with_its_picture(page, vue):
     content.wait_for(state="detached")
 
 
-def test_a_run_is_cancelled_by_the_pages_button(page, server):
-    """While Concept Images draws; nothing of it is left running, and the node has no error."""
+def drawing():
+    """Concept Images, so many that no machine is done before a press."""
     needed = ("MACE_Concepts", "MACE_ConceptImages", "CheckpointLoaderSimple")
     workflow = graphs.asked_for(graphs.only(graphs.workflow("aliases"), *needed), "MACE_ConceptImages", "images")
-    for node in workflow["nodes"]:
-        if node["type"] == "MACE_ConceptImages":
-            # So long that no machine is done before the press.
-            node["widgets_values"][0], node["widgets_values"][3:5] = 64, [5, 200]
-    load(page, workflow)
+    images = next(node for node in workflow["nodes"] if node["type"] == "MACE_ConceptImages")
+    images["widgets_values"][0], images["widgets_values"][3:5] = 64, [5, 200]
+    return workflow
+
+
+def training():
+    """Train Erasure LoRA on the model as it is, as many steps."""
+    needed = ["MACE_Concepts", "MACE_ConceptImages", "MACE_MaskConcept", "MACE_TrainErasureLora"]
+    workflow = graphs.workflow("full")
+    nodes = {node["type"]: node for node in workflow["nodes"]}
+    refined = next(slot["link"] for slot in nodes[needed[-1]]["inputs"] if slot["name"] == "model")
+    loader = nodes["CheckpointLoaderSimple"]
+    loader["outputs"][0]["links"].append(refined)
+    next(link for link in workflow["links"] if link[0] == refined)[1:3] = [loader["id"], 0]
+    nodes["MACE_ConceptImages"]["widgets_values"][0] = nodes["MACE_ConceptImages"]["widgets_values"][4] = 1
+    nodes[needed[-1]]["widgets_values"][2] = "9999"
+    # The last node of concepts alone, which has one.
+    first = next(node for node in workflow["nodes"] if node["type"] == "MACE_Concepts")
+    workflow["nodes"].remove(first)
+    return graphs.asked_for(graphs.only(workflow, *needed, "CheckpointLoaderSimple"), needed[-1], "losses")
+
+
+@pytest.mark.parametrize(
+    "vue, kind, make",
+    [(False, "MACE_ConceptImages", drawing), (True, "MACE_TrainErasureLora", training)],
+    ids=["classic", "Vue"],
+)
+def test_a_run_is_cancelled_by_the_pages_button(page, vue, kind, make):
+    """While the node works; nothing of it is left running, and the node has no error."""
+    use_vue(page, vue)
+    load(page, make())
     page.evaluate(
         """() => { window.told = [];
+            if (window.tells) return;
+            window.tells = true;
             for (const kind of ['progress', 'execution_interrupted', 'execution_success', 'execution_error'])
                 window.app.api.addEventListener(kind, said => window.told.push([kind, said.detail])); }"""
     )
     page.click('[data-testid="queue-button"]')
-    page.wait_for_function("window.told.some(([kind]) => kind === 'progress')", timeout=180_000)
+    working = """kind => window.told.some(([event, said]) => event !== 'progress'
+        || said.value > 0 && window.app.graph.getNodeById(said.node)?.type === kind)"""
+    page.wait_for_function(working, arg=kind, timeout=180_000)
     page.get_by_role("button", name="Cancel current run").click()
     page.wait_for_function("window.told.some(([kind]) => kind !== 'progress')", timeout=60_000)
     ended = page.evaluate(
         "window.told.filter(([kind]) => kind !== 'progress').map(([kind, said]) => [kind, said.node_type])"
     )
-    assert ended == [["execution_interrupted", "MACE_ConceptImages"]]
+    assert ended == [["execution_interrupted", kind]]
     assert page.evaluate("window.app.graph.nodes.filter(node => node.has_errors).length") == 0
     queue = page.evaluate("fetch('/queue').then(answer => answer.json())")
     assert queue["queue_running"] == [] and queue["queue_pending"] == []

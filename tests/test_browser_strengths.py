@@ -161,8 +161,12 @@ def test_a_slider_moves_the_picture_after_and_draws_none_before(page, server):
         # As it was fused last, so that it is drawn from what is kept.
         load(page, same_graph)
         page.evaluate(f"() => {{ {NODE} window.app.canvas.ds.scale = 1; window.app.canvas.centerOnNode(node); }}")
-        press_queue(page)
+        shown = [shown_pictures(press_queue(page), server)]
         page.locator('[data-testid="image-compare-viewport"] img').nth(1).wait_for()
+        slider(page, "ship").press("Home")
+        shown.append(shown_pictures(press_queue(page), server))
+        (again, after), (same, moved) = shown
+        assert before == again == same and after[0] != moved[0]
     finally:
         page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
 

@@ -208,7 +208,7 @@ def test_what_is_left_is_in_the_estimate_though_pictures_are_kept(comfy_host, er
     assert left(words="rose", find_aliases=True) == (None, "")
     assert left(words="rose", gentle_strong=0.5, preview_prompt="a rose")[1] == "nothing is to be trained"
     # As in a new process.
-    for name, store in (("images", "_store"), ("trainer", "_store"), ("trainer", "_plans")):
+    for name, store in (("images", "_store"), ("trainer", "_store"), ("train", "_plans")):
         getattr(comfy_host.module(f"nodes.stages.{name}"), store).clear()
     assert left(words="rose -> cat") == ({"pictures": drawing}, "nothing is to be trained")
 

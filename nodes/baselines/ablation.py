@@ -102,6 +102,7 @@ class BaselineAC(io.ComfyNode):
                 io.Int.Input(
                     "batch",
                     default=8,
+                    advanced=True,
                     min=1,
                     max=64,
                     tooltip="Larger learns more steadily, takes longer and more memory. Images in a training step, "
@@ -118,6 +119,7 @@ class BaselineAC(io.ComfyNode):
                 io.Int.Input(
                     "sampling_steps",
                     default=50,
+                    advanced=True,
                     min=1,
                     max=1000,
                     tooltip="Fewer are faster. DDIM steps of the anchor images.",
@@ -125,6 +127,7 @@ class BaselineAC(io.ComfyNode):
                 io.Float.Input(
                     "guidance",
                     default=6.0,
+                    advanced=True,
                     min=0.0,
                     max=30.0,
                     step=0.5,

@@ -62,6 +62,7 @@ class BaselineESD(io.ComfyNode):
                 io.Float.Input(
                     "start_guidance",
                     default=3.0,
+                    advanced=True,
                     min=0.0,
                     max=30.0,
                     step=0.5,
@@ -71,6 +72,7 @@ class BaselineESD(io.ComfyNode):
                 io.Int.Input(
                     "sampling_steps",
                     default=50,
+                    advanced=True,
                     min=1,
                     max=1000,
                     tooltip="Fewer are faster, and train on rougher samples. DDIM steps that a whole sample would "
@@ -80,6 +82,7 @@ class BaselineESD(io.ComfyNode):
                 io.Int.Input(
                     "batch",
                     default=1,
+                    advanced=True,
                     min=1,
                     max=64,
                     tooltip="Larger learns more steadily, takes longer and more memory. Samples in a training step, "
@@ -89,6 +92,7 @@ class BaselineESD(io.ComfyNode):
                 io.String.Input(
                     "prompt",
                     default="{}",
+                    advanced=True,
                     tooltip="The prompt that is erased, with {} for the concept's phrase. Published: the phrase alone. "
                     "auto: by type, as in Concept Images.",
                 ),

@@ -132,8 +132,8 @@ class OrthogonalErasure(io.ComfyNode):
                     options=[BUILT_IN, *files.input_files(".txt", ".json")],
                     default=BUILT_IN,
                     advanced=True,
-                    tooltip="The general captions: a built-in grammar of everyday captions, or a text file (one a "
-                    "line) or a COCO annotations .json of the input folder. Published: COCO-30k.",
+                    tooltip="Keeps what these captions draw: a built-in grammar of everyday captions, or a text file "
+                    "(one a line) or a COCO annotations .json of the input folder. Published: COCO-30k.",
                 ),
                 io.Int.Input(
                     "count",
@@ -141,23 +141,25 @@ class OrthogonalErasure(io.ComfyNode):
                     min=1,
                     max=MOST_CAPTIONS,
                     advanced=True,
-                    tooltip="How many captions to draw. Their mean counts, so global_scale means the same for any.",
+                    tooltip="More stand for more of everyday prompts and take longer: how many captions to draw. Their "
+                    "mean counts, so global_scale means the same for any.",
                 ),
                 io.Combo.Input(
                     "templates",
                     options=[AUTO, YES, NO],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Read a concept in five short prompts besides its bare name. auto: as published, for all "
-                    "types but celebrities.",
+                    tooltip="yes erases a concept in sentences too: it is read in five short prompts besides its bare "
+                    "name. auto: as published, for all types but celebrities.",
                 ),
                 io.Combo.Input(
                     "solution",
                     options=list(SOLUTIONS),
                     default=PUBLISHED,
                     advanced=True,
-                    tooltip="published: the orthogonal matrix as the paper and its release print it. derived: the one "
-                    "that the paper's objective asks for, which turns the erasure's part the other way round.",
+                    tooltip="published compares with what the paper reports, derived with what it sets out to do: the "
+                    "orthogonal matrix as the paper and its release print it, or the one that the paper's objective "
+                    "asks for, which turns the erasure's part the other way round.",
                 ),
                 projections_input(),
             ],

@@ -103,15 +103,16 @@ class NullSpaceErasure(io.ComfyNode):
                     min=0,
                     max=MOST_COPIES,
                     advanced=True,
-                    tooltip="Copies of each preserved concept along the direction that a matrix reads least (DPA). 0: "
-                    "none.",
+                    tooltip="More holds more around each preserved concept and takes longer: its copies along the "
+                    "direction that a matrix reads least (DPA). 0: none.",
                 ),
                 io.Boolean.Input(
                     "filter",
                     default=defaults.filtered,
                     advanced=True,
-                    tooltip="Preserve only what erasing alone would move more than the mean (IPF), for every matrix on "
-                    "its own. Off for celebrities, as published. Copies are always filtered.",
+                    tooltip="On leaves more room to erase, off keeps more: whether only what erasing alone would move "
+                    "more than the mean is preserved (IPF), for every matrix on its own. Off for celebrities, as "
+                    "published. Copies are always filtered.",
                 ),
                 io.Float.Input(
                     "lamb",
@@ -120,8 +121,9 @@ class NullSpaceErasure(io.ComfyNode):
                     max=MOST_SCALE,
                     step=0.01,
                     advanced=True,
-                    tooltip="0: start-of-text and the empty prompt are kept exactly (IEC). Above: with the weight "
-                    "1 / lamb, without unit. Published: 0, for nudity 0.5.",
+                    tooltip="Larger keeps less of the empty prompt, and with it of all others, and erases more: 0 "
+                    "holds start-of-text and the empty prompt exactly (IEC), more holds them with the weight 1 / "
+                    "lamb, without unit. Published: 0, for nudity 0.5.",
                 ),
                 io.Combo.Input(
                     "destination",

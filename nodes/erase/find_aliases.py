@@ -38,8 +38,9 @@ class FindAliases(io.ComfyNode):
                     dynamic_prompts=False,
                     default="",
                     placeholder="(the nearest words of the text encoder)",
-                    tooltip="Words and phrases to try, one a line or with commas between. Empty: the words of the text "
-                    "encoder's vocabulary that lie nearest to the concept.",
+                    tooltip="Few words of your own are tried in less time: words and phrases, one a line or with "
+                    "commas between. Empty: the words of the text encoder's vocabulary that lie nearest to the "
+                    "concept.",
                 ),
                 io.String.Input(
                     "keep",
@@ -68,7 +69,13 @@ class FindAliases(io.ComfyNode):
                     "models are not measured: look at the words that came next.",
                 ),
                 io.Int.Input(
-                    "most", default=8, min=1, max=64, advanced=True, tooltip="The most aliases added to one concept."
+                    "most",
+                    default=8,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="Larger erases more words with a concept, smaller leaves more of them: the most aliases "
+                    "added to one.",
                 ),
                 io.Int.Input(
                     "pictures",
@@ -87,7 +94,8 @@ class FindAliases(io.ComfyNode):
                     max=64,
                     optional=True,
                     advanced=True,
-                    tooltip="How many near words that are no aliases are offered to be kept, for each concept.",
+                    tooltip="More keeps more of what lies next to a concept: how many near words that are no aliases "
+                    "are offered to be kept, for each.",
                 ),
                 io.Vae.Input(
                     "vae",
@@ -100,8 +108,8 @@ class FindAliases(io.ComfyNode):
                     min=0,
                     max=16,
                     optional=True,
-                    tooltip="How many of each concept's candidates are drawn small, the best first, where a VAE is "
-                    "connected: eight steps for each. 0: none.",
+                    tooltip="More shows more of what the words draw and takes longer, eight steps for each: how many "
+                    "of each concept's candidates are drawn small, the best first, where a VAE is connected. 0: none.",
                 ),
                 io.String.Input(
                     "chosen",

@@ -50,14 +50,14 @@ class ConceptImagesNode(io.ComfyNode):
                     advanced=True,
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="euler",
-                    tooltip="Sampler.",
+                    tooltip="Another one draws other images of the same kind: the sampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     advanced=True,
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="normal",
-                    tooltip="Scheduler.",
+                    tooltip="Another one takes the noise away in other shares a step: the scheduler.",
                 ),
                 io.String.Input(
                     "prompt",
@@ -66,7 +66,12 @@ class ConceptImagesNode(io.ComfyNode):
                     tooltip="The prompt with {} for the concept's phrase. auto is by type: a photo of the {} (object), "
                     "a photo of {} (celebrity, explicit), a photo in the style of {} (style).",
                 ),
-                io.String.Input("negative", advanced=True, default="", tooltip="Negative prompt."),
+                io.String.Input(
+                    "negative",
+                    advanced=True,
+                    default="",
+                    tooltip="Keeps what it names out of the images: the negative prompt.",
+                ),
                 io.Image.Input(
                     "images",
                     optional=True,

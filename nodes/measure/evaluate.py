@@ -60,10 +60,13 @@ class EvaluateErasure(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=False,
                     default="a photo of the {}",
+                    advanced=True,
                     tooltip="More prompts make the figures surer and take longer. One a line, with {} for the name; "
                     "every name is drawn with each.",
                 ),
-                seed_input("The first seed. Both models draw from the same noise, a KSampler's of this seed."),
+                seed_input(
+                    "The first seed. Both models draw from the same noise, a KSampler's of this seed.", advanced=True
+                ),
                 io.Int.Input(
                     "seeds",
                     default=4,
@@ -82,15 +85,16 @@ class EvaluateErasure(io.ComfyNode):
                     advanced=True,
                     options=comfy.samplers.KSampler.SAMPLERS,
                     default="ddim",
-                    tooltip="Sampler; the paper's is ddim. Samplers that draw noise at every step (ancestral, SDE) "
-                    "draw one picture at a time, so that the noise stays the same.",
+                    tooltip="Another one draws other pictures of the same kind: the sampler; the paper's is ddim. "
+                    "Samplers that draw noise at every step (ancestral, SDE) draw one picture at a time, so that the "
+                    "noise stays the same.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     advanced=True,
                     options=comfy.samplers.KSampler.SCHEDULERS,
                     default="normal",
-                    tooltip="Scheduler.",
+                    tooltip="Another one takes the noise away in other shares a step: the scheduler.",
                 ),
                 io.Int.Input(
                     "batch_size",

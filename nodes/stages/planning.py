@@ -17,7 +17,7 @@ from .alias_search import TIMESTEPS, AliasSettings, left_of, unasked
 from .captions import in_time
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import kept_images, template_of
-from .trainer import steps_left
+from .train import steps_left
 from .wanted import Wanted
 
 # Parts of the work, as the estimate names them.

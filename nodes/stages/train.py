@@ -9,10 +9,17 @@ from ...mace.concepts.concept import normalised
 from ...mace.concepts.images import ConceptImages
 from ...mace.formats.lora_set import ErasureLora, LoraSet, recipe_of
 from ...mace.pipeline.train_options import TrainOptions
+from ..host.kept import lora_store
+from ..host.kept.store import ContentStore
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import REFINEMENT
 from ..host.progress import LossProgress
-from .trainer import Trainer, Work
+from .trainer import Trainer, Work, is_trained
+
+PLANS_BYTES = 1 << 20
+
+# The LoRAs' keys by plans: what is known of a training before its pictures and the refinement are there.
+_plans = ContentStore(PLANS_BYTES)
 
 
 def train_loras(
@@ -39,7 +46,7 @@ def train_loras(
     trainer = Trainer(model, clip, options, refinement, report, progress.skip)
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
     for plan, key in zip(plans, keys, strict=False):
-        trainer.keep_plan(plan, key)
+        _keep_plan(plan, key)
     kept = {key: trainer.known(key) for key in keys}
     found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
     work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
@@ -72,6 +79,24 @@ def train_loras(
         lines.append(loss_line(lora))
     recipe = None if refinement is None else recipe_of(refinement, trainer.refined_on)
     return LoraSet(tuple(loras), recipe, res_blocks(model), family(model)), lines
+
+
+def _keep_plan(plan: str, key: str) -> None:
+    if _plans.get(plan) != key:
+        _plans.put(plan, key, len(plan) + len(key))
+        lora_store.store().put_planned(plan, key)
+
+
+def steps_left(plan: str, steps: int) -> int:
+    """How many of the steps of a training are still to be made, by its plan; all where nothing is known of it."""
+    disk = lora_store.store()
+    key = _plans.get(plan) or disk.planned(plan)
+    if key is None:
+        return steps
+    if is_trained(key):
+        return 0
+    state = disk.state(key)
+    return steps - (state.step if state else 0)
 
 
 def loss_line(lora: ErasureLora) -> str:

@@ -32,14 +32,12 @@ from ..host.progress import send_text
 from ..host.text import TextEncoder
 from .training_plan import TrainingPlan
 
-LORA_STORE_BYTES, PLANS_BYTES = 512 << 20, 1 << 20
+LORA_STORE_BYTES = 512 << 20
 MOST_SIDE_BY_SIDE = 32
 # Steps between two states on disk: what a killed process loses at the most.
 KEEP_EVERY = 25
 
 _store = ContentStore(LORA_STORE_BYTES)
-# Keys by what is known before pictures and refinement are there.
-_plans = ContentStore(PLANS_BYTES)
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,6 @@ class Trainer:
         if found is not None:
             _keep(key, found)
         return found, found is not None
-
-    def keep_plan(self, plan: str, key: str) -> None:
-        """Keep the key that a plan came to; see `steps_left`."""
-        if _plans.get(plan) != key:
-            _plans.put(plan, key, len(plan) + len(key))
-            self._disk.put_planned(plan, key)
 
     def run(self, work: Sequence[Work]) -> dict[str, ErasureLora]:
         """LoRAs by key. Each group goes into the store when it is done, and where it stands every KEEP_EVERY steps.
@@ -309,16 +301,9 @@ class Trainer:
         ]
 
 
-def steps_left(plan: str, steps: int) -> int:
-    """How many of the steps of a training are still to be made, by its plan; all where nothing is known of it."""
-    disk = lora_store.store()
-    key = _plans.get(plan) or disk.planned(plan)
-    if key is None:
-        return steps
-    if _store.get(key) is not None or disk.has_lora(key):
-        return 0
-    state = disk.state(key)
-    return steps - (state.step if state else 0)
+def is_trained(key: str) -> bool:
+    """Whether a LoRA is kept under this key, in memory or on disk."""
+    return _store.get(key) is not None or lora_store.store().has_lora(key)
 
 
 def _example(item: Work, own: Material) -> Example:
