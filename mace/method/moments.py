@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .tokens import Pairing
 
@@ -38,8 +37,9 @@ def pack(matrix: Tensor, out: Tensor | None = None) -> Tensor:
 
 def unpack(packed: Tensor) -> Tensor:
     """The symmetric [d, d] matrix of a vector made by `pack`."""
-    rows = packed.split(list(range(1, packed_width(packed) + 1)))
-    matrix = pad_sequence(rows, batch_first=True)
+    width = packed_width(packed)
+    lower = torch.ones(width, width, dtype=torch.bool, device=packed.device).tril()
+    matrix = packed.new_zeros(width, width).masked_scatter_(lower, packed)
     return matrix + matrix.tril(-1).mT
 
 
