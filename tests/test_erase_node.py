@@ -177,7 +177,7 @@ def test_the_estimate_comes_first_and_only_for_what_is_new(comfy_host, erase, mo
 @pytest.fixture
 def one_word(comfy_host, erasing, monkeypatch):
     """The model is asked for one other word, for time, of pictures that it can tell."""
-    settings = partial(comfy_host.module("nodes.stages.alias_search").AliasSettings, words="wolf")
+    settings = partial(comfy_host.module("nodes.stages.alias_words").AliasSettings, words="wolf")
     monkeypatch.setattr(erasing, "AliasSettings", settings)
     monkeypatch.setattr(erasing, "SAMPLING", {**erasing.SAMPLING, "steps": 8})
 

@@ -127,16 +127,17 @@ def test_what_is_kept_is_no_alias(find, shown):
     assert fewer.aliases == ("canine", "hound")
 
 
-def test_few_near_words_are_words_near(search, encoder):
+def test_few_near_words_are_words_near(comfy_host, encoder):
+    words = comfy_host.module("nodes.stages.alias_words")
     table = encoder.vocabulary()[1]
     assert table.shape[0] == 49408 and encoder.vocabulary()[0][encoder.tokenize("dog")[0]] == "dog"
-    near, other = search.nearest_words(encoder, ["dog", "xylophonist"], 20)
+    near, other = words.nearest_words(encoder, ["dog", "xylophonist"], 20)
     assert len(near) == 20 and "dog" not in near and all(word.isalpha() for word in near)
     rows = {word: table[encoder.tokenize(word)[0]] for word in (*near, "dog")}
     cosine = [float(torch.cosine_similarity(rows[word], rows["dog"], dim=0)) for word in near]
     assert cosine == sorted(cosine, reverse=True)
     # No word that the encoder knows nothing of, and nothing near such a one.
-    assert len(search.nearest_words(encoder, ["dog"], 5000)[0]) < 311
+    assert len(words.nearest_words(encoder, ["dog"], 5000)[0]) < 311
     assert other == []
 
 

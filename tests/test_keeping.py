@@ -108,7 +108,9 @@ def test_people_and_artists_of_the_papers_lists_give_way(comfy_host):
     both = (*erased, *concepts(comfy_host, "Claude Monet -> art", type="style"))
     found = {concept.type for concept in keeping.kept_beside(search.Found((), [], ("wolf",)), both)}
     assert found == {"object", "celebrity", "style"}
-    kinds = search.kinds_of(both, [("actor", "Painting"), ("painting", "canvas", "actor")])
+    kinds = comfy_host.module("nodes.stages.alias_words").kinds_of(
+        both, [("actor", "Painting"), ("painting", "canvas", "actor")]
+    )
     near = keeping.kept_beside(search.Found((), [], ("Actor", "Painting", "canvas"), kinds=kinds), both)[:3]
     assert [concept.type for concept in near] == ["celebrity", "style", "style"]
     keepers = comfy_host.module("mace.pipeline.prior").keepers

@@ -124,10 +124,10 @@ def test_its_own_words_for_a_thing_are_found(comfy_host, sd3):
         model=model, clip=clip, vae=vae, concepts=concepts(comfy_host, "dog -> sky"), prompt="auto", negative=""
     )
     images = comfy_host.run("MACE_ConceptImages", **shown, count=2, width=64, height=64, seed=0, **SAMPLING)[0]
-    usual = vars(comfy_host.module("nodes.stages.alias_search").AliasSettings())
+    usual = vars(comfy_host.module("nodes.stages.alias_words").AliasSettings())
     words = "canine, hound, cat, ship, rose"
     found = comfy_host.run("MACE_FindAliases", model=model, clip=clip, images=images, **{**usual, "words": words})
     assert set(found[0][0].aliases) == {"canine", "hound"}
-    near = comfy_host.module("nodes.stages.alias_search").nearest_words
+    near = comfy_host.module("nodes.stages.alias_words").nearest_words
     text = comfy_host.module("nodes.host.any_text").AnyText(clip)
     assert {"puppy", "hound"} & set(near(text, ["dog"], 20)[0])

@@ -156,7 +156,7 @@ def test_a_lora_is_trained_and_fused_and_the_model_evaluated(comfy_host, sdxl, e
     made = comfy_host.run("MACE_ConceptImages", **shown, count=2, width=64, height=64, seed=0, **SAMPLING)
     images = made[0]
     assert images[0].latents.shape == (2, 4, 8, 8) and made[1].shape == (2, 64, 64, 3)
-    usual = vars(comfy_host.module("nodes.stages.alias_search").AliasSettings())
+    usual = vars(comfy_host.module("nodes.stages.alias_words").AliasSettings())
     words = "canine, hound, cat, ship"
     found = comfy_host.run("MACE_FindAliases", model=model, clip=clip, images=images, **{**usual, "words": words})
     assert set(found[0][0].aliases) <= {"canine", "hound"} and found[0][0].aliases

@@ -114,8 +114,8 @@ def test_the_page_keeps_texts_linked_to_numbers(kept_page, server):
 
 @pytest.mark.browser
 def test_the_example_workflows_of_before_load_with_their_values(kept_page):
-    """Copies of the example workflows as they were once, each with the prompt that the page made of it then, but for the
-    checkpoint where the workflow names none: nodes may have got further inputs since, and lost or changed none."""
+    """Copies of the example workflows as they were once, each with the prompt that the page made of it then, without
+    the checkpoint where the workflow names none: nodes may have got further inputs since, and lost or changed none."""
     for line in EXAMPLES.read_text(encoding="utf-8").splitlines():
         frozen = json.loads(line)
         load(kept_page, frozen["workflow"])

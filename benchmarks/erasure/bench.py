@@ -122,7 +122,7 @@ class Bench:
     def find_aliases(self, work: Work) -> None:
         """Training images, and what the model itself calls the same, as aliases from here on."""
         self.draw_training_images(work)
-        usual = vars(self.host.module("nodes.stages.alias_search").AliasSettings())
+        usual = vars(self.host.module("nodes.stages.alias_words").AliasSettings())
         start, seen = time.perf_counter(), dict(model=self.model, clip=self.clip, images=work.images)
         work.concepts, work.images = self.host.run("MACE_FindAliases", **seen, **usual).result[:2]
         work.seconds["find aliases"] = time.perf_counter() - start

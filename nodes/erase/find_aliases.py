@@ -12,7 +12,8 @@ from ...mace.concepts.text import TextError
 from ..host.progress import duration, send_text
 from ..schema import ERASE, ConceptsType, ImagesType, seed_input
 from ..stages.alias_choice import draw_candidates, small
-from ..stages.alias_search import AliasSettings, find_aliases
+from ..stages.alias_search import find_aliases
+from ..stages.alias_words import AliasSettings
 
 
 class FindAliases(io.ComfyNode):

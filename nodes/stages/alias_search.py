@@ -3,15 +3,13 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
 
 import torch
 from comfy import model_management
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...mace.concepts.aliases import candidates, explained, nearest, neighbours, noise_errors, with_aliases
+from ...mace.concepts.aliases import candidates, explained, neighbours, noise_errors, with_aliases
 from ...mace.concepts.concept import Concept, merge, normalised, phrases_by_key
 from ...mace.concepts.images import ConceptImages
 from ...mace.concepts.subjects import parse_chosen, parse_names
@@ -29,6 +27,7 @@ from ..host.networks import in_batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
 from .alias_choice import NEAR, Candidate, NearWord, listed, near_words, told
+from .alias_words import AliasSettings, kinds_of, words_to_try
 
 # Where the outline of a thing is decided: with less noise any words do, with more none help.
 TIMESTEPS = (300, 500, 700)
@@ -39,25 +38,6 @@ SCORE_BYTES, KEPT_BYTES = 128, 16 << 20
 
 # What words explain, by all that it depends on: what is chosen among them changes nothing of it.
 _searches = ContentStore(KEPT_BYTES)
-
-
-@dataclass(frozen=True)
-class AliasSettings:
-    """What the artist sets. words: to try, "" for the `nearest` of the vocabulary.  keep: words that stay as they are.
-    threshold: what an alias must explain, 0..1.  most: aliases added to one concept.  pictures: looked at, of each.
-    neighbours: words that are no aliases, to be kept, at most so many a concept.  chosen: for some concepts, the words
-    that become aliases in place of what the model found (see `parse_chosen`); by NEAR, which near words stay.
-    """
-
-    words: str = ""
-    keep: str = ""
-    nearest: int = 300
-    threshold: float = 0.5
-    most: int = 8
-    pictures: int = 4
-    seed: int = 0
-    neighbours: int = 8
-    chosen: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,23 +69,6 @@ class Draw:
     image: int
     timestep: int
     noise: Tensor
-
-
-def nearest_words(encoder: TextEncoder | AnyText, phrases: Sequence[str], count: int) -> list[list[str]]:
-    """For each phrase, the whole words of the encoder's vocabulary that lie nearest to it by their token embeddings."""
-    words, table = encoder.vocabulary()
-    groups = [encoder.phrase_tokens(phrase) for phrase in phrases]
-    # A phrase that the encoder knows nothing of has nothing near it.
-    known = [group if group and table[group].any() else None for group in groups]
-    places = {place for place in words if place < len(table)}
-    kept = torch.tensor(sorted(places.union(*groups)))
-    rows = [
-        torch.searchsorted(kept, torch.tensor(group)).tolist() for group, own in zip(groups, known, strict=True) if own
-    ]
-    # Pieces of words are no candidates, though a phrase may be made of them.
-    near = iter(nearest(table[kept], rows, count + len(kept) - len(places)))
-    named = [[words.get(int(kept[row])) for row in next(near)] if own else [] for own in known]
-    return [list(islice(filter(None, own), count)) for own in named]
 
 
 def draws_of(images: ConceptImages, pictures: int, seed: int) -> list[Draw]:
@@ -229,19 +192,6 @@ def _search_key(model, encoder, images: ConceptImages, words: Sequence[str], pic
     return content_sha256(*about, target, list(words), pictures, seed)
 
 
-def words_to_try(
-    encoder: TextEncoder | AnyText, shown: Sequence[tuple[Concept, str]], s: AliasSettings
-) -> list[list[str]]:
-    """What the model is asked of. shown: each concept with the template of its pictures' prompt."""
-    concepts, given = [concept for concept, _ in shown], parse_names(s.words, "words")
-    named = {*phrases_by_key(concepts), *map(normalised, parse_names(s.keep, "keep"))}
-    near = [given] * len(shown) if given else nearest_words(encoder, [own.target for own in concepts], s.nearest)
-    return [
-        encoder.fitting([word for word in words if normalised(word) not in named], partial(fill, template))
-        for (_, template), words in zip(shown, near, strict=True)
-    ]
-
-
 def unasked(
     model, clip, shown: Sequence[tuple[Concept, str]], images: Sequence[ConceptImages | None], s: AliasSettings
 ) -> list[bool]:
@@ -314,11 +264,3 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     each = seconds / asked if asked else None
     stay = [own.word for own in near if own.stays]
     return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])), offered, near, each, kinds_of(concepts, tried))
-
-
-def kinds_of(concepts: Sequence[Concept], tried: Sequence[Sequence[str]]) -> dict[str, str]:
-    """By normalised word, the type of the concept that it lies nearest to. tried: of each concept, nearest first."""
-    places = [
-        (place, word, own.type) for own, words in zip(concepts, tried, strict=True) for place, word in enumerate(words)
-    ]
-    return {normalised(word): kind for _, word, kind in sorted(places, key=lambda found: -found[0])}

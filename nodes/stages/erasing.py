@@ -21,7 +21,8 @@ from ..host.model.unet import is_unet
 from ..host.pipeline import ModelWeights, text_and_weights
 from ..host.progress import NodeProgress, duration, listed, send_text
 from ..host.text import TextEncoder
-from .alias_search import AliasSettings, Found, find_aliases
+from .alias_search import Found, find_aliases
+from .alias_words import AliasSettings
 from .captions import USUAL, in_time
 from .estimate import Estimate
 from .images import make_images

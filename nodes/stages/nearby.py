@@ -18,7 +18,7 @@ from ...mace.pipeline.store import LastResult
 from ..host.model.unet import cross_attention_keys
 from ..host.pipeline import ModelWeights
 from ..host.text import TextEncoder
-from .alias_search import nearest_words
+from .alias_words import nearest_words
 
 # Words that are asked for, those of the prior among them, and those that are named.
 ASKED, PRESERVED, NAMED = 12, 6, 5

@@ -13,7 +13,8 @@ from ..host.kept.content import content_sha256, training_key
 from ..host.pipeline import text_and_weights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
-from .alias_search import TIMESTEPS, AliasSettings, left_of, unasked
+from .alias_search import TIMESTEPS, left_of, unasked
+from .alias_words import AliasSettings
 from .captions import in_time
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import kept_images, template_of
