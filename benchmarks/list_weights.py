@@ -1,4 +1,4 @@
-"""How large a lambda1 lists of a length take: a thing, five, ten, ten with the aliases that the model tells, a hundred.
+"""How large a lambda1 lists take: a thing, five, ten, ten with the aliases that the model tells, fifty, a hundred.
 
     python dev.py run python -m benchmarks.list_weights
 
@@ -22,12 +22,13 @@ ONE = "dog"
 ALIASED = "ten things with their aliases"
 LAMBDA1 = {
     "a hundred things": (5e-3, 1e-2, 2e-2, 3e-2),
+    "fifty things": (1e-2, 2e-2, 3e-2),
     ONE: (1e-3, 5e-3, 1e-2, 2e-2),
     "five things": (1e-3, 5e-3, 1e-2, 2e-2),
     "ten things": (1e-3, 5e-3, 1e-2, 2e-2),
     ALIASED: (1e-3, 5e-3, 1e-2, 2e-2),
 }
-COUNTS = {"five things": 5, "ten things": 10, ALIASED: 10, "a hundred things": 100}
+COUNTS = {"five things": 5, "ten things": 10, ALIASED: 10, "fifty things": 50, "a hundred things": 100}
 # Pictures of what is erased, where the list is short.
 ERASED = 40
 
