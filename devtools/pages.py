@@ -15,6 +15,8 @@ def open_page(browser: Browser, url: str, width: int = 1600, height: int = 1000)
     opened.goto(url)
     opened.wait_for_function("window.app && window.app.graph && window.app.canvas", timeout=PATIENCE)
     opened.wait_for_selector('[data-testid="queue-button"]', timeout=PATIENCE)
+    # The page loads a workflow of its own first, which would take the place of one that is loaded before.
+    opened.wait_for_function("window.app.extensionManager.workflow.activeWorkflow", timeout=PATIENCE)
     return opened
 
 
@@ -40,7 +42,9 @@ def press_queue(page: Page, timeout: float = 300) -> dict:
     # What was queued before may still run.
     with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/prompt")) as own:
         page.click('[data-testid="queue-button"]')
-    prompt = own.value.json()["prompt_id"]
+    answer = own.value.json()
+    assert "prompt_id" in answer, answer
+    prompt = answer["prompt_id"]
     page.wait_for_function("prompt => window.ended.includes(prompt)", arg=prompt, timeout=1000 * timeout)
     # The page is told a moment before the history has it.
     history = "async prompt => (await (await fetch(`/history/${prompt}`)).json())[prompt] ?? null"

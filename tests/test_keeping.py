@@ -63,7 +63,9 @@ def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, erase, monkeypa
     for prior in (None, given):
         more = {} if prior is None else {"prior": prior}
         one = erase(words="deer -> street", **more)[1]
-        two = erase(words="deer -> street\nwolf -> forest", **more)[1]
+        longer = erase(words="deer -> street\nwolf -> forest", **more)
+        assert "1 of 2 concepts are to be trained" in report(longer)
+        two = longer[1]
         assert "horse" in one.recipe.prior.preserved and one.recipe.prior.preserved != two.recipe.prior.preserved
         assert two.loras[0].lora is one.loras[0].lora
     monkeypatch.setattr(text.TextEncoder, "gram", None)

@@ -70,7 +70,8 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
     ]
     reading = in_time(text, clip, plan.captions) if plan.captions else None
     captions = reading.count if reading else 0
-    near = prompts_to_keep(concepts, asking.neighbours) if wanted.keep_near else 0
+    # Read once with the concepts' own prompts, and kept as they are.
+    near = prompts_to_keep(concepts, asking.neighbours) if wanted.keep_near and any((*asked, *unread)) else 0
     prompts = 2 * sum(len(own.readings) for own, new in zip(concepts, unread, strict=True) if new)
     of_each = asking.nearest + left_of(asking.nearest) * min(asking.pictures, drawing["count"]) * len(TIMESTEPS)
     # Without guidance there is no prediction for the negative prompt.
@@ -105,17 +106,13 @@ def prompts_to_keep(concepts: Sequence[Concept], neighbours: int) -> int:
 
 
 def planned(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> list[str]:
-    """What the LoRA of each concept depends on, as far as it is known before anything is drawn or read.
-
-    Where near words are kept, the prior depends on the whole list, and the LoRAs with it.
-    """
+    """What the LoRA of each concept depends on, as far as it is known before anything is drawn or read."""
     wanted, text = plan.wanted, TextEncoder(clip)
     prior = wanted.prior.digest if wanted.prior else None
     if plan.captions:
         prior = in_time(text, clip, plan.captions).source
-    listed = [(own, own.prompts) for own in concepts] if wanted.keep_near else []
     preset = wanted.preset.refine, wanted.preset.lambda1_squared
-    about = content_sha256(training_key(model), *preset, wanted.find_aliases, prior, listed)
+    about = content_sha256(training_key(model), *preset, wanted.find_aliases, wanted.keep_near, prior)
     drawn = kept_images(model, clip, vae, concepts, AUTO, "", plan.drawing)
     named = []
     for concept, (key, _) in zip(concepts, drawn, strict=True):
