@@ -102,6 +102,7 @@ def test_a_slow_cpu_reads_fewer_captions_unless_told(comfy_host, demo, said, not
     # Asked for again, they are the same ones, and at hand.
     again = prior_of(comfy_host, demo[1], captions="built-in", count=-1)
     assert torch.equal(again[0].mean, auto[0].mean) and said[-1] == "reading prompts"
+    monkeypatch.setattr(stage, "SHOWN_FROM", 0.0)
     told = prior_of(comfy_host, demo[1], captions="built-in", count=160)
     assert told[0].captions == 160 and "in place of" not in told.ui.as_dict()["text"][0]
     assert said[-1].startswith("reading 160 captions, about ")
@@ -109,7 +110,9 @@ def test_a_slow_cpu_reads_fewer_captions_unless_told(comfy_host, demo, said, not
     assert torch.equal(asked[0].mean, auto[0].mean)
 
 
-def test_what_is_kept_is_announced(comfy_host, demo, said, captions, nothing_kept):
+def test_what_is_kept_is_announced(comfy_host, demo, said, captions, nothing_kept, monkeypatch):
+    # On a quick machine too.
+    monkeypatch.setattr(comfy_host.module("nodes.stages.captions"), "SHOWN_FROM", 0.0)
     prior_of(comfy_host, demo[1], captions="built-in", count=0, preserve="ship\nrose", preserve_type="explicit")
     assert said[-1].startswith("reading 68 prompts of what is kept, about ")
 
