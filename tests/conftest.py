@@ -106,6 +106,15 @@ def demo(comfy_host):
     return comfy_host.load_checkpoint(comfy_host.demo_checkpoint)
 
 
+@pytest.fixture
+def said(comfy_host):
+    """What nodes say while they run, in order."""
+    listeners, said = comfy_host.module("nodes.host.progress").listeners, []
+    listeners.append(said.append)
+    yield said
+    listeners.remove(said.append)
+
+
 @pytest.fixture(scope="module")
 def few_templates(comfy_host):
     """Three prompts a phrase in place of thirty while a module's tests run: for tests that are not about erasing."""

@@ -73,15 +73,6 @@ def test_another_list_reads_only_what_it_leaves_out(comfy_host, demo, captions, 
 
 
 @pytest.fixture
-def said(comfy_host):
-    """What is said on the running node."""
-    listeners, heard = comfy_host.module("nodes.host.progress").listeners, []
-    listeners.append(heard.append)
-    yield heard
-    listeners.remove(heard.append)
-
-
-@pytest.fixture
 def nothing_kept(comfy_host, monkeypatch):
     """No sum of captions is kept from before."""
     results = comfy_host.module("mace.pipeline.store").LastResult()

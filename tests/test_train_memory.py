@@ -15,15 +15,6 @@ pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 pytest_plugins = ["tests.trained"]
 
 
-@pytest.fixture
-def said(comfy_host):
-    """What nodes say while they run, in order."""
-    listeners, said = comfy_host.module("nodes.host.progress").listeners, []
-    listeners.append(said.append)
-    yield said
-    listeners.remove(said.append)
-
-
 def test_an_interrupt_keeps_what_is_finished_and_leaves_the_host_as_it_was(comfy_host, demo, parts, store, monkeypatch):
     from comfy import model_management
 

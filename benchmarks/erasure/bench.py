@@ -14,7 +14,6 @@ from devtools.cache import REPO
 from devtools.demo_prior import captions, sentences
 from devtools.identity_layers import skip_identity_layers
 from mace.method.fuse import FuseWeights
-from mace.presets.presets import length_of
 
 PRIOR = "mace_demo_vocabulary_prior.safetensors"
 PRESET = "demo model (mace_demo)"
@@ -142,7 +141,7 @@ class Bench:
 
     def refine(self, work: Work, **changed) -> None:
         """The refinement of the concepts, by the preset. changed: inputs of the node other than those."""
-        weights, run = self.preset.refine(length_of(work.concepts)), self.host.run
+        weights, run = self.preset.own_weights(work.concepts), self.host.run
         settings = dict(lambda1=repr(weights.lambda1), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         settings |= dict(strength=1.0, projections="both", lambda1_form="paper")
         settings["mu_measures"] = self.host.module("mace.pipeline.refine").MEASURE_NAMES[weights.metric]

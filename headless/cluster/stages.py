@@ -68,9 +68,8 @@ class Clustered(OnCluster):
         wanted = stage.Wanted(preset=preset, **given, prior=prior, lean=settings["gentle_strong"])
         with torch.inference_mode():
             if not stage.trains(loaded.model, preset):
-                own = True if preset.closed_form else None
                 with (
-                    self.moments(loaded, concepts, own_words=own) as kept,
+                    self.moments(loaded, concepts, own_words=preset.own_words) as kept,
                     session.timed("refinement", "Refinement") as entry,
                 ):
                     erased = stage.by_closed_form(loaded.model, loaded.clip, loaded.vae, kept, wanted)

@@ -223,12 +223,13 @@ def step_aside(
         return prior
     prior.check(encoder.fingerprint, encoder.other_widths)
     distance = probe_distance(prior.fingerprint, encoder.fingerprint)
-    key = (encoder.identity, tuple(named), tuple(contrary))
-    whole, found = _last_aside.get(encoder.module, key) or (None, None)
-    if whole is None or whole() is not prior:
-        found = _taken_out(prior, named, contrary, encoder, distance <= PROBE_EXACT, progress)
-        # What it was made from is the host's to keep.
-        _last_aside.put(encoder.module, key, (weakref.ref(prior), found))
+    found = _last_of(
+        prior,
+        _last_aside,
+        encoder,
+        (tuple(named), tuple(contrary)),
+        lambda: _taken_out(prior, named, contrary, encoder, distance <= PROBE_EXACT, progress),
+    )
     if named:
         lines.append(f"taken out of the prior: {len(named)} of {prior.captions} captions, which name what is erased")
         lines += [f"  taken out: {caption}" for caption in named[:SHOWN]]
@@ -239,6 +240,17 @@ def step_aside(
             f"this CLIP is near the prior's own and not the same (another precision, a LoRA; distance {distance:.2g}): "
             "what is taken out is as near; a prior made with it is exact"
         )
+    return found
+
+
+def _last_of(prior: Prior, last: LastResult, encoder: Text, about: tuple, make: Callable[[], Prior]) -> Prior:
+    """The prior that was last made from this one where the encoder and `about` are the same, else make()."""
+    key = (encoder.identity, *about)
+    whole, found = last.get(encoder.module, key) or (None, None)
+    if whole is None or whole() is not prior:
+        found = make()
+        # What it was made from is the host's to keep.
+        last.put(encoder.module, key, (weakref.ref(prior), found))
     return found
 
 
@@ -271,11 +283,10 @@ def preserve_also(prior: Prior, keep: Sequence[Concept], encoder: Text, progress
     if not new:
         return prior
     prompts = tuple(map(prompts_of, new))
-    key = (encoder.identity, prompts)
-    whole, found = _last_more.get(encoder.module, key) or (None, None)
-    if whole is None or whole() is not prior:
+
+    def make() -> Prior:
         every = [prompt for own in prompts for prompt in own]
         sums = preserve_sums(encoder, every, progress.begin(len(every)))
-        found = preserve_more(prior, tuple(concept.target for concept in new), prompts, sums)
-        _last_more.put(encoder.module, key, (weakref.ref(prior), found))
-    return found
+        return preserve_more(prior, tuple(concept.target for concept in new), prompts, sums)
+
+    return _last_of(prior, _last_more, encoder, (prompts,), make)

@@ -56,9 +56,18 @@ class Preset:
     lambda1_squared: bool = False
     closed_form: bool = False
 
+    @property
+    def own_words(self) -> bool | None:
+        """Whether the refinement moves the concepts' own words; None: where no LoRA can be trained for them."""
+        return True if self.closed_form else None
+
+    def own_weights(self, concepts: Sequence[Concept]) -> RefineWeights | None:
+        """The weights of Eq. 19 that the preset has for a list, None for Table 10's."""
+        return None if self.refine is None else self.refine(length_of(concepts))
+
     def weights(self, concepts: Sequence[Concept]) -> RefineWeights:
         """What Eq. 19 is solved with for a list, mixed types included. Raises ValueError for an empty one."""
-        usual = auto_weights(concepts) if self.refine is None else self.refine(length_of(concepts))
+        usual = self.own_weights(concepts) or auto_weights(concepts)
         return replace(usual, lambda1=usual.lambda1**2) if self.lambda1_squared else usual
 
     @property

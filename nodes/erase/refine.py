@@ -14,7 +14,7 @@ from ...mace.pipeline.refine import (
     written_settings,
 )
 from ...mace.pipeline.written import AUTO, read_weight
-from ...mace.presets.presets import Preset, length_of
+from ...mace.presets.presets import Preset
 from ..host.model.unet import PROJECTIONS, is_unet
 from ..host.pipeline import text_and_weights
 from ..host.preset_files import find_preset, weights_in_place_of_auto
@@ -27,7 +27,7 @@ OWN_WORDS = {AUTO: None, "on": True, "off": False}
 
 def moves_own_words(choice: str, preset: Preset) -> bool | None:
     """Whether the concepts' own words are moved too; None: where no LoRA is trained. choice: of OWN_WORDS."""
-    return True if choice == AUTO and preset.closed_form else OWN_WORDS[choice]
+    return preset.own_words if choice == AUTO else OWN_WORDS[choice]
 
 
 class CFRRefine(io.ComfyNode):
@@ -170,7 +170,7 @@ class CFRRefine(io.ComfyNode):
     ) -> io.NodeOutput:
         name = preset_of(concepts)
         preset = find_preset(name)
-        own = None if preset.refine is None else preset.refine(length_of(concepts))
+        own = preset.own_weights(concepts)
         if lambda1_form == AUTO:
             # A preset's own weights are squared as they are written, Table 10's by the form.
             own = own and preset.weights(concepts)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 
 from ...mace.concepts.concept import Concept
-from ...mace.concepts.strengths import strengths_of
+from ...mace.concepts.strengths import strengths_of, with_strength
 from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
@@ -15,7 +15,7 @@ from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, RELEASED, choose_weigh
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
 from ...mace.presets.leaning import holding, leaning
-from ...mace.presets.presets import Preset, length_of
+from ...mace.presets.presets import Preset
 from ..host.model.family import usual_guidance
 from ..host.model.unet import is_unet
 from ..host.pipeline import ModelWeights, text_and_weights
@@ -29,7 +29,7 @@ from .images import make_images
 from .keeping import kept_beside, kept_lines, with_near
 from .mask_making import ATTENTION, make_masks
 from .nearby import fused_lines, moved_lines
-from .planning import COMPARING, OTHER_WORDS, PICTURES, READING, TRAINING, Plan, planned
+from .planning import COMPARING, OTHER_WORDS, PICTURES, READING, TRAINING, Plan
 from .planning import estimate as left_to_do
 from .train import train_loras
 from .wanted import Erased, Wanted
@@ -73,7 +73,7 @@ def refine_as_preset(
     where the preset has no lambda3.
     """
     text, original = text_and_weights(model, clip)
-    own = None if chosen.refine is None else chosen.refine(length_of(concepts))
+    own = chosen.own_weights(concepts)
     read: Sequence[str] = ()
     if prior is None and needs_captions(concepts, chosen):
         reading = in_time(text, clip, CAPTIONS)
@@ -103,7 +103,7 @@ def refine_as_preset(
     measures = MEASURE_NAMES[own.metric if own else ALIKE]
     weights, lines = choose_weights(concepts, *written, form, measures)
     settings = written_settings(*told, form, measures)
-    how = dict(settings=settings, strengths=strengths, own_words=True if chosen.closed_form else None)
+    how = dict(settings=settings, strengths=strengths, own_words=chosen.own_words)
     refined, refinement, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, **how)
     return refined.model, refinement, [*read, *lines, *about], prior
 
@@ -125,7 +125,7 @@ def lean_lines(lean: float) -> list[str]:
 
 
 def how_done(model, concepts: Sequence[Concept], wanted: Wanted) -> Plan:
-    """How an erasure by a preset is done, for `planning.estimate` and `planning.planned`."""
+    """How an erasure by a preset is done, for `planning.estimate`."""
     trained = trains(model, wanted.preset)
     reads = wanted.prior is None and needs_captions(concepts, wanted.preset)
     return Plan(
@@ -185,8 +185,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         how = (wanted.preset, wanted.prior, own, wanted.lean, keep)
         erased, _, about, prior = refine_as_preset(model, clip, concepts, *how)
         if is_unet(model):
-            gone = [concept for concept, strength in zip(concepts, strengths, strict=True) if strength]
-            moved = moved_lines(model, erased, clip, gone, prior)
+            moved = moved_lines(model, erased, clip, with_strength(concepts, strengths), prior)
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
@@ -204,7 +203,6 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     start = time.perf_counter()
     plan = estimate(model, clip, vae, concepts, wanted)
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
-    plans = planned(model, clip, vae, concepts, how_done(model, concepts, wanted))
     send_text("\n".join([*plan.lines, "drawing training images"]))
     images = make_images(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
     keep: Sequence[Concept] = ()
@@ -221,7 +219,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     )
     plan.say(TRAINING, "finding the concepts in the images")
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
-    loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted), plans)
+    loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted), plan.plans)
     plan.say(COMPARING, "fusing")
     fused, about["Fusion"], moved, targets = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
     result = result_line(targets, time.perf_counter() - start)

@@ -40,10 +40,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: by part of the work, in order.  lines: for the artist, the whole first."""
+    """seconds: by part of the work, in order.  lines: for the artist, the whole first.  plans: see `planning.planned`;
+    none where no LoRA is trained."""
 
     seconds: Mapping[str, float]
     lines: Sequence[str]
+    plans: Sequence[str] = ()
 
     def say(self, part: str, words: str) -> None:
         """What is being done, on the running node, and what is left from this part of the work on."""

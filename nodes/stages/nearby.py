@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...mace.concepts.aliases import neighbours
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
+from ...mace.concepts.strengths import with_strength
 from ...mace.formats.lora_set import LoraSet
 from ...mace.measure.nearby import in_words, moved
 from ...mace.method.prior import Prior
@@ -83,7 +84,7 @@ def fused_lines(
     """`moved_lines` of a fusion; none where it left the MODEL as it was. listed: (target, strength) of its concepts."""
     recipe = loras.recipe if refinement is None else refinement
     concepts = (loras if refinement is None else refinement).concepts
-    erased = [concept for concept, (_, strength) in zip(concepts, listed, strict=True) if strength]
+    erased = with_strength(concepts, [strength for _, strength in listed])
     return moved_lines(model, fused, clip, erased, prior or recipe.prior) if erased and recipe.strength else []
 
 

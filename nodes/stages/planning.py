@@ -57,7 +57,7 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
     if wanted.asks:
         shown = [(concept, template_of(concept, AUTO)) for concept in concepts]
         asked = unasked(model, clip, shown, [images for _, images in kept], asking)
-    steps = [0] * len(concepts)
+    steps, named = [0] * len(concepts), []
     if plan.training:
         named = planned(model, clip, vae, concepts, plan)
         every = [plan.training.settings(concept.type).steps for concept in concepts]
@@ -84,7 +84,7 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
         COMPARING: (0, 2 * COMPARED * a_picture if wanted.compared else 0),
     }
     if not any(map(any, parts.values())):
-        return Estimate({}, ())
+        return Estimate({}, (), named)
     predicts = any(predictions for _, predictions in parts.values())
     drawn = [fill(template, concepts[0].target) for template in concepts[0].prompts] if predicts else []
     speed = measure_speed(model, clip, text, drawn, wanted.width, wanted.height)
@@ -94,7 +94,7 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
         advice = [f"{captions} captions are read: a Prior with fewer, saved, is quicker"]
     new = sum(map(bool, steps))
     left = f"{new} of {len(concepts)} concepts are to be trained" if new else "nothing is to be trained"
-    return replace(found, lines=[f"{left}, {found.lines[0]}", *found.lines[1:], *advice])
+    return replace(found, lines=[f"{left}, {found.lines[0]}", *found.lines[1:], *advice], plans=named)
 
 
 def prompts_to_keep(concepts: Sequence[Concept], neighbours: int) -> int:
