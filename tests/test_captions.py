@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mace.concepts.captions import MAX_CAPTIONS, CaptionError, builtin_captions, leave_out, read_captions
+from mace.concepts.captions import MAX_CAPTIONS, CaptionError, builtin_captions, leave_out, longer_names, read_captions
 
 # Of the default list, its lines joined by newlines. A prior belongs to its captions: change the grammar on
 # purpose only, and then record the new digests.
@@ -217,6 +217,19 @@ def test_captions_that_do_not(caption, phrase):
 def test_a_word_within_a_longer_phrase_that_stays_names_nothing_else(caption, stays):
     kept, left = leave_out([caption], ["dog", "car", "hot dog stand"], ["hot dog", "dog", "police car", "-"])
     assert (kept, left) == (([caption], []) if stays else ([], [caption]))
+
+
+def test_names_of_other_things_hold_a_phrase(captions):
+    """A word before it that hardly stands elsewhere; the most frequent first, one form for all plurals."""
+    own = ["A hot dog.", "Hot dogs in a row.", "A big dog.", "A big cat, a cold Guide-dog", "guide dogs", "guide dog"]
+    things = "ship tree wall road lamp bell ring bird rose fork car bus sea sky toy map".split()
+    own += [f"A big {thing}, a dog beside a {thing}." for thing in things]
+    own += ["A tree."] * 180
+    assert longer_names(own, ["dog", "Cat", "-"]) == {"dog": ["guide dog", "hot dog"], "Cat": []}
+    assert longer_names([*own, *["A hot day."] * 18], ["dog"])["dog"] == ["guide dog", "hot dog"]
+    assert longer_names([*own, *["A hot day."] * 19], ["dog"])["dog"] == ["guide dog"]
+    found = longer_names(captions[:20_000], ["dog", "car"])
+    assert "hot dog" in found["dog"] and {"police car", "cable car"} <= set(found["car"])
 
 
 def test_leave_out_keeps_order_and_every_caption(captions):

@@ -218,7 +218,7 @@ def test_prompts_of_what_is_kept_are_in_the_estimate(comfy_host):
     planning = comfy_host.module("nodes.stages.planning")
     kind, names = comfy_host.module("mace.concepts.lists").RETENTION["100 artists to keep"]
     artists = concepts(comfy_host, "Monet\nRembrandt", type=kind)
-    assert planning.prompts_to_keep(artists, 8) == (len(names) + 2 * 8) * len(artists[0].prompts)
+    assert planning.prompts_to_keep(artists, 16) == (len(names) + 2 * 8) * len(artists[0].prompts)
     dog = concepts(comfy_host, "dog")
     assert planning.prompts_to_keep(dog, 8) == 8 * len(dog[0].prompts)
 

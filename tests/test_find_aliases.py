@@ -86,22 +86,37 @@ def test_synonyms_are_found_and_neighbours_are_not(find, shown):
     assert [entry.concept for entry in node[1]] == [deer, dog]
     assert torch.equal(node[1][0].latents, shown[0].latents)
     assert node[2] == f"deer | {', '.join(deer.aliases)} -> street\ndog | canine -> sky"
-    first, second, third = report(node).splitlines()
-    near = ["horse", "cherry blossom", "wolf"]
-    assert node[3].splitlines() == near and third == f"near, and no aliases: {', '.join(near)}"
+    first, second, third, fourth = report(node).splitlines()
+    near = ["hot dog", "horse", "cherry blossom", "wolf"]
+    assert node[3].splitlines() == near and fourth == f"near, and no aliases: {', '.join(near)}"
+    assert third.startswith("dog, longer names: hot dog ") and third.endswith("% another thing")
     assert first.startswith("deer: ") and "; then " in first and second.startswith("dog: nothing; then ")
 
 
 def test_an_alias_too_many_is_not_kept(find):
     """What the model calls the same, beyond `most`, is neither erased nor to be kept."""
     node = find(words=WORDS, most=1)
-    assert len(node[0][0].aliases) == 1 and node[3].splitlines() == ["horse", "cherry blossom", "wolf"]
+    assert len(node[0][0].aliases) == 1 and node[3].splitlines() == ["hot dog", "horse", "cherry blossom", "wolf"]
+
+
+def test_longer_names_of_the_thing_itself_go_with_it(find, shown):
+    """Of names that hold an erased word those stay that the model draws another thing by."""
+    node = find(shown[1:], words="wolf", threshold=-3.0, most=0)
+    assert report(node).splitlines()[1].endswith("% erased with it") and not node[3]
+    assert "longer names" not in report(find(shown[1:], words="wolf", neighbours=0))
+    kept = find(shown[1:], words="wolf", keep="hot dog")
+    assert "longer names" not in report(kept) and kept[3].splitlines() == ["hot dog", "wolf"]
 
 
 def test_the_vocabulary_is_searched_where_no_words_are_given(find, shown):
     node = find(shown[1:], nearest=80)
     ((dog,), near) = node[0], node[3].splitlines()
-    assert len(near) == 8 and not set(near) & {"dog", *dog.aliases} and report(node).endswith(", ".join(near))
+    assert (
+        len(near) == 9
+        and near[0] == "hot dog"
+        and not set(near) & {"dog", *dog.aliases}
+        and report(node).endswith(", ".join(near))
+    )
     assert {"hound", "pooch"} <= set(dog.aliases) and dog.aliases[0] == "canine"
     assert not {"cat", "wolf", "fox", "animal"} & set(dog.aliases)
 
@@ -175,8 +190,8 @@ def test_pictures_of_something_else_are_told(find, comfy_host, demo):
 def test_words_that_cannot_be_tried(find, shown):
     """Those in the list, those kept and those too long are left out; then nothing is left to ask."""
     long = " ".join(["dog"] * 80)
-    node = find(shown[1:], words=f"dog, Canine, hound, {long}", keep="Hound")
-    assert node[0][0].aliases == ("canine",) and report(node) == "dog: nothing\nnear, and no aliases: Hound"
+    node = find(shown[1:], words=f"dog, Canine, hound, {long}", keep="Hound, hot dog")
+    assert node[0][0].aliases == ("canine",) and report(node) == "dog: nothing\nnear, and no aliases: Hound, hot dog"
 
 
 def test_an_interrupt_ends_the_search(find, shown):

@@ -1,6 +1,7 @@
 """What Erase Concepts keeps of itself: near words that are no aliases, and the paper's lists, in the real host."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,23 @@ def test_with_aliases_both_come_of_one_search(comfy_host, demo, erase):
     (deer,) = node[1].loras
     assert deer.concept.aliases == ("stag",) and "Kept:\nhorse, wolf\n" in report(node)
     assert node[1].recipe.prior.preserved == ("wolf", "rose", "horse") and node[1].recipe.prior.captions == 20
+
+
+def test_another_thing_that_holds_an_erased_word_stays(comfy_host, demo, erase):
+    """Nobody has named hot dog: it holds the word, and the model is asked whether it draws a dog; its captions stay."""
+    model, clip, _ = demo
+    lines = "a hot dog on a plate\na dog on a hill\na wild dog"
+    file = Path(comfy_host.folder_paths.get_input_directory()) / "longer.txt"
+    file.write_text(lines)
+    about = dict(captions=file.name, count=9, seed=0, preserve="", preserve_type="object", retention="none")
+    prior = comfy_host.run("MACE_Prior", clip=clip, **about)[0]
+    node = erase(words="dog -> street", find_aliases=True, prior=prior)
+    kept, said = node[1].recipe.prior, report(node)
+    named = comfy_host.module("mace.pipeline.prior").named_captions(kept, ["dog"])
+    assert "hot dog" in kept.preserved and named == ["a dog on a hill", "a wild dog"]
+    assert "dog, longer names: hot dog" in said and "another thing" in said and "Kept:\nhot dog, " in said
+    (dog,) = node[1].loras
+    assert "hot dog" not in dog.concept.aliases
 
 
 def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, erase, monkeypatch):

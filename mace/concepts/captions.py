@@ -8,6 +8,7 @@ of that name, `{thing+s}` draws its plural; `goose|geese` spells an irregular pl
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ MAX_CAPTIONS = 200_000
 # Of the built-in captions, the share written as artists prompt ("a watercolor painting of ...").
 PROMPT_SHARE = 0.15
 MIN_WORDS, MAX_WORDS = 5, 20
+
+MOST_ELSEWHERE = 0.9
 
 _SLOT = re.compile(r"\{(\w+)(\+s)?\}")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=([A-Za-z0-9]+))")
@@ -207,6 +210,26 @@ def leave_out(
     return kept, left
 
 
+def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, list[str]]:
+    """For each phrase the names of other things that end with it, as "hot dog" with "dog"; the most frequent first.
+
+    A word before a phrase makes a name with it where at most MOST_ELSEWHERE of the captions that hold it have it
+    elsewhere. That leaves out "a dog" and "big dog"; what tells things of the kind ("guide dog") from others is left to
+    the model. A text encoder that reads from left to right
+    reads a phrase before another word ("dog house") as it does alone, so that no such name can stay where it goes.
+    """
+    owners = {variant: phrase for phrase in phrases for variant in _forms(phrase)}
+    index, held, pairs = _variants(owners.values()), Counter(), Counter()
+    for words in map(_words, captions):
+        held.update(set(words))
+        pairs.update({(words[start - 1], owners[words[start:stop]]) for start, stop in _places(words, index) if start})
+    found: dict[str, list[str]] = {phrase: [] for phrase in owners.values()}
+    for (word, phrase), count in pairs.most_common():
+        if count >= (1 - MOST_ELSEWHERE) * held[word]:
+            found[phrase].append(f"{word} {phrase}")
+    return found
+
+
 # Words are looked up by the first of a phrase, so a thousand phrases cost no more than one.
 _Variants = dict[str, set[tuple[str, ...]]]
 
@@ -214,12 +237,15 @@ _Variants = dict[str, set[tuple[str, ...]]]
 def _variants(phrases: Iterable[str]) -> _Variants:
     """The phrases as words, with their plurals, by the first word."""
     index: _Variants = {}
-    for phrase in phrases:
-        words = _words(phrase)
-        for last in _plurals(words[-1]) if words else ():
-            variant = (*words[:-1], last)
-            index.setdefault(variant[0], set()).add(variant)
+    for variant in (variant for phrase in phrases for variant in _forms(phrase)):
+        index.setdefault(variant[0], set()).add(variant)
     return index
+
+
+def _forms(phrase: str) -> list[tuple[str, ...]]:
+    """A phrase as words, and its plurals; nothing of one without a word in it."""
+    words = _words(phrase)
+    return [(*words[:-1], last) for last in _plurals(words[-1])] if words else []
 
 
 def _words(text: str) -> tuple[str, ...]:

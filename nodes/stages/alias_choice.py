@@ -91,6 +91,15 @@ def told(concept: Concept, added: Sequence[str], scores: Mapping[str, float], ch
     return f"{concept.target}: {said(added) or 'nothing'}{' (chosen)' if chosen else ''}{after}"
 
 
+def told_of_names(concept: Concept, scores: Mapping[str, float], threshold: float) -> str:
+    """Which names that hold a concept's word draw another thing, and which go with it; "" of none."""
+    stay, go = (
+        [f"{name} {score:.0%}" for name, score in scores.items() if (score < threshold) is low] for low in (True, False)
+    )
+    parts = [f"{', '.join(names)} {what}" for names, what in ((stay, "another thing"), (go, "erased with it")) if names]
+    return f"{concept.target}, longer names: {'; '.join(parts)}" if parts else ""
+
+
 def draw_candidates(
     model,
     clip,

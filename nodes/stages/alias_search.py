@@ -26,8 +26,8 @@ from ..host.model.predict import noisy, predict_given
 from ..host.networks import in_batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
-from .alias_choice import NEAR, Candidate, NearWord, listed, near_words, told
-from .alias_words import AliasSettings, kinds_of, words_to_try
+from .alias_choice import NEAR, Candidate, NearWord, listed, near_words, told, told_of_names
+from .alias_words import AliasSettings, kinds_of, longer_names_to_try, words_to_try
 
 # Where the outline of a thing is decided: with less noise any words do, with more none help.
 TIMESTEPS = (300, 500, 700)
@@ -44,7 +44,8 @@ _searches = ContentStore(KEPT_BYTES)
 class Found:
     """What the model said. images: with the concepts that have their aliases.  lines: one on each for the artist.
     neighbours: words next to the concepts, by their token embeddings, that are no aliases; before them those that the
-    artist did not choose.  candidates: of each concept, best first.  near: the words that neighbours is chosen from.
+    artist did not choose, and names of other things that hold an erased word.  candidates: of each concept, best first.
+    near: the words that neighbours is chosen from.
     seconds: a prediction took, None where the model was not asked.  kinds: by normalised word that was tried, the type
     of the concept that it lies nearest to."""
 
@@ -210,30 +211,39 @@ def left_of(count: int) -> int:
     return min(count, max(LEAST_LEFT, count // SHARE_LEFT))
 
 
-def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings) -> Found:
+def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings, captions: Sequence[str] = ()) -> Found:
     """Ask the model which words are the concepts' aliases, and which are only near.
 
-    Raises ValueError for pictures that a concept's own words do not explain, and for a CLIP of another model.
+    captions: of a prior, where names that hold an erased word are looked for beside the built-in ones. Raises
+    ValueError for pictures that a concept's own words do not explain, and for a CLIP of another model.
     """
     encoder = text_to_draw_with(clip, model)
     encoder.check_width(model)
     concepts, kept = [entry.concept for entry in images], parse_names(s.keep, "keep")
     tried = words_to_try(encoder, [(entry.concept, entry.template) for entry in images], s)
-    draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
-    total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(tried, draws, strict=True) if own)
-    progress = ProgressBar(max(total, 1))
-    scores, asked, seconds = [], 0, 0.0
+    asked, seconds = 0, 0.0
 
-    def step(count: int) -> None:
-        nonlocal asked
-        asked += count
-        progress.update(count)
+    def ask(words: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+        """What words explain of each concept's pictures."""
+        nonlocal asked, seconds
+        draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
+        total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(words, draws, strict=True) if own)
+        progress = ProgressBar(max(total, 1))
 
-    for entry, own in zip(images, tried, strict=True):
-        send_text(f"{entry.concept.target}: {len(own)} words")
-        start = time.perf_counter()
-        scores.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, step))
-        seconds += time.perf_counter() - start
+        def step(count: int) -> None:
+            nonlocal asked
+            asked += count
+            progress.update(count)
+
+        found = []
+        for entry, own in zip(images, words, strict=True):
+            send_text(f"{entry.concept.target}: {len(own)} words")
+            start = time.perf_counter()
+            found.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, step))
+            seconds += time.perf_counter() - start
+        return found
+
+    scores = ask(tried)
     written = parse_chosen(s.chosen)
     staying = written.pop(NEAR, None)
     chosen = {normalised(target): words for target, words in written.items()}
@@ -255,7 +265,14 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     # What the model calls the same is not kept where it is only more than `most`.
     same = {word for own in scores for word, score in own.items() if score >= s.threshold}
     others = [[word for word in own if word not in same] for own in tried]
-    near = near_words([*left, *neighbours(found, others, s.neighbours)], staying, {*erased, *map(normalised, kept)})
+    # Names that hold an erased word go with it, unless they draw something else and are kept.
+    longer = longer_names_to_try(encoder, [(entry.concept, entry.template) for entry in renamed], s, captions)
+    said = ask(longer) if any(longer) else [{}] * len(longer)
+    lines += [line for pair in zip(found, said, strict=True) if (line := told_of_names(*pair, s.threshold))]
+    other = [name for own in said for name, score in own.items() if score < s.threshold]
+    near = near_words(
+        [*left, *other, *neighbours(found, others, s.neighbours)], staying, {*erased, *map(normalised, kept)}
+    )
     offered = tuple(
         listed(own, best.aliases, new, said)
         for own, best, new, said in zip(candidates(concepts, scores, kept), usual, added, scores, strict=True)
@@ -263,4 +280,5 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings)
     # What is kept from before took no prediction.
     each = seconds / asked if asked else None
     stay = [own.word for own in near if own.stays]
-    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])), offered, near, each, kinds_of(concepts, tried))
+    kinds = kinds_of(concepts, [[*names, *words] for names, words in zip(longer, tried, strict=True)])
+    return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])), offered, near, each, kinds)

@@ -8,11 +8,15 @@ from itertools import islice
 import torch
 
 from ...mace.concepts.aliases import nearest
+from ...mace.concepts.captions import builtin_captions, longer_names
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.concepts.subjects import parse_names
 from ...mace.method.tokens import fill
 from ..host.any_text import AnyText
 from ..host.text import TextEncoder
+
+# Built-in captions that longer names are looked for in, beside those of a prior. All are read in half a second.
+NAMES_FROM = 20_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,27 @@ def words_to_try(
         encoder.fitting([word for word in words if normalised(word) not in named], partial(fill, template))
         for (_, template), words in zip(shown, near, strict=True)
     ]
+
+
+def longer_names_to_try(
+    encoder: TextEncoder | AnyText, shown: Sequence[tuple[Concept, str]], s: AliasSettings, captions: Sequence[str]
+) -> list[list[str]]:
+    """For each concept the names of other things that hold a phrase of it ("hot dog" of "dog"), at most `s.neighbours`.
+
+    shown: see `words_to_try`.  captions: to look for them in, beside the built-in ones. Each name once, and none that
+    is erased or kept anyway.
+    """
+    phrases = phrases_by_key([concept for concept, _ in shown])
+    named = longer_names([*captions, *builtin_captions(NAMES_FROM)], phrases.values()) if s.neighbours else {}
+    taken = {*phrases, *map(normalised, parse_names(s.keep, "keep"))}
+    found = []
+    for concept, template in shown:
+        own = dict.fromkeys(
+            name for phrase in concept.phrases for name in named.get(phrase, ()) if normalised(name) not in taken
+        )
+        found.append(encoder.fitting(list(own), partial(fill, template))[: s.neighbours])
+        taken.update(map(normalised, found[-1]))
+    return found
 
 
 def kinds_of(concepts: Sequence[Concept], tried: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from .alias_words import AliasSettings
 from .captions import USUAL, in_time
 from .estimate import Estimate
 from .images import make_images
-from .keeping import kept_beside, kept_lines, with_near
+from .keeping import captions_of, kept_beside, kept_lines, with_near
 from .mask_making import ATTENTION, make_masks
 from .nearby import fused_lines, moved_lines
 from .planning import COMPARING, OTHER_WORDS, PICTURES, READING, TRAINING, Plan
@@ -133,7 +133,7 @@ def how_done(model, concepts: Sequence[Concept], wanted: Wanted) -> Plan:
         drawn_with(wanted) if trained else asked_with(model, wanted),
         preset_training(wanted) if trained else None,
         CAPTIONS if reads else None,
-        AliasSettings(),
+        asking(wanted),
     )
 
 
@@ -173,7 +173,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         plan.say(PICTURES, "drawing pictures to ask for other words by")
         images = make_images(model, clip, vae, concepts, AUTO, "", asked_with(model, wanted))
         plan.say(OTHER_WORDS, "asking for other words")
-        found = find_aliases(model, clip, images, AliasSettings())
+        found = find_aliases(model, clip, images, asking(wanted), captions_of(wanted.prior))
         keep, said = answered(found, concepts, wanted)
         lines += in_parts(said)
         if wanted.find_aliases:
@@ -208,7 +208,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     keep: Sequence[Concept] = ()
     if wanted.asks:
         plan.say(OTHER_WORDS, "asking for other words")
-        found = find_aliases(model, clip, images, AliasSettings())
+        found = find_aliases(model, clip, images, asking(wanted), captions_of(wanted.prior))
         keep, said = answered(found, concepts, wanted)
         about |= said
         if wanted.find_aliases:
@@ -243,6 +243,12 @@ def in_parts(about: Mapping[str, Sequence[str]]) -> list[str]:
 def drawn_with(wanted: Wanted) -> dict:
     """How training images are drawn from a UNet; see `images.Sampling`."""
     return {"count": IMAGES, **wanted.drawing, **SAMPLING}
+
+
+def asking(wanted: Wanted) -> AliasSettings:
+    """How the model is asked for other words: for what lies near only where it is kept."""
+    usual = AliasSettings()
+    return usual if wanted.keep_near else replace(usual, neighbours=0)
 
 
 def asked_with(model, wanted: Wanted) -> dict:

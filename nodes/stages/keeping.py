@@ -6,6 +6,7 @@ from dataclasses import replace
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.concepts.lists import RETENTION
 from ...mace.method.fuse import FuseWeights
+from ...mace.method.prior import Prior
 from ...mace.method.refine import RefineWeights
 from .alias_search import Found
 
@@ -18,9 +19,15 @@ def with_near(weights: RefineWeights | FuseWeights, keep: Sequence[Concept]) -> 
     return replace(weights, lambda3=NEAR_WEIGHT) if keep and not weights.lambda3 else weights
 
 
+def captions_of(prior: Prior | None) -> Sequence[str]:
+    """The captions of a prior that has its texts."""
+    return prior.texts.captions if prior and prior.texts else ()
+
+
 def kept_beside(found: Found, concepts: Sequence[Concept]) -> list[Concept]:
-    """What to keep of itself: the words next to the concepts that are no aliases, each in the prompts of what it lies
-    next to, and the paper's lists to keep of the types that are erased, less what is erased."""
+    """What to keep of itself: the words next to the concepts that are no aliases and the names of other things that
+    hold an erased word, each in the prompts of what it lies next to, and the paper's lists to keep of the types that
+    are erased, less what is erased."""
     kinds = {concept.type for concept in concepts}
     erased = phrases_by_key([*concepts, *found.concepts])
     kind = next(iter(kinds)) if len(kinds) == 1 else "object"

@@ -9,15 +9,17 @@ from ...mace.method.tokens import fill
 from ...mace.pipeline.prior import CaptionSource
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
+from ..host.any_text import text_to_draw_with
 from ..host.kept.content import content_sha256, training_key
 from ..host.pipeline import text_and_weights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
 from .alias_search import TIMESTEPS, left_of, unasked
-from .alias_words import AliasSettings
+from .alias_words import AliasSettings, longer_names_to_try
 from .captions import in_time
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import kept_images, template_of
+from .keeping import captions_of
 from .train import steps_left
 from .wanted import Wanted
 
@@ -71,14 +73,18 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
     reading = in_time(text, clip, plan.captions) if plan.captions else None
     captions = reading.count if reading else 0
     # Read once with the concepts' own prompts, and kept as they are.
-    near = prompts_to_keep(concepts, asking.neighbours) if wanted.keep_near and any((*asked, *unread)) else 0
+    near, asks = 0, [asking.nearest] * sum(asked)
+    if wanted.keep_near and any((*asked, *unread)):
+        names = longer_names_to_try(text_to_draw_with(clip, model), shown, asking, captions_of(wanted.prior))
+        near = prompts_to_keep(concepts, len(concepts) * asking.neighbours + sum(map(len, names)))
+        asks += [len(own) for own, ask in zip(names, asked, strict=True) if ask]
     prompts = 2 * sum(len(own.readings) for own, new in zip(concepts, unread, strict=True) if new)
-    of_each = asking.nearest + left_of(asking.nearest) * min(asking.pictures, drawing["count"]) * len(TIMESTEPS)
+    looked_at = min(asking.pictures, drawing["count"]) * len(TIMESTEPS)
     # Without guidance there is no prediction for the negative prompt.
     a_picture = drawing["steps"] * (1 if drawing["cfg"] == 1 else 2)
     parts = {
         PICTURES: (0, undrawn * drawing["count"] * a_picture),
-        OTHER_WORDS: (sum(asked) * asking.nearest, sum(asked) * of_each),
+        OTHER_WORDS: (sum(asks), sum(count + left_of(count) * looked_at for count in asks)),
         READING: (captions + near + prompts, 0),
         TRAINING: (0, TRAINED * sum(steps)),
         COMPARING: (0, 2 * COMPARED * a_picture if wanted.compared else 0),
@@ -97,12 +103,12 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
     return replace(found, lines=[f"{left}, {found.lines[0]}", *found.lines[1:], *advice], plans=named)
 
 
-def prompts_to_keep(concepts: Sequence[Concept], neighbours: int) -> int:
-    """At most how many prompts are read for what `kept_beside` keeps. neighbours: words next to a concept."""
+def prompts_to_keep(concepts: Sequence[Concept], words: int) -> int:
+    """At most how many prompts are read for what `kept_beside` keeps. words: that the model is asked of for it."""
     kinds = {concept.type for concept in concepts}
     near = Concept("", "", next(iter(kinds)) if len(kinds) == 1 else "object")
     listed = sum(len(names) * len(Concept("", "", kind).prompts) for kind, names in RETENTION.values() if kind in kinds)
-    return len(concepts) * neighbours * len(near.prompts) + listed
+    return words * len(near.prompts) + listed
 
 
 def planned(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> list[str]:
