@@ -14,8 +14,9 @@ const PANEL = "strength sliders";
 const ROW = 22;
 const MARGIN = 10;
 const UNFILTERED = 12;
-// Inputs that bring along the concepts which are fused; those of a prior or a model are others.
-const FOLLOWED = ["refinement", "loras", "concepts", "images", "more"];
+// Inputs that bring along the concepts which are fused; those of a prior or a model are others. The last two are those of
+// the page's switch, which stands in the blueprint.
+const FOLLOWED = ["refinement", "loras", "concepts", "images", "more", "on_false", "on_true"];
 
 // What the last run fused.
 const ranWith = (node) => (outputsOf(node)?.concepts ?? []).map(([target]) => target);
