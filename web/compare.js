@@ -1,5 +1,6 @@
-// Shows the pictures before and after on Erase Concepts and Fuse LoRAs, with a divider to drag. Where the page draws nodes with Vue it
-// is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie over each other.
+// Shows the pictures before and after on Erase Concepts and Fuse LoRAs, with a divider to drag. Where the page draws
+// nodes with Vue it is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie
+// over each other.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addPanel, drawingOutputs, everyNode, grow, keepsKeys, make } from "./page.js";

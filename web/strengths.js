@@ -14,8 +14,8 @@ const PANEL = "strength sliders";
 const ROW = 22;
 const MARGIN = 10;
 const UNFILTERED = 12;
-// Inputs that bring along the concepts which are fused; those of a prior or a model are others. The last two are those of
-// the page's switch, which stands in the blueprint.
+// Inputs that bring along the concepts which are fused; those of a prior or a model are others. The last two are of the
+// host's switch, which stands in the blueprint.
 const FOLLOWED = ["refinement", "loras", "concepts", "images", "more", "on_false", "on_true"];
 
 // What the last run fused.
