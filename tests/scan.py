@@ -101,12 +101,14 @@ def _of_a_call(node: ast.Call) -> Iterator[str]:
         yield f"{called} of what runs code"
 
 
-# Every `new` of the page's code, and what else it may not say: other computers, code out of text, pages out of text.
+# Every `new` of the page's code, and what else it may not say: other computers, code out of text, pages out of text,
+# types of nodes, which are the host's.
 MADE = set("AbortController Map RegExp Set TextError URL URLSearchParams".split())
 _MADE = re.compile(r"\bnew\s+([A-Z][\w.]*|[\w.]+(?=\())")
 _SAID = re.compile(
     r"""\b(?:fetch|XMLHttpRequest|WebSocket|EventSource|WebTransport|RTCPeerConnection|Worker|SharedWorker|Image|Audio
     |sendBeacon|importScripts|eval|Function|setAttributeNS|innerHTML|outerHTML|insertAdjacentHTML|srcdoc)\b(?!["'])
+    |\b(?:prototype|__proto__|[gs]etPrototypeOf|beforeRegisterNodeDef)\b
     |\bimport\s*\(|\bdocument\.write|\blocation\b|\bwindow\.open\b
     |\b(?:window|globalThis|self|top|parent|document|navigator)\s*\[
     |https?://|wss?://|(?:=|\(|,|:)\s*["'`]\s*//|\b(?:import|from)\s*["'](?!\.{1,2}/)""",

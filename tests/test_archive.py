@@ -64,6 +64,8 @@ def test_python_starts_no_process_reads_no_pickle_and_opens_no_connection(archiv
 def test_the_page_asks_its_own_server_alone(archive):
     sources = {name: text.decode() for name, text in archive.items() if name.endswith(".js")}
     assert {name: found for name, text in sources.items() if (found := page_findings(text))} == {}
+    registered = [name for name, text in sources.items() for _ in range(text.count("registerExtension"))]
+    assert registered == ["web/mace.js"]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,9 @@ def test_what_the_scan_of_python_finds(line):
         "navigator.sendBeacon('/x');",
         "location.href = '/x';",
         "const run = eval;",
+        "after(nodeType.prototype, 'onExecuted', draw);",
+        "Object.getPrototypeOf(node).onExecuted = draw;",
+        "beforeRegisterNodeDef(nodeType) {}",
     ],
 )
 def test_what_the_scan_of_the_page_finds(line):

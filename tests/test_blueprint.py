@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 BLUEPRINT = Path(__file__).resolve().parent.parent / "subgraphs/Erase concepts, stage by stage (MACE).json"
 # What its outside gives, in the order of its inputs.
-GIVEN = ("model", "clip", "vae", "more concepts", "seed")
+GIVEN = ("model", "clip", "vae", "more concepts", "seed", "find_aliases")
+SWITCH = "ComfySwitchNode"
 IMAGES, CAPTIONS, STEPS = 2, 20, 3
+TRIED = "stag, horse"
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +51,36 @@ def from_outside(inside: dict) -> dict[tuple[int, str], str]:
 
 
 def run(host, inside: dict, outer: dict, changed: dict[str, dict]) -> dict[str, object]:
-    """Every node's output, by its type. changed: settings in place of the saved ones, by type."""
-    types = {node["type"] for node in inside["nodes"]}
-    info = {name: host.node_classes[name].INPUT_TYPES() for name in types}
-    prompt = to_prompt(flat(inside), {name: {"input": own} for name, own in info.items()})
+    """What the fusion asks for, by the nodes' types. changed: settings in place of the saved ones, by type."""
+    classes = classes_of(host)
+    info = {name: {"input": classes[name].INPUT_TYPES()} for name in {node["type"] for node in inside["nodes"]}}
+    prompt = to_prompt(flat(inside), info)
     links, done = from_outside(inside), {}
-    for node in inside["nodes"]:
-        inputs = {**prompt[str(node["id"])]["inputs"], **changed.get(node["type"], {})}
-        inputs = {key: done[value[0]][value[1]] if isinstance(value, list) else value for key, value in inputs.items()}
-        inputs |= {name: outer[own] for (key, name), own in links.items() if key == node["id"] and own in outer}
-        done[str(node["id"])] = host.run(node["type"], **inputs)
-    return {node["type"]: done[str(node["id"])] for node in inside["nodes"]}
+
+    def ask(node: str):
+        if node not in done:
+            kind = prompt[node]["class_type"]
+            inputs = {**prompt[node]["inputs"], **changed.get(kind, {})}
+            inputs |= {name: outer[own] for (key, name), own in links.items() if str(key) == node and own in outer}
+            if kind == SWITCH:
+                # The other side is not asked.
+                wanted = ("switch", *classes[SWITCH].check_lazy_status(inputs["switch"]))
+                inputs = {name: given if name in wanted else None for name, given in inputs.items()}
+            inputs = {
+                name: ask(given[0])[given[1]] if isinstance(given, list) else given for name, given in inputs.items()
+            }
+            done[node] = classes[SWITCH].execute(**inputs) if kind == SWITCH else host.run(kind, **inputs)
+        return done[node]
+
+    ask(next(node for node, own in prompt.items() if own["class_type"] == "MACE_FuseLoras"))
+    return {prompt[node]["class_type"]: output for node, output in done.items()}
+
+
+def classes_of(host) -> dict:
+    """The pack's nodes and the host's switch."""
+    from comfy_extras.nodes_logic import SwitchNode
+
+    return {**host.node_classes, SWITCH: SwitchNode}
 
 
 def test_its_sockets_and_links_are_whole(comfy_host, inside):
@@ -77,20 +99,27 @@ def test_its_sockets_and_links_are_whole(comfy_host, inside):
     (outside,) = json.loads(BLUEPRINT.read_text(encoding="utf-8"))["nodes"]
     assert [slot["name"] for slot in outside["inputs"]] == list(GIVEN)
     for key, name in outside["properties"]["proxyWidgets"]:
-        inputs = comfy_host.node_classes[nodes[int(key)]["type"]].INPUT_TYPES()
+        inputs = classes_of(comfy_host)[nodes[int(key)]["type"]].INPUT_TYPES()
         assert any(name in group for group in inputs.values())
 
 
 @pytest.mark.parametrize(
-    "words, kind",
-    [pytest.param("Twemoji -> art", "style", marks=pytest.mark.long), ("dog -> sky", "object")],
+    "words, kind, asks",
+    [
+        pytest.param("Twemoji -> art", "style", False, marks=pytest.mark.long),
+        ("dog -> sky", "object", False),
+        ("deer -> street", "object", True),
+    ],
 )
-def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch, words, kind):
+def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch, words, kind, asks):
     """Also what a prior is needed for: it has one of its own."""
     model, clip, vae = demo
     stage, presets = (comfy_host.module(name) for name in ("nodes.stages.erasing", "mace.presets.presets"))
+    # To ask for words by, pictures must show something.
+    drawn = 12 if asks else STEPS
     monkeypatch.setattr(stage, "IMAGES", IMAGES)
-    monkeypatch.setattr(stage, "SAMPLING", {**stage.SAMPLING, "steps": STEPS})
+    monkeypatch.setattr(stage, "SAMPLING", {**stage.SAMPLING, "steps": drawn})
+    monkeypatch.setattr(stage, "AliasSettings", partial(stage.AliasSettings, words=TRIED))
     monkeypatch.setattr(stage, "CAPTIONS", stage.CaptionSource("built-in", CAPTIONS, seed=0))
     monkeypatch.setattr(comfy_host.module("nodes.erase.prior"), "USUAL", CAPTIONS)
     paper = presets.PRESETS[presets.PAPER]
@@ -101,14 +130,18 @@ def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch,
     whole = comfy_host.run(
         "MACE_EraseConcepts",
         model=model, clip=clip, vae=vae, preset=presets.PAPER, words=words, type=kind, strengths="", seed=3,
-        preview_prompt="a photo", **small,
+        preview_prompt="a photo", find_aliases=asks, **small,
     )  # fmt: skip
     changed = {
         "MACE_Concepts": {"concepts": words, "type": kind},
-        "MACE_ConceptImages": {"count": IMAGES, "steps": STEPS, **small},
+        "MACE_ConceptImages": {"count": IMAGES, "steps": drawn, **small},
+        "MACE_FindAliases": {"words": TRIED, "thumbnails": 0},
         "MACE_FuseLoras": {"preview_prompt": "a photo", **small},
     }
-    staged = run(comfy_host, inside, {"model": model, "clip": clip, "vae": vae, "seed": 3}, changed)
+    outer = {"model": model, "clip": clip, "vae": vae, "seed": 3, "find_aliases": asks}
+    staged = run(comfy_host, inside, outer, changed)
+    aliases = [entry.concept.aliases for entry in staged["MACE_TrainErasureLora"][0].loras]
+    assert aliases == [("stag",) if asks else ()] and ("MACE_FindAliases" in staged) == asks
     assert f"{CAPTIONS} captions (built-in" in report(staged["MACE_Prior"])
     fused = staged["MACE_FuseLoras"][0]
     assert set(fused.patches) == set(whole[0].patches) and fused.patches

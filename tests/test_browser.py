@@ -33,6 +33,18 @@ def test_a_workflow_round_trips(kept_page, server, name):
     assert without_titles(to_prompt(saved(page), info)) == prompt
 
 
+def test_the_page_has_one_extension_of_the_pack_and_its_nodes_types_as_the_host_made_them(kept_page):
+    names = kept_page.evaluate("window.app.extensions.map(own => own.name).filter(name => /mace/i.test(name))")
+    assert names == ["MACE"]
+    own = kept_page.evaluate(
+        """() => Object.fromEntries(Object.entries(window.LiteGraph.registered_node_types)
+            .filter(([name]) => name.startsWith('MACE_') || name === 'CheckpointLoaderSimple')
+            .map(([name, type]) => [name, Object.getOwnPropertyNames(type.prototype).sort()]))"""
+    )
+    usual = own.pop("CheckpointLoaderSimple")
+    assert len(own) > 20 and {name: keys for name, keys in own.items() if keys != usual} == {}
+
+
 def test_queue_from_the_page(kept_page, server):
     """The queue button runs the example: the save node names the file, the pictures appear."""
     page = kept_page

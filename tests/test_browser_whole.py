@@ -8,6 +8,7 @@ from devtools import host
 from devtools.pages import load, open_page, press_queue
 from tests import graphs
 from tests.pages import queued, reports, watch
+from tests.test_browser_subgraph import enter, slider
 
 pytestmark = pytest.mark.browser
 
@@ -195,7 +196,8 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
             set(node, 'seed', 3);
             const inner = type => node.subgraph.nodes.find(n => n.type === type);
             for (const [type, values] of [
-                ['MACE_ConceptImages', {count: 2, width: 64, height: 64, steps: 4}],
+                ['MACE_ConceptImages', {count: 2, width: 64, height: 64, steps: 12}],
+                ['MACE_FindAliases', {words: 'canine, horse', thumbnails: 1}],
                 ['MACE_TrainErasureLora', {steps: '2'}],
                 ['MACE_Prior', {count: 20}],
             ]) for (const [name, value] of Object.entries(values)) set(inner(type), name, value);
@@ -203,7 +205,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
         }""",
         graphs.CHECKPOINT,
     )
-    assert {"concepts", "type", "settings", "seed", "strengths"} <= set(shown)
+    assert {"concepts", "type", "settings", "find_aliases", "seed", "strengths"} <= set(shown)
     prompt = queued(page)
     kinds = sorted(node["class_type"] for node in prompt.values())
     assert kinds == sorted(
@@ -211,12 +213,27 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     )
     # One seed for pictures, training and preview, as in Erase Concepts.
     seeds = {node["class_type"]: node["inputs"]["seed"] for node in prompt.values() if "seed" in node["inputs"]}
-    assert seeds == {"MACE_Prior": 0, "MACE_ConceptImages": 3, "MACE_TrainErasureLora": 3}
+    assert seeds == {"MACE_Prior": 0, "MACE_ConceptImages": 3, "MACE_FindAliases": 0, "MACE_TrainErasureLora": 3}
     (fuse,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "MACE_FuseLoras"]
     assert fuse["preview_seed"] == 3 and isinstance(fuse["vae"], list)
+    outside = page.evaluate(
+        """() => { window.app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState();
+            return window.app.graph.nodes.find(n => n.isSubgraphNode?.()).id; }"""
+    )
+    enter(page, outside)
+    # When it is entered first the page fits it into the window, where panels are too small to be shown.
+    page.wait_for_function("window.app.canvas.ds.scale < 1")
+    enter(page, outside)
+    slider(page, "dog").wait_for()
+    page.evaluate("window.app.canvas.setGraph(window.app.rootGraph)")
     entry = press_queue(page)
     said = json.dumps(entry["outputs"])
-    assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said
+    assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said and "asked in" not in said
+    page.evaluate(
+        "id => { window.app.graph.getNodeById(id).widgets.find(w => w.name === 'find_aliases').value = true; }", outside
+    )
+    said = json.dumps(press_queue(page)["outputs"])
+    assert "asked in" in said and "dog: canine" in said
 
 
 @pytest.mark.long

@@ -1,7 +1,6 @@
 """The texts of the nodes that one meets first, in other languages: complete, translated, and true to the notation.
 
-There is no English file: for a text that a language lacks the page takes what the node says itself, and a copy could
-only go stale. What was translated is recorded in snapshots/texts.json, which test_locales_host.py holds to the nodes.
+The English file is what was translated; test_locales_host.py holds it to what the nodes say.
 """
 
 import json
@@ -13,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 REPO = Path(__file__).resolve().parent.parent
-ENGLISH = json.loads((REPO / "tests/snapshots/texts.json").read_text(encoding="utf-8"))
+ENGLISH = json.loads((REPO / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
 NODES = json.loads((REPO / "tests/snapshots/object_info.json").read_text(encoding="utf-8"))
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "zh")
 # How each language sets off the name of a node, an input or an output.
@@ -100,10 +99,10 @@ def pairs(language: str) -> list[tuple[str, str, str]]:
 
 def test_the_languages_are_those_of_the_folder():
     files = {path.relative_to(REPO / "locales").as_posix() for path in (REPO / "locales").rglob("*") if path.is_file()}
-    assert files == {f"{language}/nodeDefs.json" for language in LANGUAGES}
+    assert files == {f"{language}/nodeDefs.json" for language in ("en", *LANGUAGES)}
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ("en", *LANGUAGES))
 def test_every_node_is_complete_and_every_name_exists(language):
     said = read(language)
     assert set(said) == set(ENGLISH)
@@ -152,7 +151,7 @@ def test_inputs_and_outputs_of_one_node_are_told_apart(language):
             assert len(set(names)) == len(names), name
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ("en", *LANGUAGES))
 def test_the_page_can_read_names_and_descriptions(language):
     """It compiles them as messages, in which these signs have a meaning; tooltips are taken as they are."""
     for name, node in read(language).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-TEXTS = REPO / "tests/snapshots/texts.json"
+ENGLISH = REPO / "locales/en/nodeDefs.json"
 # The nodes that an artist meets first.
 TRANSLATED = (
     "MACE_Concepts",
@@ -36,13 +36,13 @@ def texts(schema) -> dict:
 
 
 def test_the_english_that_was_translated_is_what_the_nodes_say(comfy_host):
-    """A changed text is changed in every language first; then the record is written anew: delete the file and run
-    this test once."""
+    """A changed text is changed in every language first; then the English file is written anew: delete it and run this
+    test once."""
     seen = {name: texts(comfy_host.node_classes[name].GET_SCHEMA()) for name in TRANSLATED}
-    if not TEXTS.exists():
-        TEXTS.write_text(json.dumps(seen, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        pytest.fail("there was no record; it is written now: look it over, commit it and run again")
-    assert seen == json.loads(TEXTS.read_text(encoding="utf-8"))
+    if not ENGLISH.exists():
+        ENGLISH.write_text(json.dumps(seen, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        pytest.fail("there was no file; it is written now: look it over, commit it and run again")
+    assert seen == json.loads(ENGLISH.read_text(encoding="utf-8"))
 
 
 def test_the_host_reads_every_language(comfy_host):

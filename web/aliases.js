@@ -2,10 +2,9 @@
 // no aliases, of which those ticked are given out to be kept. The text "chosen" stays the only truth: a box rewrites its
 // concept's line, and nothing of the boxes is saved or sent.
 import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
 import { parseChosen, withChosen } from "./chosen_text.js";
 import { normalised } from "./notation.js";
-import { addPanel, after, everyNode, grow, isLinked, keepsKeys, make, outputsOf, scrolls, widgetOf } from "./page.js";
+import { addPanel, after, grow, isLinked, keepsKeys, make, outputsOf, scrolls, widgetOf } from "./page.js";
 
 const NODE = "MACE_FindAliases";
 const TEXT = "chosen";
@@ -159,20 +158,14 @@ function render(node) {
   }
 }
 
-function renderAll() {
-  for (const node of everyNode()) if (node.comfyClass === NODE) render(node);
-}
-
-app.registerExtension({
-  name: "MACE.Aliases",
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (nodeData.name !== NODE) return;
-    after(nodeType.prototype, "onNodeCreated", (node) => {
-      const text = widgetOf(node, TEXT);
-      if (text) after(text, "callback", () => render(node));
-    });
-    for (const method of ["onConfigure", "onExecuted", "onConnectionsChange"])
-      after(nodeType.prototype, method, render);
+export const aliases = {
+  isOwn: (name) => name === NODE,
+  created(node) {
+    const text = widgetOf(node, TEXT);
+    if (text) after(text, "callback", () => render(node));
   },
-  onNodeOutputsUpdated: renderAll,
-});
+  configured: render,
+  connected: render,
+  executed: render,
+  updated: render,
+};

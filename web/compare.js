@@ -1,10 +1,9 @@
-// Shows the pictures before and after on Erase Concepts and Fuse LoRAs, with a divider to drag. Where the page draws nodes with Vue it
-// is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie over each other.
+// Shows the pictures before and after on Erase Concepts and Fuse LoRAs, with a divider to drag. Where the page draws
+// nodes with Vue it is the core's own widget of Compare Images; its classic renderer has none, so there two pictures lie
+// over each other.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-// What the node says stands above the pictures, so that it is registered before them.
-import "./mace.js";
-import { addPanel, drawingOutputs, grow, keepsKeys, make } from "./page.js";
+import { addPanel, drawingOutputs, everyNode, grow, keepsKeys, make } from "./page.js";
 import { outputsOf, placeOf, scrolls, widgetOf } from "./page.js";
 
 const NODES = ["MACE_EraseConcepts", "MACE_FuseLoras"];
@@ -75,7 +74,8 @@ function addCompare(node, value) {
 
 // The losses of the training, which the page shows while the node runs, and leaves there.
 function endPreview(node) {
-  // The page has no public way.
+  // The page has no public way: Vue draws its store's own list, which does not notice what is taken from
+  // app.nodePreviewImages, and the page itself takes them away only where the node begins to run again.
   const store = app.extensionManager?._p?._s?.get("nodeOutput");
   store?.revokePreviewsByLocatorId?.(String(placeOf(node)));
   node.imgs = undefined;
@@ -97,16 +97,16 @@ function draw(node, ran) {
   grow(node, HEIGHT + 60);
 }
 
-const drawing = drawingOutputs("MACE.Compare", (name) => NODES.includes(name), draw);
+const isOwn = (name) => NODES.includes(name);
 
-app.registerExtension({
-  ...drawing,
-  init() {
-    const href = new URL("./compare.css", import.meta.url).href;
-    document.head.append(make("link", {}, { rel: "stylesheet", href }));
-  },
+function drawAll() {
+  for (const node of everyNode()) if (isOwn(node.comfyClass)) draw(node, false);
+}
+
+export const compare = {
+  ...drawingOutputs(isOwn, draw),
   setup() {
     // Each way of drawing nodes has its own.
-    app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => setTimeout(drawing.onNodeOutputsUpdated));
+    app.ui.settings.addEventListener("Comfy.VueNodes.Enabled.change", () => setTimeout(drawAll));
   },
-});
+};

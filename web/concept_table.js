@@ -1,6 +1,5 @@
 // The lines of concepts as a table, on Concepts and Erase Concepts. The text stays the only truth: an edit rewrites its
 // line and nothing else, comments stay as they are, and nothing of the table is saved or sent. A button shows the text.
-import { app } from "../../scripts/app.js";
 import { lineFrom, linesOf, numbersTaken, rowOf, switched } from "./concept_lines.js";
 import { withLine, withLines, withMoved, withoutLine } from "./concept_lines.js";
 import { makePanel } from "./concept_panel.js";
@@ -9,7 +8,7 @@ import { makeSearch } from "./concept_search.js";
 import { AS_TEXT, BAR, asText, change, end, fit, heightOf } from "./concept_shown.js";
 import { isHidden, render, setText, step, textOf, typeOf } from "./concept_shown.js";
 import { BREAK, composed, normalised, written } from "./notation.js";
-import { addPanel, after, make, widgetOf } from "./page.js";
+import { addPanel, after, widgetOf } from "./page.js";
 
 // By node, the text that holds the lines.
 const FIELDS = { MACE_Concepts: "concepts", MACE_EraseConcepts: "words" };
@@ -175,23 +174,15 @@ function addTable(node, field) {
   render(state);
 }
 
-app.registerExtension({
-  name: "MACE.ConceptTable",
-  init() {
-    const href = new URL("./concept_table.css", import.meta.url).href;
-    document.head.append(make("link", {}, { rel: "stylesheet", href }));
+const update = (node) => render(node.maceTable);
+
+export const conceptTable = {
+  isOwn: (name) => Object.hasOwn(FIELDS, name),
+  created: (node) => addTable(node, FIELDS[node.comfyClass]),
+  configured: update,
+  connected: update,
+  // The host leaves a hole for a widget in the midst that is not saved, and reads without one.
+  saved(node, saved) {
+    if (saved.widgets_values) saved.widgets_values = saved.widgets_values.filter(() => true);
   },
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    const field = FIELDS[nodeData.name];
-    if (!field) return;
-    const own = nodeType.prototype;
-    after(own, "onNodeCreated", (node) => addTable(node, field));
-    for (const name of ["onConfigure", "onConnectionsChange"]) {
-      after(own, name, (node) => node.maceTable && render(node.maceTable));
-    }
-    // The host leaves a hole for a widget in the midst that is not saved, and reads without one.
-    after(own, "onSerialize", (node, saved) => {
-      if (saved.widgets_values) saved.widgets_values = saved.widgets_values.filter(() => true);
-    });
-  },
-});
+};

@@ -1,28 +1,46 @@
-// Shows what a MACE node reports (settings used, captions drawn, the saved file) on the node itself.
+// The pack's one extension of the page. Its parts each say which nodes are theirs, isOwn(name), and what they do when
+// such a node is created, configured, connected, executed or saved, and when the page has what nodes reported anew:
+// updated. What they do they do on the nodes themselves: no type of node is changed, neither ours nor another's.
 import { app } from "../../scripts/app.js";
-import { addPanel, drawingOutputs, grow, make, outputsOf, scrolls, widgetOf } from "./page.js";
+import { aliases } from "./aliases.js";
+import { compare } from "./compare.js";
+import { conceptTable } from "./concept_table.js";
+import { numbers } from "./numbers.js";
+import { after, everyNode, make } from "./page.js";
+import { report } from "./report.js";
+import { strengths } from "./strengths.js";
 
-const REPORT = "report";
-const HEIGHT = 90;
+// In the order of their panels on a node: what it says stands above its pictures.
+const PARTS = [numbers, conceptTable, strengths, aliases, report, compare];
+const STYLES = ["concept_table.css", "compare.css"];
+// What the page calls on a node, by what a part calls it.
+const CALLED = {
+  configured: "onConfigure",
+  connected: "onConnectionsChange",
+  executed: "onExecuted",
+  saved: "onSerialize",
+};
 
-function addReport(node) {
-  const element = make("textarea", { fontSize: "10px", minHeight: `${HEIGHT}px` }, { readOnly: true });
-  element.className = "comfy-multiline-input mace-report";
-  element.setAttribute("aria-label", REPORT);
-  scrolls(element, element);
-  return addPanel(node, REPORT, element, { getMinHeight: () => HEIGHT });
-}
+const partsOf = (node) => PARTS.filter((part) => part.isOwn(node.comfyClass ?? ""));
 
-function draw(node) {
-  const said = outputsOf(node)?.text?.join("\n");
-  const found = widgetOf(node, REPORT);
-  if (!said) {
-    if (found) node.removeWidget(found);
-    return;
-  }
-  const { element } = found ?? addReport(node);
-  element.value = said;
-  grow(node);
-}
-
-app.registerExtension(drawingOutputs("MACE.Report", (name) => name.startsWith("MACE_"), draw));
+app.registerExtension({
+  name: "MACE",
+  init() {
+    for (const name of STYLES) {
+      document.head.append(make("link", {}, { rel: "stylesheet", href: new URL(name, import.meta.url).href }));
+    }
+  },
+  setup() {
+    for (const part of PARTS) part.setup?.();
+  },
+  // Called by what makes every node, by hand or of a workflow, a copy or a subgraph, before its values are set.
+  nodeCreated(node) {
+    for (const part of partsOf(node)) {
+      part.created?.(node);
+      for (const [name, method] of Object.entries(CALLED)) if (part[name]) after(node, method, part[name]);
+    }
+  },
+  onNodeOutputsUpdated() {
+    for (const node of everyNode()) for (const part of partsOf(node)) part.updated?.(node);
+  },
+});

@@ -1,7 +1,7 @@
 // Numbers that may also be auto hold text. They are dragged to the side as numbers are: weights and rates by decades,
 // counts one by one; a click writes one, or auto.
 import { app } from "../../scripts/app.js";
-import { isLinked, widgetOf } from "./page.js";
+import { isLinked, isOfPack, widgetOf } from "./page.js";
 import { innerOf } from "./upstream.js";
 
 // What the schema calls such an input; the value that a drag begins with where auto stands, and whether it is whole.
@@ -95,8 +95,9 @@ function letDrag(node) {
   }
 }
 
-app.registerExtension({
-  name: "MACE.Numbers",
+export const numbers = {
+  isOwn: isOfPack,
+  created: letDrag,
   setup() {
     // The fields are the page's own, and they and the inputs of subgraphs come and go; in the capturing phase, since
     // they stop what reaches them, and the canvas looks for onDrag when it is pressed.
@@ -117,5 +118,4 @@ app.registerExtension({
       true,
     );
   },
-  nodeCreated: letDrag,
-});
+};

@@ -11,7 +11,7 @@ export function make(tag, style = {}, attributes = {}) {
   return element;
 }
 
-// Something more to do after a method of an object or a node type of ours.
+// Something more to do after a method of a node or a widget of ours, and of it alone.
 export function after(owner, method, then) {
   const before = owner[method];
   owner[method] = function (...given) {
@@ -34,18 +34,15 @@ export const placeOf = ({ graph, id }) => (graph === app.rootGraph ? id : `${gra
 // What a node reported of its last run. The page keeps it when it makes the nodes anew, as undo and another tab do.
 export const outputsOf = (node) => (node.graph ? app.nodeOutputs?.[placeOf(node)] : undefined);
 
-// An extension that draws on nodes of ours what they reported: after a run, and where the page makes them anew.
+export const isOfPack = (name) => name.startsWith("MACE_");
+
+// A part that draws on nodes what they reported: after a run, and where the page makes them anew.
 // draw(node, ran): ran: the node has just run.
-export const drawingOutputs = (name, isOurs, draw) => ({
-  name,
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!isOurs(nodeData.name)) return;
-    after(nodeType.prototype, "onExecuted", (node) => draw(node, true));
-    after(nodeType.prototype, "onConfigure", (node) => draw(node, false));
-  },
-  onNodeOutputsUpdated() {
-    for (const node of everyNode()) if (isOurs(node.comfyClass ?? "")) draw(node, false);
-  },
+export const drawingOutputs = (isOwn, draw) => ({
+  isOwn,
+  executed: (node) => draw(node, true),
+  configured: (node) => draw(node, false),
+  updated: (node) => draw(node, false),
 });
 
 let made = 0;

@@ -1,9 +1,9 @@
 // One slider a concept below the text of strengths in Fuse LoRAs and Erase Concepts. The text stays the only truth: a
 // slider rewrites its concept's line and nothing else, and nothing of the sliders is saved or sent.
 import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
 import { normalised } from "./notation.js";
-import { addPanel, after, everyNode, grow, isLinked, keepsKeys, make, outputsOf, scrolls, widgetOf } from "./page.js";
+import { addPanel, after, everyNode, grow, isLinked, isOfPack, keepsKeys, make, outputsOf } from "./page.js";
+import { scrolls, widgetOf } from "./page.js";
 import { ALL, conceptNames, parseStrengths, withStrength, writable } from "./strengths_text.js";
 import { isOff, originsOf, textsOf } from "./upstream.js";
 
@@ -14,8 +14,9 @@ const PANEL = "strength sliders";
 const ROW = 22;
 const MARGIN = 10;
 const UNFILTERED = 12;
-// Inputs that bring along the concepts which are fused; those of a prior or a model are others.
-const FOLLOWED = ["refinement", "loras", "concepts", "images", "more"];
+// Inputs that bring along the concepts which are fused; those of a prior or a model are others. The last two are of the
+// host's switch, which stands in the blueprint.
+const FOLLOWED = ["refinement", "loras", "concepts", "images", "more", "on_false", "on_true"];
 
 // What the last run fused.
 const ranWith = (node) => (outputsOf(node)?.concepts ?? []).map(([target]) => target);
@@ -155,31 +156,32 @@ function render(node) {
   }
 }
 
-function renderAll() {
-  for (const node of everyNode()) if (FUSING.includes(node.comfyClass)) render(node);
+const fuses = (node) => FUSING.includes(node.comfyClass);
+
+function renderIfFusing(node) {
+  if (fuses(node)) render(node);
 }
 
-app.registerExtension({
-  name: "MACE.Strengths",
+function renderAll() {
+  everyNode().forEach(renderIfFusing);
+}
+
+export const strengths = {
+  isOwn: isOfPack,
   setup() {
     // Also what changes on nodes of subgraphs, which are not ours.
     api.addEventListener("graphChanged", renderAll);
   },
-  beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.name.startsWith("MACE_")) return;
-    // A link anywhere before the fusion may bring other concepts.
-    after(nodeType.prototype, "onConnectionsChange", renderAll);
-    const fuses = FUSING.includes(nodeData.name);
-    if (!fuses && nodeData.name !== CONCEPTS) return;
-    after(nodeType.prototype, "onNodeCreated", (node) => {
-      for (const name of fuses ? ["strengths", WORDS] : ["concepts"]) {
-        const widget = widgetOf(node, name);
-        if (widget) after(widget, "callback", fuses ? () => render(node) : renderAll);
-      }
-    });
-    if (!fuses) return;
-    after(nodeType.prototype, "onConfigure", render);
-    after(nodeType.prototype, "onExecuted", render);
+  created(node) {
+    const names = fuses(node) ? ["strengths", WORDS] : node.comfyClass === CONCEPTS ? ["concepts"] : [];
+    for (const name of names) {
+      const widget = widgetOf(node, name);
+      if (widget) after(widget, "callback", fuses(node) ? () => render(node) : renderAll);
+    }
   },
-  onNodeOutputsUpdated: renderAll,
-});
+  configured: renderIfFusing,
+  // A link anywhere before the fusion may bring other concepts.
+  connected: renderAll,
+  executed: renderIfFusing,
+  updated: renderIfFusing,
+};

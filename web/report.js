@@ -1,0 +1,27 @@
+// Shows what a MACE node reports (settings used, captions drawn, the saved file) on the node itself.
+import { addPanel, drawingOutputs, grow, isOfPack, make, outputsOf, scrolls, widgetOf } from "./page.js";
+
+const REPORT = "report";
+const HEIGHT = 90;
+
+function addReport(node) {
+  const element = make("textarea", { fontSize: "10px", minHeight: `${HEIGHT}px` }, { readOnly: true });
+  element.className = "comfy-multiline-input mace-report";
+  element.setAttribute("aria-label", REPORT);
+  scrolls(element, element);
+  return addPanel(node, REPORT, element, { getMinHeight: () => HEIGHT });
+}
+
+function draw(node) {
+  const said = outputsOf(node)?.text?.join("\n");
+  const found = widgetOf(node, REPORT);
+  if (!said) {
+    if (found) node.removeWidget(found);
+    return;
+  }
+  const { element } = found ?? addReport(node);
+  element.value = said;
+  grow(node);
+}
+
+export const report = drawingOutputs(isOfPack, draw);
