@@ -1,7 +1,7 @@
 """Slow, obvious, independent computations of the fusion (Eq. 6 and 7), in float64. Nothing here imports mace.
 
 Eq. 7 for one projection, as a loop over tokens: W* e is drawn to (W' + s_i B_i A_i) e for every token e of every
-prompt of concept i, to W e for the tokens of the priors, and by mu as a whole to W' or to W. Tokens are rows.
+prompt of concept i, to W e (or W' e) for the tokens of the priors, and by mu as a whole to W' or to W. Tokens are rows.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Problem:
-    """The fusion of one projection: W, W' and where mu draws to, all [d_out, d]; the tokens of the priors, [m, d]."""
+    """The fusion of one projection: W, W' and where mu draws to, all [d_out, d]; the tokens of the priors, [m, d].
+    held: what reads those as they are to stay; W where it is None."""
 
     base: Tensor
     refined: Tensor
@@ -33,6 +34,7 @@ class Problem:
     lambda2: float
     lambda3: float
     mu: float
+    held: Tensor | None = None
 
     def rows(self):
         """(weight, token, wanted value) of every term of the sums."""
@@ -41,7 +43,7 @@ class Problem:
                 yield 1.0, e, (self.refined + part.lora) @ e
         for factor, tokens in ((self.lambda2, self.prior), (self.lambda3, self.preserve)):
             for e in tokens:
-                yield factor, e, self.base @ e
+                yield factor, e, (self.base if self.held is None else self.held) @ e
 
 
 def product(up: Tensor, down: Tensor) -> Tensor:

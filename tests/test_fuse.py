@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from mace.method.fuse import TO_BASE, FuseWeights, fuse, naive
+from mace.method.fuse import ALL_TO_REFINED, TO_BASE, FuseWeights, fuse, naive
 from mace.method.moments import ConceptMoments, pack
 from mace.method.refine import RefineWeights, refinement
 from tests import oracle, oracle_fuse
@@ -24,6 +24,8 @@ WEIGHTS = {
     "preserve and mu": FuseWeights(lambda3=2.0, mu=0.4),
     "all": FuseWeights(lambda2=0.03, lambda3=2.0, mu=0.4),
     "all, mu to base": FuseWeights(lambda2=0.03, lambda3=2.0, mu=0.4, pull=TO_BASE),
+    "all to refined": FuseWeights(lambda2=0.03, lambda3=2.0, mu=0.4, pull=ALL_TO_REFINED),
+    "prior to refined": FuseWeights(lambda2=0.03, pull=ALL_TO_REFINED),
 }
 ALL = WEIGHTS["all"]
 
@@ -88,8 +90,9 @@ def problem(key, weights, strengths):
             change = oracle_fuse.product(*own[key]) if key in own else torch.zeros_like(base)
             parts.append(oracle_fuse.Part(every, strength * change))
     centre = base if weights.pull == TO_BASE else after
+    held = after if weights.pull == ALL_TO_REFINED else base
     return oracle_fuse.Problem(
-        base, after, centre, parts, PRIOR, PRESERVE, weights.lambda2, weights.lambda3, weights.mu
+        base, after, centre, parts, PRIOR, PRESERVE, weights.lambda2, weights.lambda3, weights.mu, held
     )
 
 
@@ -114,6 +117,16 @@ def test_gradient_of_the_objective_is_zero(weights):
     flat = oracle_fuse.gradient(weight_of(key) + exact(fusion, key), written).abs().max()
     assert steep > 1
     assert flat < 1e-9 * steep
+
+
+def test_what_is_kept_as_refined_gives_nothing_back():
+    """However large lambda2 is: it takes the LoRAs out and leaves W', where Eq. 7's own takes W' back to W."""
+    for key in SHAPES:
+        after = refined(key, (1.0,) * 4) - weight_of(key)
+        close(exact(solve(FuseWeights(lambda2=1e12, pull=ALL_TO_REFINED)), key), after, rtol=1e-6)
+        alone = solve(FuseWeights(lambda2=7.0, lambda3=2.0, mu=0.1, pull=ALL_TO_REFINED), loras=[{}] * 4)
+        close(exact(alone, key), after)
+        assert exact(solve(FuseWeights(lambda2=1e12)), key).abs().max() < 1e-6 * after.abs().max()
 
 
 def test_mu_pulls_to_where_it_is_told():

@@ -94,7 +94,7 @@ def test_bad_weights(name, value):
 
 
 def test_bad_pull():
-    with pytest.raises(ValueError, match='"refined" or "base"'):
+    with pytest.raises(ValueError, match='"refined", "base" or "all refined"'):
         FuseWeights(pull="W")
 
 

@@ -32,7 +32,7 @@ KEPT = (Concept("cat", "", "object"), Concept("ship", "", "object"))
 CAPTIONS, SHARE = 150, 0.5
 WEIGHTS = RefineWeights(lambda1=2e-5, lambda3=0.3, mu=4.0)
 AUTO = ("auto",) * 3
-REFINED, BASE = TOWARDS
+REFINED, BASE, HELD = TOWARDS
 
 
 @pytest.mark.parametrize("file", sorted(MACE.rglob("*.py")), ids=lambda path: str(path.relative_to(MACE)))
@@ -206,7 +206,7 @@ def fused(method=CLOSED_FORM, pull=REFINED, strengths=f"dog = {SHARE}"):
     return fused_model(before, text(), Counted(), loras(), result, None, method, strengths, AUTO, pull)
 
 
-@pytest.mark.parametrize("pull", [REFINED, BASE])
+@pytest.mark.parametrize("pull", TOWARDS)
 def test_fusing_minimises_the_objective(pull):
     _, _, result, *_, before = made()
     found, lines, listed = fused(pull=pull)
@@ -223,13 +223,14 @@ def test_fusing_minimises_the_objective(pull):
         whole = oracle_fuse.Problem(
             base,
             refined,
-            refined if pull == REFINED else base,
+            base if pull == BASE else refined,
             parts,
             problem.prior,
             problem.preserve,
             problem.lambda1,
             problem.lambda3,
             problem.mu,
+            refined if pull == HELD else base,
         )
         close(found.module.weight(key), oracle_fuse.minimiser(whole), base)
     assert listed == [["dog", SHARE], ["wooden ship", 1.0]] and "strengths below 1: dog 0.5" in lines

@@ -24,6 +24,8 @@ from .sums import Moments, total_sum
 
 TO_REFINED = "refined"
 TO_BASE = "base"
+ALL_TO_REFINED = "all refined"
+PULLS = (TO_REFINED, TO_BASE, ALL_TO_REFINED)
 # Ranks of one projection's LoRAs that are kept as they are.
 MOST_STACKED = 128
 
@@ -33,7 +35,9 @@ class FuseWeights:
     """The weights of Eq. 7: lambda2 of the general prior, lambda3 of the concepts to preserve, mu of
     ||W* - W'||^2. All are >= 0 and without unit.
 
-    pull: where mu draws W* to; "refined" is W', as the published release has it, "base" is W.
+    pull: where mu draws W* to; "refined" is W', as the published release has it, "base" is W. "all refined": lambda2 and
+    lambda3 hold what is kept as W' reads it too, and not as W does: only the LoRAs' part is weighed, the refinement
+    stays as it is solved, and from a larger lambda2 W* comes nearer to W' alone.
     """
 
     lambda2: float = 0.0
@@ -44,8 +48,8 @@ class FuseWeights:
     def __post_init__(self):
         if not all(0.0 <= w < float("inf") for w in (self.lambda2, self.lambda3, self.mu)):
             raise ValueError("lambda2, lambda3 and mu must be finite and not negative")
-        if self.pull not in (TO_REFINED, TO_BASE):
-            raise ValueError(f'pull is "{TO_REFINED}" or "{TO_BASE}", not "{self.pull}"')
+        if self.pull not in PULLS:
+            raise ValueError(f'pull is "{TO_REFINED}", "{TO_BASE}" or "{ALL_TO_REFINED}", not "{self.pull}"')
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,22 @@ def fuse(
     where = working_device(device or torch.device("cpu"))
 
     system = unpack(total_sum(moments, [1.0] * len(moments) if strengths is None else strengths, where))
-    if fuse_weights.pull == TO_REFINED:
+
+    def hold() -> None:
+        for weight, moment in ((fuse_weights.lambda2, prior), (fuse_weights.lambda3, preserve)):
+            if weight and moment is not None:
+                system.add_(moment.to(where), alpha=weight)
+
+    # What is in the system by now is held as W' reads it, the rest as W does.
+    if fuse_weights.pull != TO_BASE:
         add_scaled_metric(system, fuse_weights.mu, metric)
+    if fuse_weights.pull == ALL_TO_REFINED:
+        hold()
     block = transform_delta @ system
     if fuse_weights.pull == TO_BASE:
         add_scaled_metric(system, fuse_weights.mu, metric)
-    for weight, moment in ((fuse_weights.lambda2, prior), (fuse_weights.lambda3, preserve)):
-        if weight and moment is not None:
-            system += weight * moment.to(where)
+    if fuse_weights.pull != ALL_TO_REFINED:
+        hold()
     factor = factorise(system, "lambda2")
     gathered = _Gathered(loras, active, width)
     for i, strength in active:

@@ -9,7 +9,7 @@ from ..concepts.concept import Concept, normalised, phrases_by_key
 from ..concepts.strengths import strengths_of, with_strength
 from ..formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of, refinement_digest
 from ..formats.provenance import concept_record, prior_record
-from ..method.fuse import TO_BASE, TO_REFINED, FuseWeights, fuse, naive
+from ..method.fuse import ALL_TO_REFINED, TO_BASE, TO_REFINED, FuseWeights, fuse, naive
 from ..method.lora import Lora
 from ..method.prior import PROBE_TOLERANCE, Prior, probe_distance
 from ..method.refine import Refinement, pooled_weight_delta
@@ -22,6 +22,7 @@ from .written import read_weights
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": TO_REFINED, "original weights (Eq. 7)": TO_BASE}
+TOWARDS |= {"refined weights, prior too": ALL_TO_REFINED}
 
 
 @dataclass(frozen=True)
