@@ -1,6 +1,7 @@
 """One choice of settings travels with the concepts, through every node behind them, in the real host."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_without_a_choice_auto_is_table_10(comfy_host, demo):
     assert "auto:" not in report(node)
 
 
-def test_every_node_behind_takes_the_choice(comfy_host, demo, tmp_path):
+def test_every_node_behind_takes_the_choice(comfy_host, demo, monkeypatch):
     demo_preset = PRESETS[DEMO]
     chosen = listed(comfy_host, "dog -> sky", settings=DEMO)
     prior = comfy_host.run(
@@ -88,6 +89,15 @@ def test_every_node_behind_takes_the_choice(comfy_host, demo, tmp_path):
         said = report(fuse(comfy_host, demo[0], loras[0], clip=demo[1], **given))
         assert said.startswith(f"auto: {DEMO}\nlambda2 {weights.lambda2:g}\n") and f"\nmu {weights.mu:g}\n" in said
     assert "mu 3\n" in report(fuse(comfy_host, demo[0], loras[0], clip=demo[1], mu="3"))
+    assert "pull" not in report(fuse(comfy_host, demo[0], loras[0], clip=demo[1], pull="auto"))
+    # Of a preset with a pull of its own, whose weights stand as they are.
+    known, method = comfy_host.module("nodes.host.preset_files").PRESETS, comfy_host.module("mace.method.fuse")
+    own = method.FuseWeights(weights.lambda2, mu=3.0, pull=method.ALL_TO_REFINED)
+    monkeypatch.setitem(known, DEMO, replace(known[DEMO], fuse=lambda count: own))
+    said = report(fuse(comfy_host, demo[0], loras[0], clip=demo[1], pull="auto"))
+    assert "\nmu 3\n" in said and "\npull: refined weights, prior too\n" in said
+    assert "pull" not in report(fuse(comfy_host, demo[0], loras[0], clip=demo[1]))
+    monkeypatch.undo()
 
     files = comfy_host.module("mace.formats.lora_set_file")
     again = files.set_from_file(*files.set_to_file(loras[0], True))
@@ -97,7 +107,7 @@ def test_every_node_behind_takes_the_choice(comfy_host, demo, tmp_path):
 
 def test_find_aliases_hands_it_on(comfy_host, demo):
     shown = images(comfy_host, demo, listed(comfy_host, "dog -> sky", settings=DEMO))[0]
-    given = dict(words="dog", keep="", nearest=1, threshold=0.9, most=1, pictures=1, seed=0)
+    given = dict(words="dog", keep="", neighbours=0, nearest=1, threshold=0.9, most=1, pictures=1, seed=0)
     node = comfy_host.run("MACE_FindAliases", model=demo[0], clip=demo[1], images=shown, **given)
     assert node[0].preset == DEMO and [entry.preset for entry in node[1]] == [DEMO]
 

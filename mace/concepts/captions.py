@@ -213,8 +213,8 @@ def leave_out(
 def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, list[str]]:
     """For each phrase the names of other things that end with it, as "hot dog" with "dog"; the most frequent first.
 
-    A word before a phrase makes a name with it where at most MOST_ELSEWHERE of the captions that hold it have it
-    elsewhere. That leaves out "a dog" and "big dog"; what tells things of the kind ("guide dog") from others is left to
+    A word before a phrase makes a name with it where two captions hold both and at most MOST_ELSEWHERE of those that
+    hold the word have it elsewhere. That leaves out "a dog" and "big dog"; what tells things of the kind ("guide dog") from others is left to
     the model. A text encoder that reads from left to right
     reads a phrase before another word ("dog house") as it does alone, so that no such name can stay where it goes.
     """
@@ -225,7 +225,7 @@ def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, l
         pairs.update({(words[start - 1], owners[words[start:stop]]) for start, stop in _places(words, index) if start})
     found: dict[str, list[str]] = {phrase: [] for phrase in owners.values()}
     for (word, phrase), count in pairs.most_common():
-        if count >= (1 - MOST_ELSEWHERE) * held[word]:
+        if count > 1 and count >= (1 - MOST_ELSEWHERE) * held[word]:
             found[phrase].append(f"{word} {phrase}")
     return found
 

@@ -35,9 +35,9 @@ class FuseWeights:
     """The weights of Eq. 7: lambda2 of the general prior, lambda3 of the concepts to preserve, mu of
     ||W* - W'||^2. All are >= 0 and without unit.
 
-    pull: where mu draws W* to; "refined" is W', as the published release has it, "base" is W. "all refined": lambda2 and
-    lambda3 hold what is kept as W' reads it too, and not as W does: only the LoRAs' part is weighed, the refinement
-    stays as it is solved, and from a larger lambda2 W* comes nearer to W' alone.
+    pull: where mu draws W* to; "refined" is W', as the published release has it, "base" is W. "all refined": lambda2
+    and lambda3 too hold what is kept as W' reads it, and not as W does. Then W* - W' is the LoRAs' part alone, and a
+    larger lambda2 takes W* to W', where Eq. 7's own takes it back to W.
     """
 
     lambda2: float = 0.0

@@ -25,6 +25,12 @@ TOWARDS = {"refined weights (release)": TO_REFINED, "original weights (Eq. 7)": 
 TOWARDS |= {"refined weights, prior too": ALL_TO_REFINED}
 
 
+def pull_name(weights: FuseWeights | None) -> str:
+    """Which of TOWARDS a preset's weights take; the published code's where it has none."""
+    wanted = TO_REFINED if weights is None else weights.pull
+    return next(name for name, pull in TOWARDS.items() if pull == wanted)
+
+
 @dataclass(frozen=True)
 class Parts:
     """What is fused: one entry a concept in each; a concept without a LoRA has an empty mapping."""
@@ -161,7 +167,8 @@ def choose_weights(recipe: Recipe, lambda2: str, lambda3: str, mu: str, pull: st
     values, lines = read_weights(
         ("lambda2", lambda2, usual.lambda1), ("lambda3", lambda3, usual.lambda3), ("mu", mu, usual.mu)
     )
-    return FuseWeights(*values, TOWARDS[pull]), lines
+    weights = FuseWeights(*values, TOWARDS[pull])
+    return weights, lines if weights.pull == TO_REFINED else [*lines, f"pull: {pull}"]
 
 
 def check_base(model: Weights) -> None:

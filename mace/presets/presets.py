@@ -2,9 +2,10 @@
 
 Such a file has "name", how the preset is called, and "found_on", what it was found on and where that is told; then,
 each only where it is not Table 10's: "lora" with rank, steps and learning_rate by type of concept ("*": all other
-types), "refine" with lambda1, lambda3, mu and metric of Eq. 19, "fuse" with lambda2, lambda3 and mu of Eq. 7, and
-"loss", "end_of_text", "focus", "lambda1_squared", "closed_form" as in `Preset`. A weight is a number, or [number,
-power, n] for one that grows with the list: times (count / n)^power for lists longer than n.
+types), "refine" with lambda1, lambda3, mu and metric of Eq. 19, "fuse" with lambda2, lambda3, mu and pull (one of
+mace.method.fuse.PULLS) of Eq. 7, and "loss", "end_of_text", "focus", "lambda1_squared", "closed_form" as in `Preset`. A
+weight is a number, or [number, power, n] for one that grows with the list: times (count / n)^power for lists longer
+than n.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from pydantic import ConfigDict, Field
 from ..concepts.concept import Concept
 from ..formats.records import Counted, Record, RecordError, Text, Weight, read_record
 from ..messages import MessageError
-from ..method.fuse import FuseWeights
+from ..method.fuse import PULLS, TO_REFINED, FuseWeights
 from ..method.loss import LOSSES, SQUARED
 from ..method.refine import ALIKE, METRICS, RefineWeights
 from .table10 import LoraRow, auto_lora, auto_weights
@@ -148,6 +149,7 @@ class _Fuse(Record):
     lambda2: _Weight = 0.0
     lambda3: _Weight = 0.0
     mu: _Weight = 0.0
+    pull: Literal[PULLS] = TO_REFINED
 
 
 class _File(Record):

@@ -7,6 +7,7 @@ from ..concepts.concept import TYPES
 from ..concepts.named import values_by_name
 from ..concepts.notation import Line
 from ..concepts.text import TextError
+from ..method.fuse import TO_REFINED
 from ..method.refine import ALIKE
 from .presets import EVERY_TYPE, PresetError, preset_of_text
 
@@ -87,3 +88,13 @@ def refine_part(given: Mapping[str, float | Sequence[float] | None], metric: str
     if weights is None:
         raise PresetError(f"Table 10's weights measure in embeddings: write {', '.join(given)} as numbers too")
     return {**weights, "metric": metric}
+
+
+def fuse_part(given: Mapping[str, float | Sequence[float] | None], pull: str) -> dict | None:
+    """The weights of Eq. 7, whose names may begin with `fuse_`, with where they pull. Raises PresetError for another
+    pull than the usual one without weights."""
+    weights = weights_of_preset(given, "fusion")
+    if weights is None and pull != TO_REFINED:
+        raise PresetError(f"fusion: pull is chosen and the weights are auto: write {', '.join(given)} as numbers too")
+    found = weights and {name.removeprefix("fuse_"): value for name, value in weights.items()}
+    return found if pull == TO_REFINED else {**found, "pull": pull}

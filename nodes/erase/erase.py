@@ -115,8 +115,8 @@ class EraseConcepts(io.ComfyNode):
                     "keep_near",
                     optional=True,
                     default=False,
-                    tooltip="Keeps the words next to what is erased that draw something else (wolf, hot dog for dog), and the "
-                    "paper's lists of people or artists where such are erased: you name none. It asks what "
+                    tooltip="Keeps the words next to what is erased that draw something else (wolf, hot dog for dog), "
+                    "and the paper's lists of people or artists where such are erased: you name none. It asks what "
                     "find_aliases asks, once for both, and reads about 40 prompts for each name that is kept, 3600 for "
                     "each of these lists; the node says how long first. They are D of Eq. 19.",
                 ),

@@ -96,8 +96,8 @@ class FindAliases(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="More keeps more of what lies next to a concept: how many near words that are no aliases "
-                    "are offered to be kept, for each, and as many names of other things that hold its word (hot dog for "
-                    "dog). 0: none.",
+                    "are offered to be kept, for each, and as many names of other things that hold its word (hot dog "
+                    "for dog). 0: none.",
                 ),
                 io.Vae.Input(
                     "vae",

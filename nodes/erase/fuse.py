@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ...mace.concepts.concept import preset_of
 from ...mace.concepts.strengths import parse_strengths
-from ...mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model
-from ...mace.pipeline.written import is_auto, read_weight
+from ...mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model, pull_name
+from ...mace.pipeline.written import AUTO, is_auto, read_weight
 from ..compared import compared_pictures, read_prompt
 from ..host.pipeline import ModelWeights, text_of
 from ..host.preset_files import find_preset, weights_in_place_of_auto
@@ -70,12 +70,13 @@ class FuseLoras(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "pull",
-                    options=list(TOWARDS),
+                    options=[*TOWARDS, AUTO],
+                    default=AUTO,
                     advanced=True,
                     tooltip="What mu keeps near: the refined weights, which stay erased, as in the published code, or "
-                    "the original ones, as Eq. 7 reads, which gives more back. Prior too: lambda2 and lambda3 keep what the "
-                    "refined weights make of the prior, so that they hold back the LoRAs and give nothing back, in "
-                    "long lists too.",
+                    "the original ones, as Eq. 7 reads, which gives more back. Prior too: lambda2 and lambda3 keep what "
+                    "the refined weights make of the prior, so that they hold back the LoRAs and give nothing back. "
+                    "auto: by the settings chosen in Concepts, else the first.",
                 ),
                 RefinementType.Input(
                     "refinement",
@@ -155,9 +156,11 @@ class FuseLoras(io.ComfyNode):
             name, count = preset_of(refinement.concepts), len(refinement.concepts)
         elif loras.recipe is not None:
             name, count = loras.recipe.preset, len(loras.concepts)
-        if name and any(map(is_auto, weights)):
-            make = find_preset(name).fuse
-            weights = weights_in_place_of_auto(weights, None if make is None else make(count))
+        make = find_preset(name).fuse if name and any(map(is_auto, (*weights, pull))) else None
+        usual = None if make is None else make(count)
+        weights = weights_in_place_of_auto(weights, usual)
+        if is_auto(pull):
+            pull = pull_name(usual)
         given = (ModelWeights(model), None if clip is None else text_of(clip), NodeProgress())
         edited, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
         fused = edited.model

@@ -5,10 +5,11 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ...mace.method.loss import LOSSES, SQUARED
+from ...mace.pipeline.fusion import TOWARDS, pull_name
 from ...mace.pipeline.refine import EMBEDDINGS, MEASURES, PAPER, RELEASED
 from ...mace.pipeline.written import AUTO, read_weight
 from ...mace.presets.presets import PRESETS
-from ...mace.presets.writing import lora_rows, preset_text, refine_part, weights_of_preset
+from ...mace.presets.writing import fuse_part, lora_rows, preset_text, refine_part
 from ..host import files
 from ..host.prefixes import prefix_error
 from ..host.preset_files import preset_files
@@ -46,15 +47,15 @@ def written_preset(
     fuse_mu=AUTO,
     lambda1_form: str = PAPER,
     closed_form: bool = False,
+    pull: str = pull_name(None),
 ) -> str:
     """The text of the file. Raises ValueError."""
     weights = {key: read_growing(key, value) for key, value in zip(REFINE, (lambda1, lambda3, mu), strict=True)}
     fused = {key: read_growing(key, value) for key, value in zip(FUSE, (lambda2, fuse_lambda3, fuse_mu), strict=True)}
-    of_fusion = weights_of_preset(fused, "fusion")
     settings = {
         "lora": lora_rows(lora),
         "refine": refine_part(weights, MEASURES[mu_measures]),
-        "fuse": of_fusion and {key.removeprefix("fuse_"): value for key, value in of_fusion.items()},
+        "fuse": fuse_part(fused, TOWARDS[pull]),
         "loss": None if loss == SQUARED else loss,
         "end_of_text": end_of_text,
         "focus": focus,
@@ -194,6 +195,13 @@ class SavePreset(io.ComfyNode):
                     advanced=True,
                     tooltip="Erase Concepts trains nothing with this preset: the refinement is all, and moves the "
                     "concepts' own words too, as CFR Refine does with own_words on.",
+                ),
+                io.Combo.Input(
+                    "pull",
+                    options=list(TOWARDS),
+                    optional=True,
+                    advanced=True,
+                    tooltip="To which weights those of the fusion hold, as in Fuse LoRAs.",
                 ),
             ],
             outputs=[],

@@ -9,7 +9,7 @@ from ...mace.concepts.strengths import strengths_of, with_strength
 from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
-from ...mace.pipeline.fusion import CLOSED_FORM, TOWARDS, check_base, fused_model
+from ...mace.pipeline.fusion import CLOSED_FORM, check_base, fused_model, pull_name
 from ...mace.pipeline.prior import BUILT_IN, CaptionSource, build_prior, preserve_also
 from ...mace.pipeline.refine import MEASURE_NAMES, PAPER, RELEASED, choose_weights, refine_model, written_settings
 from ...mace.pipeline.train_options import TrainOptions
@@ -278,7 +278,7 @@ def fuse_as_preset(
 
     loras: trained on the refinement.  prior: see `refine_as_preset`.  keep: what it preserves of itself.
     """
-    fuse_as = (AUTO,) * 3
+    fuse_as, weights = (AUTO,) * 3, None
     if wanted.preset.fuse is not None:
         weights = with_near(wanted.preset.fuse(len(refinement.concepts)), keep)
         fuse_as = tuple(map(repr, astuple(leaning(weights, wanted.lean))[:3]))
@@ -292,7 +292,7 @@ def fuse_as_preset(
         CLOSED_FORM,
         wanted.strengths,
         fuse_as,
-        next(iter(TOWARDS)),
+        pull_name(weights),
     )
     moved = fused_lines(model, fused.model, clip, loras, refinement, prior, targets)
     return fused.model, [*lean_lines(wanted.lean), *about], moved, targets
