@@ -101,7 +101,7 @@ def test_an_alias_too_many_is_not_kept(find):
 
 def test_longer_names_of_the_thing_itself_go_with_it(find, shown):
     """Of names that hold an erased word those stay that the model draws another thing by."""
-    node = find(shown[1:], words="wolf", threshold=-3.0, most=0)
+    node = find(shown[1:], words="wolf", threshold=-6.0, most=0)
     assert report(node).splitlines()[1].endswith("% erased with it") and not node[3]
     assert "longer names" not in report(find(shown[1:], words="wolf", neighbours=0))
     kept = find(shown[1:], words="wolf", keep="hot dog")

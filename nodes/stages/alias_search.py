@@ -265,11 +265,11 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings,
     # What the model calls the same is not kept where it is only more than `most`.
     same = {word for own in scores for word, score in own.items() if score >= s.threshold}
     others = [[word for word in own if word not in same] for own in tried]
-    # Names that hold an erased word go with it, unless they draw something else and are kept.
+    # Names that hold an erased word go with it, unless they clearly draw something else and are kept.
     longer = longer_names_to_try(encoder, [(entry.concept, entry.template) for entry in renamed], s, captions)
     said = ask(longer) if any(longer) else [{}] * len(longer)
-    lines += [line for pair in zip(found, said, strict=True) if (line := told_of_names(*pair, s.threshold))]
-    other = [name for own in said for name, score in own.items() if score < s.threshold]
+    lines += [line for pair in zip(found, said, strict=True) if (line := told_of_names(*pair, s.threshold / 2))]
+    other = [name for own in said for name, score in own.items() if score < s.threshold / 2]
     near = near_words(
         [*left, *other, *neighbours(found, others, s.neighbours)], staying, {*erased, *map(normalised, kept)}
     )
