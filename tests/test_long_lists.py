@@ -233,7 +233,7 @@ def test_what_is_read_later_is_what_safetensors_reads(comfy_host, tmp_path):
     tensors = {str(kind): torch.arange(6).view(2, 3).to(kind) for kind in kinds}
     tensors |= {"one": torch.tensor(3.0), "none": torch.zeros(0, 4)}
     save_file(tensors, tmp_path / "x.safetensors", {"a": "b"})
-    found = comfy_host.module("nodes.host.file_tensors").FileTensors(str(tmp_path / "x.safetensors"), "x")
+    found = comfy_host.module("mace.formats.file_tensors").FileTensors(str(tmp_path / "x.safetensors"), "x")
     assert found.metadata == {"a": "b"} and set(found) == set(tensors) and len(found) == len(tensors)
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io, ui
 
+from ...mace.formats.file_tensors import FileTensors
 from ...mace.formats.lora_set import LoraSet, join
 from ...mace.formats.lora_set_file import changed_prompts, set_from_file
 from ..host import files
-from ..host.file_tensors import FileTensors
 from ..host.folders import file_names, path_of, path_or_raise
 from ..schema import FILES, LorasType
 

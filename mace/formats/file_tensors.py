@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...mace.messages import MessageError
+from ..messages import MessageError
 
 
 class FileTensors(Mapping):
