@@ -13,7 +13,6 @@ memory manager keeps weights outside of torch's allocator). Before every stage t
 is one JSON object; --out keeps a file up to date with it after every stage.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -24,21 +23,18 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from benchmarks.full_size_options import ALIASES, FUSE, IMAGES, PRECISIONS, REFINE, TRAIN, read_options
 from benchmarks.full_size_table import COLUMNS, CUDA, Peak, line
 from benchmarks.measure import load, timed
 from devtools import random_models
 from devtools.inprocess import REPO, InProcessHost
 
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-REFINE = dict(strength=1.0, lambda1="1e-4", lambda3="0", mu="0.1", projections="both", lambda1_form="paper")
-IMAGES = dict(prompt="auto", negative="", seed=0, cfg=7.0, sampler_name="euler", scheduler="normal")
-TRAIN = dict(preset="paper (Table 10)", rank="auto", learning_rate="auto", loss="auto", end_of_text="auto")
-TRAIN |= dict(focus="auto", projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, again=True)
-FUSE = dict(method="closed form (Eq. 7)", strengths="", lambda2="auto", lambda3="auto", mu="auto")
-FUSE |= dict(pull="refined weights (release)")
+# Of a concept, as the node has it.
+ASKED = 4
 
 
 class Missing(Exception):
@@ -121,6 +117,9 @@ class Bench:
         for n in sorted(a.concepts):
             drawn = dict(concepts=n, new=n - seen, images=a.images, draw_steps=a.draw_steps)
             stage("Concept Images", lambda row, n=n: self.images(n), f"images {n}", **drawn)
+            if a.words:
+                asked = dict(concepts=n, new=n - seen, words=a.words, images=min(a.images, ASKED))
+                stage("Find Aliases", lambda row, n=n: self.aliases(n), **asked)
             stage("Mask Concept", lambda row, n=n: self.masks(n, row), f"masks {n}", concepts=n, images=a.images)
             stage("Train Erasure LoRA", lambda row, n=n: self.train(n, row), f"loras {n}", concepts=n, steps=a.steps)
             stage("Fuse LoRAs", lambda row, n=n: self.fuse(self[f"loras {n}"]), f"fused {n}", concepts=n)
@@ -182,6 +181,14 @@ class Bench:
         settings = IMAGES | dict(count=a.images, width=a.size, height=a.size, steps=a.draw_steps)
         concepts = self.concepts(count)
         return self.host.run("MACE_ConceptImages", model=model, clip=clip, vae=vae, concepts=concepts, **settings)[0]
+
+    def aliases(self, count):
+        model, clip, _ = self["loaded"]
+        given = dict(model=model, clip=clip, images=self[f"images {count}"], **ALIASES)
+        # Random weights may explain pictures by no words best, which the node refuses: any order of the words will do.
+        search = self.pack("nodes.stages.alias_search")
+        with mock.patch.object(search, "explained", lambda errors, own, empty: -errors.double().sum(1)):
+            self.host.run("MACE_FindAliases", **given, nearest=self.arguments.words, pictures=ASKED)
 
     def masks(self, count, row):
         model, clip, _ = self["loaded"]
@@ -259,33 +266,8 @@ class Bench:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--kind", choices=random_models.KINDS, default="sd15")
-    add("--small", action="store_true", help="the small variant of the kind, to try this program out")
-    add("--precision", choices=PRECISIONS, default="fp16", help="number format of the file")
-    add("--size", type=int, default=512, help="width and height of the images, pixels")
-    add("--images", type=int, default=8, help="images a concept")
-    add("--draw-steps", type=int, default=20, help="sampling steps of the images")
-    add("--concepts", type=int, nargs="*", default=[1, 10], help="how many to draw, train and fuse (up to 100)")
-    add("--steps", type=int, default=50, help="training steps a concept")
-    add("--side-by-side", default="auto", help="concepts in one forward pass of training")
-    add("--save-memory", action="store_true", help="recompute blocks in training")
-    add("--refine", type=int, nargs="*", default=[1, 10, 100], help="how many concepts to refine (up to 100)")
-    add("--fuse", type=int, default=100, help="LoRAs of rank 1 with random values to fuse; 0 for none")
-    add("--captions", type=int, default=200, help="captions of the prior")
-    add("--dynamic", action=argparse.BooleanOptionalAction, default=CUDA, help="the host's dynamic memory manager")
-    add("--ballast", type=float, metavar="GB", help="fill the GPU first, so that only so many GiB are free")
-    add("--checkpoint", type=Path, help="the file to use, made where it is not there; default: a temporary one")
-    add("--out", type=Path, help="a JSON file to keep up to date after every stage")
-    add("--record", action="store_true", help="write benchmarks/results/full_size_<kind>_<device>.json")
-    arguments = parser.parse_args()
-    if "MACE_COMFYUI" not in os.environ:
-        parser.error("MACE_COMFYUI is not set: start this with `python dev.py run python -m benchmarks.full_size`")
+    arguments = read_options(__doc__.splitlines()[0])
     logging.disable(logging.INFO)
-    for name in ("checkpoint", "out"):
-        if getattr(arguments, name) is not None:
-            setattr(arguments, name, getattr(arguments, name).resolve())
     with tempfile.TemporaryDirectory() as base:
         bench = Bench(arguments, Path(base))
         found = bench.result()

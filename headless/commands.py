@@ -52,24 +52,20 @@ def _without_name(settings: dict) -> dict:
 
 
 def _estimate(session: Session, loaded: Loaded, concepts, settings: dict, prior, cluster) -> None:
-    """Say how long an erasure will take. cluster: what does it, None for this process; its closed form needs no
-    estimate."""
+    """Say how long an erasure will take. cluster: what does it, None for this process."""
     stage = session.host.module("nodes.stages.erasing")
     preset = session.host.module("nodes.host.preset_files").find_preset(settings["preset"])
-    trained = stage.trains(loaded.model, preset)
-    if cluster is not None and not trained:
-        session.result["estimate"] = {"seconds": {}, "lines": ["in closed form alone: nothing is trained"]}
-        return
     names = ("width", "height", "seed", "strengths", "find_aliases", "keep_near")
     given = {name: settings[name] for name in names}
     wanted = stage.Wanted(preset=preset, **given, prior=prior, lean=settings["gentle_strong"])
-    if trained or wanted.asks:
+    if stage.trains(loaded.model, preset) or wanted.asks:
         stage.check_vae(loaded.vae)
     import torch
 
     with session.timed("estimate", "Estimate"), torch.inference_mode():
         if cluster is not None:
-            took, said = cluster.estimate(concepts, settings)
+            how = stage.how_done(loaded.model, concepts, wanted)
+            took, said = cluster.estimate(loaded, concepts, settings, how)
         else:
             found = stage.estimate(loaded.model, loaded.clip, loaded.vae, concepts, wanted)
             took, said = found.seconds, found.lines

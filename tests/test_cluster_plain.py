@@ -1,12 +1,16 @@
 """What is sent to workers as plain values, and comes back as it was."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
 from headless.cluster.plain import concept_from, files_from, files_to, model_key, training_from, training_to
+from headless.cluster.stages import Clustered
+from headless.cluster.worker import Worker
 from headless.models import Files
+from tests.test_refine_node import concepts
 
 pytestmark = pytest.mark.host
 
@@ -48,3 +52,28 @@ def test_a_models_files_and_their_key(tmp_path):
     for own in every:
         assert files_from(json.loads(json.dumps(files_to(own)))) == own
     assert len({model_key(own) for own in every}) == len(every) and model_key(files("b")) == model_key(files("a"))
+
+
+def test_a_closed_form_has_an_estimate(comfy_host, demo, monkeypatch):
+    """Workers share the prompts; captions are read by the command alone, as the worker is not asked about them."""
+    module = comfy_host.module
+    stage, files = module("nodes.stages.erasing"), module("nodes.host.preset_files")
+    settled = b'{"name": "a", "refine": {"mu": 2, "lambda1": 1}, "closed_form": true}'
+    _, alone = module("mace.presets.presets").preset_of_text(settled, "a.json")
+    monkeypatch.setattr(files, "PRESETS", {**files.PRESETS, "alone": alone})
+    monkeypatch.setattr(module("nodes.stages.captions"), "seconds_a_prompt", lambda *_: (1.0, 0.01))
+    monkeypatch.setattr(module("nodes.stages.estimate"), "seconds_a_prompt", lambda *_: (1.0, 0.01))
+    monkeypatch.setattr(module("mace.pipeline.prior"), "_last_general", module("mace.pipeline.store").LastResult())
+    loaded, worker = SimpleNamespace(model=demo[0], clip=demo[1], vae=None), Worker({})
+    worker._host, worker._loaded = comfy_host, loaded
+    options = SimpleNamespace(unit_loras=8, unit_moments=1)
+    cluster = Clustered(SimpleNamespace(host=comfy_host, options=options), worker, None, "", 5)
+    listed = concepts(comfy_host, "a lighthouse\na windmill\na tram")
+    settings = dict(width=64, height=64, seed=0, strengths="", find_aliases=False, preset="alone", gentle_strong=0.0)
+    plan = stage.how_done(demo[0], listed, stage.Wanted(alone, 64, 64, 0))
+    seconds, (first, *rest) = cluster.estimate(loaded, listed, settings, plan)
+    prompts, captions = 2 * sum(len(own.readings) for own in listed), plan.captions.count
+    assert {name: own for name, own in seconds.items() if own} == {"reading": captions + prompts / 3}
+    assert first.startswith("3 concepts on 3 workers, ") and "copy" not in "".join(rest)
+    seconds, _ = cluster.estimate(loaded, listed, settings, replace(plan, captions=None))
+    assert seconds["reading"] == prompts / 3

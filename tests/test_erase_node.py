@@ -187,14 +187,17 @@ def test_what_is_left_is_in_the_estimate_though_pictures_are_kept(comfy_host, er
     presets, files = comfy_host.module("mace.presets.presets"), comfy_host.module("nodes.host.preset_files")
     longer = presets.Preset(lambda type: presets.LoraRow(2, STEPS + 1, 3e-3))
     monkeypatch.setattr(files, "PRESETS", {**files.PRESETS, "longer": longer})
-    planning, found = comfy_host.module("nodes.stages.planning"), []
-    real = planning.estimated
+    planning, found, looked_up = comfy_host.module("nodes.stages.planning"), [], []
+    real, kept = planning.estimated, planning.kept_images
     monkeypatch.setattr(planning, "estimated", lambda speed, parts, *a: found.append(parts) or real(speed, parts, *a))
+    monkeypatch.setattr(planning, "kept_images", lambda *a: looked_up.append(a) or kept(*a))
 
     def left(**inputs):
         """(predictions by part, the words that stand first) of what is left to do."""
         found.clear()
+        looked_up.clear()
         said = report(erase(seed=8, **inputs)).partition("Estimate:\n")[2]
+        assert len(looked_up) == 1
         predictions = {name: own for name, (_, own) in found[0].items() if own} if found else None
         return predictions, said.partition(",")[0]
 

@@ -16,7 +16,7 @@ from devtools.cache import REPO
 
 # GiB of the device's memory that a kind's checkpoint, its copy and one concept take, and some more.
 KINDS = {"sd15": (512, 8), "sdxl": (1024, 20)}
-FEW = ["--images", "2", "--draw-steps", "4", "--steps", "3", "--captions", "40", "--concepts", "1", "2"]
+FEW = ["--images", "2", "--draw-steps", "4", "--steps", "3", "--captions", "40", "--words", "8", "--concepts", "1", "2"]
 
 
 def table(kind, folder, *more):
@@ -32,6 +32,7 @@ def table(kind, folder, *more):
 def check_rows(rows, most):
     """Nothing failed, and of both closed forms each was timed alone, for every number of concepts."""
     assert not [row for row in rows if "error" in row]
+    assert [row["concepts"] for row in rows if row["stage"] == "Find Aliases"] == [1, 2]
     for node in ("CFR Refine", "Fuse LoRAs"):
         own = [place for place, row in enumerate(rows) if row["stage"] == node]
         assert [rows[place]["concepts"] for place in own] == [1, 2, most]

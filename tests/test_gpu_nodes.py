@@ -170,7 +170,7 @@ def test_the_whole_way_without_dynamic_memory(tmp_path):
         "2",
     ]
     command += ["--size", "64", "--draw-steps", "2", "--steps", "2", "--captions", "20", "--concepts", "2"]
-    command += ["--refine", "2", "--fuse", "0", "--out", str(tmp_path / "rows.json")]
+    command += ["--words", "8", "--refine", "2", "--fuse", "0", "--out", str(tmp_path / "rows.json")]
     subprocess.run(command, cwd=REPO, check=True)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert rows[0]["stage"] == "make the checkpoint" and rows[1]["manager"] == "ModelPatcher"

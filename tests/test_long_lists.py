@@ -6,7 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from benchmarks.measure import resident
+from tests.lora_cases import key_of
+from tests.lora_node_cases import load, make_set, save
 from tests.stages import images, train
 from tests.test_refine_node import concepts, refine
 
@@ -16,6 +20,8 @@ SIDE, EACH, MANY = 256, 2, 300
 # One float32 batch of all pictures takes 470 MB, and there were two of them, the masks' 157 MB twice, and 118 MB of
 # pictures in eight bits. Training held the masks' 157 MB again.
 MOST_GROWTH = 100e6
+# Of a saved set: concepts, and how wide what they read is.
+WITH_MOMENTS, WIDTH = 160, 256
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +192,98 @@ def test_moments_of_wide_texts_stay_rows(comfy_host, monkeypatch):
     assert type(kept) is span.RowMoments and (kept.pairs, kept.prompts, kept.pooled) == (3, 1, None)
     held = [tensor for own in (kept, *kept.others) for tensor in (own.f, own.g, own.rest)]
     assert all(map(is_on_disk, held)) and all(map(torch.equal, held, parts))
+
+
+@pytest.fixture(scope="module")
+def saved(comfy_host, demo):
+    """(file of a set of many concepts whose moments take 1 MB each, bytes of memory that saving it took)."""
+    module, files = comfy_host.module, comfy_host.module("nodes.host.files")
+    sets, draw = module("mace.formats.lora_set"), torch.Generator().manual_seed(0)
+    record, place = make_set(comfy_host, demo), key_of("middle_block.1")
+    moments, rows = module("mace.method.moments"), torch.randn(WIDTH, WIDTH, generator=draw, dtype=torch.float64)
+    gram = moments.pack(rows @ rows.T)
+
+    def own(i):
+        return moments.ConceptMoments(rows + i, gram * (1 + i), gram * (2 + i), 3, 1)
+
+    listed = concepts(comfy_host, "\n".join(f"thing {i}" for i in range(WITH_MOMENTS)))
+    stored = module("mace.method.sums").StreamedMoments(map(own, range(WITH_MOMENTS)))
+    loras = tuple(
+        sets.ErasureLora(
+            concept, {place: (torch.randn(6, 1, generator=draw), torch.randn(1, WIDTH, generator=draw))},
+            torch.zeros(0), {}, stored[i],
+        )
+        for i, concept in enumerate(listed)
+    )  # fmt: skip
+    recipe = replace(record.recipe, fingerprint=torch.zeros(3, 12, WIDTH), prior=None, prior_source=None)
+    before, write, seen = anonymous(), files.save_file, []
+
+    def looked_at(*given, **named):
+        seen.append(anonymous())
+        write(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "save_file", looked_at)
+        (path,), _ = save(comfy_host, replace(record, loras=loras, recipe=recipe), "mace_loras/many", moments=True)
+    return path, seen[0] - before
+
+
+def test_what_is_read_later_is_what_safetensors_reads(comfy_host, tmp_path):
+    kinds = (torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.float8_e4m3fn)
+    tensors = {str(kind): torch.arange(6).view(2, 3).to(kind) for kind in kinds}
+    tensors |= {"one": torch.tensor(3.0), "none": torch.zeros(0, 4)}
+    save_file(tensors, tmp_path / "x.safetensors", {"a": "b"})
+    found = comfy_host.module("mace.formats.file_tensors").FileTensors(str(tmp_path / "x.safetensors"), "x")
+    assert found.metadata == {"a": "b"} and set(found) == set(tensors) and len(found) == len(tensors)
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+        assert torch.equal(found[name].double(), tensor.double())
+
+
+def fused_from(comfy_host, loras):
+    fusion, refine_module, fuse_module = (
+        comfy_host.module(name) for name in ("mace.pipeline.fusion", "mace.method.refine", "mace.method.fuse")
+    )
+    parts = fusion.gather(loras, None, None, [], comfy_host.module("nodes.host.progress").NodeProgress())
+    strengths = [1 - i % 3 / 4 for i in range(len(parts.concepts))]
+    weights = refine_module.RefineWeights(mu=10.0), fuse_module.FuseWeights(mu=0.1)
+    return fuse_module.fuse(parts.moments, parts.loras, *weights, strengths=strengths)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell what is whose memory")
+def test_a_saved_sets_moments_are_never_in_memory_together(comfy_host, saved):
+    path, written = saved
+    assert path.stat().st_size > WITH_MOMENTS * 16 * WIDTH * WIDTH and written < path.stat().st_size / 4
+    before = resident("VmRSS")
+    found, report = load(comfy_host, path)
+    fusion = fused_from(comfy_host, found)
+    grown = resident("VmRSS") - before
+    print(f"{written / 1e6:.0f} MB more to save, {grown / 1e6:.0f} MB more to load and fuse")
+    assert f"moments of {WITH_MOMENTS} of {WITH_MOMENTS}" in report and grown < path.stat().st_size / 4
+    files, sets = comfy_host.module("nodes.host.files"), comfy_host.module("mace.formats.lora_set_file")
+    whole = sets.set_from_file(*files.read_safetensors(str(path), path.name))
+    assert type(whole.loras[0].moments) is comfy_host.module("mace.method.moments").ConceptMoments
+    expected = fused_from(comfy_host, whole)
+    weight = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(*(own.delta(key_of("middle_block.1"), weight) for own in (fusion, expected)))
+    (again,), _ = save(comfy_host, found, "mace_loras/many", moments=True)
+    known, found = (files.read_safetensors(str(own), own.name)[0] for own in (path, again))
+    assert known.keys() == found.keys() and all(torch.equal(known[name], found[name]) for name in known)
+
+
+def test_a_set_whose_file_changed_is_not_fused(comfy_host, saved):
+    path, _ = saved
+    copied = path.with_name("changed.safetensors")
+    copied.write_bytes(path.read_bytes())
+    found, _ = load(comfy_host, copied)
+    lora = found.loras[-1].lora[key_of("middle_block.1")][0].clone()
+    with open(copied, "r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"changed!")
+    os.utime(copied, (1, 1))
+    with pytest.raises(ValueError, match="changed.safetensors has changed since it was loaded; queue again"):
+        fused_from(comfy_host, found)
+    assert torch.equal(found.loras[-1].lora[key_of("middle_block.1")][0], lora)
+    copied.unlink()
+    with pytest.raises(ValueError, match="changed.safetensors cannot be read any more .*; load it again"):
+        fused_from(comfy_host, found)

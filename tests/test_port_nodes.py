@@ -166,6 +166,8 @@ def test_erase_concepts_is_the_refinement_alone(comfy_host, flux):
     expected = refine(comfy_host, *flux, chosen)[0]
     assert all(torch.equal(edited(node[0], key), edited(expected, key)) for key in (TOKENS, VECTOR))
     assert "No LoRA is trained for this model" in report(node)
+    # A prompt has as many rows as tokens here, so that no row of a word's stands for one of the empty prompt's.
+    assert "words nearby" not in report(node)
     from comfy_execution.graph_utils import ExecutionBlocker
 
     assert isinstance(node[1], ExecutionBlocker)
@@ -174,6 +176,12 @@ def test_erase_concepts_is_the_refinement_alone(comfy_host, flux):
     changes = [edited(own, TOKENS) - flux[0].model.state_dict()[TOKENS] for own in (node[0], half[0])]
     assert 0.1 < (changes[0] - changes[1]).norm() / changes[0].norm() < 0.9
     assert not erase(comfy_host, flux, chosen, "* = 0")[0].patches
+
+
+def test_nearby_words_are_told_where_prompts_have_as_many_rows(comfy_host, flux, dog):
+    model, text = flux[0], flux[1].clone()
+    text.tokenizer_options = {**text.tokenizer_options, "t5xxl_min_length": 64}
+    assert ", moved most: " in report(erase(comfy_host, (model, text), dog)).splitlines()[1]
 
 
 def test_gentle_to_strong_of_the_refinement_alone(comfy_host, flux, dog):

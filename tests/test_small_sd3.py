@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from benchmarks.demo_model.checkpoint import write
 from benchmarks.pictures import Studio
 from devtools.cache import REPO
+from mace.measure.nearby import in_words, moved
 from tests.evaluation import SETTINGS
 from tests.judge import Judge
 from tests.stages import report
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.host
 
 COMPACT = REPO / "assets/demo/demo_sd3.safetensors"
 SAMPLING = dict(steps=10, cfg=4.0, sampler_name="euler", scheduler="normal")
+EDITED = ("diffusion_model.context_embedder.weight", "diffusion_model.y_embedder.mlp.0.weight")
 # Table 10's for one object.
 WEIGHTS = dict(mu="10", lambda3="0")
 
@@ -79,16 +82,33 @@ def without_dog(comfy_host, sd3):
 
 def test_the_concept_goes_and_others_stay(comfy_host, sd3, judge, without_dog):
     assert "their own words too" in report(without_dog) and "the pooled text too" in report(without_dog)
-    assert sorted(without_dog[0].patches) == [
-        "diffusion_model.context_embedder.weight",
-        "diffusion_model.y_embedder.mlp.0.weight",
-    ]
+    assert sorted(without_dog[0].patches) == list(EDITED)
     erased = (without_dog[0], *sd3[1:])
     asked = ["a photo of the dog", "an illustration of the dog", "the dog in the forest", "dog"]
     assert names(judge, drawn(comfy_host, erased, asked)).count("dog") == 0
     kept = ["ship", "rose", "panda", "taxi", "guitar"]
     seen = names(judge, drawn(comfy_host, erased, [f"a photo of the {name}" for name in kept]))
     assert sum(a == b for a, b in zip(seen, kept, strict=True)) >= 4
+
+
+def test_how_far_nearby_words_moved_is_said(comfy_host, sd3, without_dog):
+    """By what the text encoder gives, which the port reads as it is."""
+    model, clip, _ = sd3
+    near, unet = comfy_host.module("nodes.stages.nearby"), comfy_host.module("nodes.host.model.unet")
+    *_, said = report(without_dog).splitlines()
+    assert said.startswith("of 12 words nearby, moved most: ")
+    encoder = comfy_host.module("nodes.host.pipeline").text_of(clip, model)
+    words, key = near.words_nearby(encoder, concepts(comfy_host, "dog -> sky"), None), EDITED[0]
+    assert len(words) == 12 and "dog" not in words
+    prompts = [*(f"a photo of the {word}" for word in words), ""]
+    read = torch.cat([clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0][0] for prompt in prompts]).cpu()
+    pair = [
+        unet.effective_weight(own.get_key_patches("diffusion_model.")[key], key, torch.device("cpu"))
+        for own in (model, without_dog[0])
+    ]
+    shares = moved(read[:-1].float(), read[-1].float(), [pair])
+    far = sorted(zip(shares.tolist(), words, strict=True), reverse=True)[:5]
+    assert all(word in said for _, word in far) and said.endswith(f" {in_words(far[-1][0])}")
 
 
 def test_saved_whole_and_loaded_again(comfy_host, sd3, without_dog, tmp_path):

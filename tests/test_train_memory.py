@@ -65,7 +65,7 @@ def test_an_interrupt_in_the_last_step_loses_none(comfy_host, demo, parts, store
 
 def counting(host, monkeypatch, fits):
     """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
-    module, training = host.module("mace.pipeline.material"), host.module("nodes.stages.trainer")
+    module, training = (host.module(name) for name in ("mace.pipeline.material", "nodes.stages.training_memory"))
     tried, recomputed, losses, blocks = [], [False], module.losses, training.recomputed_blocks
 
     @contextmanager

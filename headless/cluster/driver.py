@@ -57,13 +57,23 @@ class OnCluster:
             ],
         }
 
-    def estimated(self, concepts: Sequence, wanted: dict) -> tuple[dict[str, float], list[str]]:
-        """(seconds by part, lines) of an erasure on these workers; measured on one of them, for its first concept."""
+    def estimated(self, concepts: Sequence, wanted: dict, size: int, captions) -> tuple[dict[str, float], list[str]]:
+        """(seconds by part, lines) of an erasure on these workers; measured on one of them, for its first concept.
+
+        size: concepts of a unit.  captions: the `Reading` of those that are read here, None for none.
+        """
         found = self.pool.estimate([asdict(concept) for concept in concepts], wanted)
-        together = min(self.count, -(-len(concepts) // self.session.options.unit_loras))
+        together = min(self.count, -(-len(concepts) // size))
         seconds = {name: own / together for name, own in found["seconds"].items()}
+        if captions is not None and captions.count:
+            part = self._module("nodes.stages.planning").READING
+            seconds[part] = seconds.get(part, 0.0) + captions.seconds
         total = self._module("nodes.host.progress").duration(sum(seconds.values()))
-        return seconds, [f"{len(concepts)} concepts on {together} workers, {total} at most", *found["lines"][1:]]
+        return seconds, [
+            f"{len(concepts)} concepts on {together} workers, {total} at most",
+            *found["lines"][1:],
+            *(captions.lines if captions else ()),
+        ]
 
     @contextlib.contextmanager
     def moments(self, loaded, concepts, pooled: bool = True, own_words: bool | None = None) -> Iterator:

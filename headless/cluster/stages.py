@@ -51,10 +51,16 @@ def on_cluster(session) -> Iterator["Clustered"]:
 class Clustered(OnCluster):
     """The commands' parts."""
 
-    def estimate(self, concepts, settings: dict) -> tuple[dict[str, float], list[str]]:
-        """(seconds by part, lines) of an erasure. settings: of Erase Concepts."""
+    def estimate(self, loaded, concepts, settings: dict, plan) -> tuple[dict[str, float], list[str]]:
+        """(seconds by part, lines) of an erasure. settings: of Erase Concepts.  plan: how it is done, see `Plan`."""
         names = ("width", "height", "seed", "strengths", "find_aliases", "preset")
-        return self.estimated(concepts, {**{name: settings[name] for name in names}, "lean": settings["gentle_strong"]})
+        wanted = {**{name: settings[name] for name in names}, "lean": settings["gentle_strong"]}
+        module, options, captions = self.session.host.module, self.session.options, None
+        if plan.captions:
+            text, _ = module("nodes.host.pipeline").text_and_weights(loaded.model, loaded.clip)
+            captions = module("nodes.stages.captions").in_time(text, loaded.clip, plan.captions)
+        size = options.unit_loras if plan.training else options.unit_moments
+        return self.estimated(concepts, wanted, size, captions)
 
     def erase(self, loaded, concepts, settings: dict, prior):
         """(erased MODEL, LoraSet or None) as Erase Concepts gives them. settings: its widgets."""

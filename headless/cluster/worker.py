@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ class Worker:
         return {**told, "bytes": folder.put(f"{key}.{kind}.safetensors", as_file(tensors, metadata))}
 
     def estimate(self, concepts: list[dict], wanted: dict) -> dict:
-        """How long an erasure of these concepts would take one worker: {seconds by part, lines}."""
+        """How long what workers do of an erasure of these concepts would take one: {seconds by part, lines}."""
         self.open()
         host, loaded = self._host, self._loaded
         stage = host.module("nodes.stages.erasing")
@@ -76,7 +77,9 @@ class Worker:
         with torch.inference_mode():
             made = tuple(concept_from(host, plain) for plain in concepts)
             asked = stage.Wanted(**{**wanted, "preset": preset})
-            found = stage.estimate(loaded.model, loaded.clip, loaded.vae, made, asked)
+            # Captions are read where the list is.
+            plan = replace(stage.how_done(loaded.model, made, asked), captions=None)
+            found = host.module("nodes.stages.planning").estimate(loaded.model, loaded.clip, loaded.vae, made, plan)
         return {"seconds": dict(found.seconds), "lines": list(found.lines)}
 
     def _moments(self, concepts: list, pooled: bool, own_words: bool):

@@ -13,6 +13,7 @@ from ..method.moments import ConceptMoments
 from ..method.prior import Prior
 from ..method.refine import Refinement, RefineWeights
 from .lora_layouts import Base
+from .moments_file import FileMoments
 
 
 class LoraSetError(MessageError):
@@ -32,7 +33,7 @@ class ErasureLora:
     lora: Lora = field(repr=False)
     losses: Tensor = field(repr=False)
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    moments: ConceptMoments | None = None
+    moments: ConceptMoments | FileMoments | None = None
     refined_on: str = ""
 
 

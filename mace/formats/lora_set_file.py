@@ -57,15 +57,17 @@ def set_to_file(lora_set: LoraSet, with_moments: bool) -> tuple[dict[str, Tensor
     return own_places(tensors), metadata
 
 
-def set_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet:
+def set_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], later: bool = False) -> LoraSet:
     """The set of a file's tensors and metadata; a file without moments gives a set without them.
 
-    Prompts that are no longer those of this version are passed over (see `changed_prompts`). Raises LoraSetError for
-    another kind of file, a later version's and a damaged one, naming what is wrong with it.
+    later: moments are looked at one concept at a time and read again from `tensors` each time they are asked for, so
+    that a long list's are never in memory together (see `FileMoments`). Prompts that are no longer those of this
+    version are passed over (see `changed_prompts`). Raises LoraSetError for another kind of file, a later version's and
+    a damaged one, naming what is wrong with it.
     """
     _check_format(tensors, metadata)
     try:
-        return _read(tensors, metadata)
+        return _read(tensors, metadata, later)
     # KeyError: a tensor or an entry that is not there.
     except (KeyError, ValueError) as error:
         what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
@@ -110,12 +112,12 @@ def _check_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     raise LoraSetError(f"this file is one LoRA in {layout}'s layout, no set; read it with Import LoRA as Erasure LoRA")
 
 
-def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet:
+def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], later: bool) -> LoraSet:
     listed = read_record(LORAS, metadata["loras"], "loras")
     blocks = read_record(BLOCKS, metadata["blocks"], "blocks")
     base = read_record(BASE_RECORD, metadata["base"], "base")
     recipe = recipe_from_file(tensors, metadata)
-    loras = tuple(_erasure(i, entry, tensors) for i, entry in enumerate(listed))
+    loras = tuple(_erasure(i, entry, tensors, later) for i, entry in enumerate(listed))
     owners: dict[str, str] = {}
     widths = {"the text encoder's fingerprint": recipe.fingerprint.shape[-1]} if recipe else {}
     for erasure in loras:
@@ -125,7 +127,7 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet
                 raise LoraSetError(f"{phrase!r} is a phrase of both {owners[phrase]!r} and {target!r}")
         widths[f"the LoRA of {target!r}"] = next(iter(erasure.lora.values()))[1].shape[1]
         if erasure.moments:
-            widths[f"the moments of {target!r}"] = erasure.moments.cross.shape[0]
+            widths[f"the moments of {target!r}"] = erasure.moments.width
     first, width = next(iter(widths.items()))
     other = next((name for name in widths if widths[name] != width), None)
     if other:
@@ -133,7 +135,7 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LoraSet
     return LoraSet(loras, recipe, blocks, base.made() if base is not None else None)
 
 
-def _erasure(i: int, entry: LoraRecord, tensors: Mapping[str, Tensor]) -> ErasureLora:
+def _erasure(i: int, entry: LoraRecord, tensors: Mapping[str, Tensor], later: bool) -> ErasureLora:
     concept = entry.concept.made()
     lora = {}
     for key in entry.projections:
@@ -144,5 +146,5 @@ def _erasure(i: int, entry: LoraRecord, tensors: Mapping[str, Tensor]) -> Erasur
     widths = {down.shape[1] for _, down in lora.values()}
     if len(widths) > 1:
         raise LoraSetError(f"the LoRA of {concept.target!r} reads embeddings of several widths: {sorted(widths)}")
-    moments = moments_of(f"{i}.", concept, entry.moments, tensors)
+    moments = moments_of(f"{i}.", concept, entry.moments, tensors, later)
     return ErasureLora(concept, lora, checked(tensors, f"{i}.losses", 1), entry.settings, moments, entry.refined_on)

@@ -1,14 +1,15 @@
 """Moments in safetensors files: beside the LoRAs of a set, and those of a shard of concepts alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..concepts.concept import Concept
 from ..messages import MessageError
-from ..method.moments import ConceptMoments, packed_width
+from ..method.moments import ConceptMoments, packed_trace, packed_width
 from ..method.span import RowMoments
 from .records import SHARD, MomentsRecord, dumps, read_record
 
@@ -20,6 +21,44 @@ _SUMS, _ROWS = ("cross", "paired", "total"), ("f", "g", "rest")
 
 class MomentsError(MessageError):
     """Moments that a file should hold and does not."""
+
+
+@dataclass(frozen=True)
+class FileMoments:
+    """What `ConceptMoments` is, each sum read from a file's tensors when it is asked for, and not kept.
+
+    tensors: of the file, by name; they were checked.  prefix: of their names.  width: d.  The others as there.
+    """
+
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    prefix: str
+    width: int
+    pairs: int
+    prompts: int
+    pooled: "FileMoments | None" = None
+    others: tuple["FileMoments", ...] = ()
+    # In memory.
+    bytes: ClassVar[int] = 0
+
+    @property
+    def cross(self) -> Tensor:
+        """A_i, [d, d] float64."""
+        return self.tensors[f"{self.prefix}cross"]
+
+    @property
+    def paired(self) -> Tensor:
+        """G_i, packed."""
+        return self.tensors[f"{self.prefix}paired"]
+
+    @property
+    def total(self) -> Tensor:
+        """S_i, packed."""
+        return self.tensors[f"{self.prefix}total"]
+
+    @property
+    def size(self) -> float:
+        """The trace of G_i."""
+        return packed_trace(self.paired)
 
 
 def checked(tensors: Mapping[str, Tensor], name: str, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -46,15 +85,21 @@ def moments_tensors(prefix: str, moments: ConceptMoments | RowMoments | None) ->
 
 
 def moments_of(
-    prefix: str, concept: Concept, entry: MomentsRecord | None, tensors: Mapping[str, Tensor]
-) -> ConceptMoments | RowMoments | None:
-    """One concept's moments as `moments_tensors` named them. Raises MomentsError or KeyError for broken ones."""
+    prefix: str, concept: Concept, entry: MomentsRecord | None, tensors: Mapping[str, Tensor], later: bool = False
+) -> ConceptMoments | FileMoments | RowMoments | None:
+    """One concept's moments as `moments_tensors` named them. Raises MomentsError or KeyError for broken ones.
+
+    later: sums are looked at here, let go of, and read again when they are asked for; rows are small, and stay.
+    """
     if entry is None:
         return None
     # One vector a prompt: there is no more to count.
     own = MomentsRecord(pairs=entry.prompts, prompts=entry.prompts)
-    pooled = moments_of(prefix + _POOLED, concept, own, tensors) if f"{prefix}{_POOLED}cross" in tensors else None
-    others = tuple(moments_of(f"{prefix}{_OTHER}{i}.", concept, other, tensors) for i, other in enumerate(entry.others))
+    has_pooled = f"{prefix}{_POOLED}cross" in tensors
+    pooled = moments_of(prefix + _POOLED, concept, own, tensors, later) if has_pooled else None
+    others = tuple(
+        moments_of(f"{prefix}{_OTHER}{i}.", concept, other, tensors, later) for i, other in enumerate(entry.others)
+    )
     if f"{prefix}f" in tensors:
         rows = [checked(tensors, f"{prefix}{name}", 2) for name in _ROWS]
         if rows[0].shape != rows[1].shape or rows[2].shape[1] != rows[0].shape[1]:
@@ -67,7 +112,10 @@ def moments_of(
             f"the moments of {concept.target!r} do not fit each other: {list(cross.shape)}, {len(paired)} and "
             f"{len(total)} elements"
         )
-    return ConceptMoments(cross, paired, total, entry.pairs, entry.prompts, pooled, others)
+    counted = entry.pairs, entry.prompts, pooled, others
+    return (
+        FileMoments(tensors, prefix, len(cross), *counted) if later else ConceptMoments(cross, paired, total, *counted)
+    )
 
 
 def shard_to_file(

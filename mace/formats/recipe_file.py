@@ -78,7 +78,7 @@ def _prior(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Prior 
     entries = {name.removeprefix(_PRIOR): value for name, value in metadata.items() if name.startswith(_PRIOR)}
     if not entries:
         return None
-    parts = {name.removeprefix(_PRIOR): tensor for name, tensor in tensors.items() if name.startswith(_PRIOR)}
+    parts = {name.removeprefix(_PRIOR): tensors[name] for name in tensors if name.startswith(_PRIOR)}
     try:
         prior = prior_from_file(parts, entries)
     except PriorError as error:

@@ -6,7 +6,8 @@ empty prompt's E_0. An edit W* moves the reading by E (W* - W)^T. Over the proje
     moved = sqrt(mean_W  ||E (W* - W)^T||^2 / ||(E - E_0) W^T||^2),
 
 the share of what the word says to the model that is no longer read as before: 0 nothing, 1 as much as the word itself.
-The start-of-text token, which is the same in every prompt, is left out. Closed form; this is ours, not the paper's.
+The first row, in most encoders the start-of-text token of every prompt, is left out. Closed form; this is ours, not the
+paper's.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from torch import Tensor
 # Up to where a word's reading has moved how far, in words. By the demo model's judge, over refinements of one and ten
 # concepts at several mu: it recognises 11 of 12 things up to 0.25, whose pictures move by 1 to 3 % of the range of
 # values, 13 of 14 up to 0.4, 4 of 12 up to 0.55, and 1 of 27 above.
+# On the small SD3, with one and eight concepts: 29 of 29, 67 of 73, 49 of 76 and 6 of 23.
 LIMITS = ((0.1, "not at all"), (0.25, "barely"), (0.4, "a little"), (0.55, "much"))
 BEYOND = "beyond recognition"
 

@@ -114,7 +114,7 @@ def fuse(
     if len(moments) != len(loras):
         raise ValueError(f"{len(loras)} LoRAs for {len(moments)} concepts")
     active = _active(loras, strengths)
-    width = moments[0].cross.shape[0]
+    width = moments[0].width
     for i, _ in active:
         _check(loras[i], i, width)
     transform_delta = refinement(moments, refine_weights, prior, preserve, strengths, device, metric)

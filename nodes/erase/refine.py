@@ -15,7 +15,7 @@ from ...mace.pipeline.refine import (
 )
 from ...mace.pipeline.written import AUTO, read_weight
 from ...mace.presets.presets import Preset
-from ..host.model.unet import PROJECTIONS, is_unet
+from ..host.model.unet import PROJECTIONS
 from ..host.pipeline import text_and_weights
 from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..host.progress import NodeProgress
@@ -187,6 +187,6 @@ class CFRRefine(io.ComfyNode):
         how = (strength, projections, settings, pooled_text, moves_own_words(own_words, preset))
         refined, result, about = refine_model(original, text, NodeProgress(), concepts, weights, prior, *how)
         lines += about
-        if strength and is_unet(model):
+        if strength:
             lines += moved_lines(model, refined.model, clip, concepts, result.prior)
         return io.NodeOutput(refined.model, result, ui=ui.PreviewText("\n".join(lines)))

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from ...mace.formats.file_tensors import FileTensors
 from ...mace.formats.lora_set import LoraSet, join
 from ...mace.formats.lora_set_file import changed_prompts, set_from_file
 from ..host import files
@@ -55,10 +56,10 @@ class LoadLoras(io.ComfyNode):
 
     @classmethod
     def execute(cls, loras_name, more=None) -> io.NodeOutput:
-        tensors, metadata = files.read_safetensors(path_or_raise(files.LORAS, loras_name), loras_name)
-        loaded = set_from_file(tensors, metadata)
+        tensors = FileTensors(path_or_raise(files.LORAS, loras_name), loras_name)
+        loaded = set_from_file(tensors, tensors.metadata, later=True)
         lines = report(loaded)
-        changed = changed_prompts(metadata)
+        changed = changed_prompts(tensors.metadata)
         if changed:
             lines.append(
                 "this version reads concepts in other prompts than the file's were trained with; moments computed "

@@ -1,5 +1,6 @@
 """Save Erasure LoRAs: a set for Load Erasure LoRAs, or files for other programs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from comfy_api.latest import io, ui
@@ -7,6 +8,7 @@ from comfy_api.latest import io, ui
 from ...mace.formats.lora_set import ErasureLora, LoraSet
 from ...mace.formats.lora_set_file import concept_metadata, set_to_file
 from ..host import files
+from ..host.kept.on_disk import held_together
 from ..host.lora_files import FORMATS, search_note, slug, write_lora
 from ..host.prefixes import expanded, prefix_error
 from ..schema import FILES, LorasType
@@ -71,7 +73,8 @@ class SaveLoras(io.ComfyNode):
         if not loras.loras:
             raise ValueError("there is no erasure LoRA to save: the set is empty")
         if format == SET:
-            paths = [files.save_safetensors(filename_prefix, *set_to_file(loras, moments))]
+            whole = _held_together(loras) if moments else loras
+            paths = [files.save_safetensors(filename_prefix, *set_to_file(whole, moments))]
             lines = _missing(loras) if moments else []
         else:
             paths = _write_all(loras, filename_prefix, format)
@@ -79,6 +82,13 @@ class SaveLoras(io.ComfyNode):
             if moments:
                 lines.append("moments are saved in sets only; this format has no place for them")
         return io.NodeOutput(ui=ui.PreviewText("\n".join([*map(str, paths), *lines])))
+
+
+def _held_together(loras: LoraSet) -> LoraSet:
+    """A set whose moments the file's writer, which takes all of them at once, may have without memory for all."""
+    return replace(
+        loras, loras=tuple(replace(own, moments=own.moments and held_together(own.moments)) for own in loras.loras)
+    )
 
 
 def _write_all(loras: LoraSet, prefix: str, layout: str) -> list[Path]:

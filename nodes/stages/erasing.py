@@ -184,8 +184,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         own = strengths if min(strengths) < 1 else None
         how = (wanted.preset, wanted.prior, own, wanted.lean, keep)
         erased, _, about, prior = refine_as_preset(model, clip, concepts, *how)
-        if is_unet(model):
-            moved = moved_lines(model, erased, clip, with_strength(concepts, strengths), prior)
+        moved = moved_lines(model, erased, clip, with_strength(concepts, strengths), prior)
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")

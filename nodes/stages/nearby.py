@@ -1,6 +1,7 @@
 """How far an edit moved the words that are no concepts: those next to the concepts, and what a prior preserves."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from comfy import model_management
@@ -16,8 +17,9 @@ from ...mace.method.refine import Refinement
 from ...mace.method.tokens import fill
 from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.store import LastResult
-from ..host.model.unet import cross_attention_keys
-from ..host.pipeline import ModelWeights
+from ..host.any_text import AnyText
+from ..host.pipeline import ModelWeights, text_and_weights
+from ..host.port_text import PortText
 from ..host.text import TextEncoder
 from .alias_words import nearest_words
 
@@ -29,36 +31,39 @@ PROMPT = "a photo of the {}"
 _near = LastResult()
 
 
-def words_nearby(encoder: TextEncoder, concepts: Sequence[Concept], prior: Prior | None) -> list[str]:
+def words_nearby(text: TextEncoder | PortText, concepts: Sequence[Concept], prior: Prior | None) -> list[str]:
     """What a prior preserves, then the words next to each concept in turn, at most ASKED."""
-    key = (encoder.identity, tuple(concepts))
-    near = _near.get(encoder.clip.cond_stage_model, key)
+    key = (text.identity, tuple(concepts))
+    near = _near.get(text.module, key)
     if near is None:
         # Of a concept's own aliases none counts, so that some more are looked at.
         most = -(-ASKED // len(concepts))
+        encoder = text if isinstance(text, TextEncoder) else AnyText(text.clip)
         lists = nearest_words(encoder, [own.target for own in concepts[:ASKED]], 4 * ASKED)
         near = neighbours(concepts, [*lists, *[[]] * (len(concepts) - len(lists))], most)
-        _near.put(encoder.clip.cond_stage_model, key, near)
+        _near.put(text.module, key, near)
     erased = phrases_by_key(concepts)
     preserved = [word for word in (prior.preserved if prior else ()) if normalised(word) not in erased][:PRESERVED]
     every = {normalised(word): word for word in reversed([*preserved, *near])}
-    return encoder.fitting(list(reversed(every.values())), lambda word: fill(PROMPT, word))[:ASKED]
+    return text.fitting(list(reversed(every.values())), lambda word: fill(PROMPT, word))[:ASKED]
 
 
 def moved_lines(model, edited, clip, concepts: Sequence[Concept], prior: Prior | None) -> list[str]:
     """Lines for the artist on how far such words moved between two MODELs, most first: those nearby, and those that the
     prior preserves; none without words.
 
-    See `mace.measure.nearby`. Both are Stable Diffusion UNets, `edited` a clone of `model` with other patches.
+    See `mace.measure.nearby`. `edited` is a clone of `model` with other patches. Of models other than UNets it is told
+    where CLIP is among the text encoders, since others' vocabularies take gigabytes to look through, and where the
+    model reads one text, in as many rows whatever the prompt.
     """
-    encoder = TextEncoder(clip)
-    encoder.check_width(model)
-    words = words_nearby(encoder, concepts, prior)
-    if not words:
+    text, weights = text_and_weights(model, clip)
+    if isinstance(text, PortText) and (weights.others or not _has_clip(clip)):
         return []
-    prompts = [*(fill(PROMPT, word) for word in words), ""]
-    read = torch.cat([encoder.encoded(part).cpu() for part in chunks(prompts)]).float()
-    shares = moved(read[:-1], read[-1], _projections(model, edited)).tolist()
+    words = words_nearby(text, concepts, prior)
+    read = _read(text, [*(fill(PROMPT, word) for word in words), ""]) if words else None
+    if read is None:
+        return []
+    shares = moved(read[:-1], read[-1], _projections(weights, edited)).tolist()
     preserved = set(map(normalised, prior.preserved if prior else ())) - set(phrases_by_key(concepts))
     near, kept = [], []
     for word, share in sorted(zip(words, shares, strict=True), key=lambda pair: -pair[1]):
@@ -88,9 +93,25 @@ def fused_lines(
     return moved_lines(model, fused, clip, erased, prior or recipe.prior) if erased and recipe.strength else []
 
 
-def _projections(model, edited) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each cross-attention weight of two MODELs."""
-    keys = cross_attention_keys(model)
-    for pair in zip(*(ModelWeights(own).effective(keys) for own in (model, edited)), strict=True):
+def _has_clip(clip) -> bool:
+    return any(getattr(clip.cond_stage_model, name, None) is not None for name in ("clip_l", "clip_g"))
+
+
+def _read(text: TextEncoder | PortText, prompts: Sequence[str]) -> Tensor | None:
+    """What a model reads of prompts, [B, N, d] float32 on the CPU; None where the last one has more or fewer rows."""
+    if isinstance(text, TextEncoder):
+        return torch.cat([text.encoded(part).cpu() for part in chunks(prompts)]).float()
+    first, last = (own.rows for own in text.features([prompts[0], prompts[-1]]))
+    if len(first.values) != len(last.values):
+        return None
+    # Rows that do not count are not read.
+    rows = (own.rows for own in text.features(prompts))
+    return torch.stack([(own.values * own.counted[:, None]).float().cpu() for own in rows])
+
+
+def _projections(weights: ModelWeights, edited) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each weight that reads tokens, as it was and of the edited MODEL."""
+    keys = weights.tokens()
+    for pair in zip(*(own.effective(keys) for own in (weights, replace(weights, model=edited))), strict=True):
         model_management.throw_exception_if_processing_interrupted()
         yield pair

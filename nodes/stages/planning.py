@@ -61,7 +61,7 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
         asked = unasked(model, clip, shown, [images for _, images in kept], asking)
     steps, named = [0] * len(concepts), []
     if plan.training:
-        named = planned(model, clip, vae, concepts, plan)
+        named = planned(model, clip, concepts, plan, [key for key, _ in kept])
         every = [plan.training.settings(concept.type).steps for concept in concepts]
         steps = [steps_left(*pair) for pair in zip(named, every, strict=True)]
     own_words = wanted.preset.closed_form or text.at_ports
@@ -111,17 +111,19 @@ def prompts_to_keep(concepts: Sequence[Concept], words: int) -> int:
     return words * len(near.prompts) + listed
 
 
-def planned(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> list[str]:
-    """What the LoRA of each concept depends on, as far as it is known before anything is drawn or read."""
+def planned(model, clip, concepts: tuple[Concept, ...], plan: Plan, pictures: Sequence[str]) -> list[str]:
+    """What the LoRA of each concept depends on, as far as it is known before anything is drawn or read.
+
+    pictures: what those of each concept depend on, see `kept_images`.
+    """
     wanted, text = plan.wanted, TextEncoder(clip)
     prior = wanted.prior.digest if wanted.prior else None
     if plan.captions:
         prior = in_time(text, clip, plan.captions).source
     preset = wanted.preset.refine, wanted.preset.lambda1_squared
     about = content_sha256(training_key(model), *preset, wanted.find_aliases, wanted.keep_near, prior)
-    drawn = kept_images(model, clip, vae, concepts, AUTO, "", plan.drawing)
     named = []
-    for concept, (key, _) in zip(concepts, drawn, strict=True):
+    for concept, key in zip(concepts, pictures, strict=True):
         words = text.content(*concept.phrases, concept.mapping)
         record = plan.training.record(concept.type, plan.drawing["count"])
         named.append(content_sha256(about, key, words, concept, concept.prompts, record))

@@ -1,7 +1,6 @@
 """Training erasure LoRAs on the host's model: groups that fit in memory, and the store of what is trained."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,11 +24,11 @@ from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
 from ..host.model.forward import ModelDenoiser, load, trainable_copy
 from ..host.model.memory import how_many_fit, measure, step_aside
-from ..host.model.recompute import recomputed_blocks
 from ..host.model.unet import cross_attention_keys
 from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
+from .training_memory import MemoryMode
 from .training_plan import TrainingPlan
 
 LORA_STORE_BYTES = 512 << 20
@@ -85,8 +84,9 @@ class Trainer:
         self._base = training_key(model)
         self._blocks = res_blocks(model)
         self._disk = lora_store.store()
-        # What is known of memory as the run goes on: whether blocks are recomputed, and how many fit.
-        self._recompute, self._most, self._each = options.save_memory, MOST_SIDE_BY_SIDE, 0
+        # What is known of memory as the run goes on: how steps take place, and how many fit.
+        self._memory = MemoryMode(options.save_memory, self.lines)
+        self._most, self._each = MOST_SIDE_BY_SIDE, 0
         self._said = TrainingPlan(self.lines)
         # Also when the distance is not a number.
         if refinement is not None and not (
@@ -199,7 +199,7 @@ class Trainer:
             losses_of([drawn], stacked).sum().backward()
 
         send_text("measuring what one concept takes")
-        found = self._without_full_memory(copy, first.name, lambda: measure(copy.load_device, step))
+        found = self._memory.run_alone(copy, first.name, lambda: measure(copy.load_device, step))
         if found is None:
             return self._plan(copy, work, left)
         self._each = found.memory
@@ -207,33 +207,14 @@ class Trainer:
         self._most = min(fitting, len(work))
         self._said.begin(len(work), left, self._most, self._each, found.seconds)
 
-    def _without_full_memory(self, copy, name: str, run: Callable):
-        """What run() gives; None where memory did not hold one concept and blocks are recomputed from now on."""
-        try:
-            with self._memory_mode(copy):
-                return run()
-        except Exception as error:
-            model_management.raise_non_oom(error)
-            if self._recompute:
-                raise RuntimeError(
-                    f"out of memory while training {name!r} alone, with save_memory on: use smaller images"
-                ) from error
-        model_management.soft_empty_cache()
-        self._recompute = True
-        self.lines.append("one concept does not fit without save_memory: it is on")
-        return None
-
-    def _memory_mode(self, copy) -> AbstractContextManager:
-        return recomputed_blocks(copy.model) if self._recompute else nullcontext()
-
     def _group(self, copy, settings: TrainSettings, step: int, group: Sequence) -> list[ErasureLora] | None:
         """LoRAs of concepts side by side; None when they did not fit, and fewer are to be tried."""
         items = [item for item, _ in group]
         states = [state for _, state in group] if step else None
         if len(items) == 1:
-            return self._without_full_memory(copy, items[0].name, lambda: self._train(copy, settings, items, states))
+            return self._memory.run_alone(copy, items[0].name, lambda: self._train(copy, settings, items, states))
         try:
-            with self._memory_mode(copy):
+            with self._memory.on(copy):
                 return self._train(copy, settings, items, states)
         except Exception as error:
             model_management.raise_non_oom(error)

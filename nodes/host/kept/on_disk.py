@@ -18,9 +18,10 @@ import torch
 from comfy import model_management
 from torch import Tensor
 
+from ....mace.formats.moments_file import FileMoments
 from ....mace.method.moments import ConceptMoments
 from ....mace.method.span import RowMoments
-from ....mace.method.sums import Moments, gather_moments
+from ....mace.method.sums import Moments, StoredMoments, gather_moments
 
 # Of the machine's memory, what the moments of one list take before they go to the disk; those that are kept between
 # runs have a budget of their own.
@@ -52,7 +53,7 @@ def written(parts: Iterable[Tensor]) -> Tensor:
         # Private: whoever writes into it changes pages of its own.
         return torch.from_file(path, shared=False, size=rows * math.prod(shape), dtype=dtype).view(rows, *shape)
     except OSError as error:
-        raise OSError(f"pictures and masks are kept in {folder}, and that failed: {error}") from error
+        raise OSError(f"pictures, masks and moments are kept in {folder}, and that failed: {error}") from error
     finally:
         try:
             os.unlink(path)
@@ -84,3 +85,16 @@ def _kept_rows(moments: Iterable[RowMoments], most: int) -> tuple[RowMoments, ..
 def _rows_on_disk(own: RowMoments) -> RowMoments:
     f, g, rest = (written([part]) for part in (own.f, own.g, own.rest))
     return replace(own, f=f, g=g, rest=rest, others=tuple(map(_rows_on_disk, own.others)))
+
+
+def held_together(own: ConceptMoments | FileMoments | RowMoments | StoredMoments) -> ConceptMoments | RowMoments:
+    """Moments as tensors that may be held beside many others': those that memory does not hold lie in a file."""
+    if own.bytes:
+        return own
+    width = own.width
+    packed = width * (width + 1) // 2
+    parts = written(getattr(own, name).flatten() for name in ("cross", "paired", "total"))
+    cross, paired, total = parts.split((width * width, packed, packed))
+    pooled = own.pooled and held_together(own.pooled)
+    others = tuple(map(held_together, own.others))
+    return ConceptMoments(cross.view(width, width), paired, total, own.pairs, own.prompts, pooled, others)

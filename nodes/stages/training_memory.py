@@ -1,0 +1,42 @@
+"""Training within the device's memory: as it is, or with the model's blocks computed a second time."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from comfy import model_management
+
+from ..host.model.recompute import recomputed_blocks
+
+
+class MemoryMode:
+    """How the steps of a run keep what their gradients need.
+
+    recompute: blocks are computed again in the backward pass (save_memory); it turns itself on where one concept does
+    not fit without, and says so in `lines`.
+    """
+
+    def __init__(self, recompute: bool, lines: list[str]):
+        self._recompute, self._lines = recompute, lines
+
+    def on(self, copy) -> AbstractContextManager:
+        """The mode, on a model that is trained."""
+        return recomputed_blocks(copy.model) if self._recompute else nullcontext()
+
+    def run_alone(self, copy, name: str, run: Callable):
+        """What run() gives, of one concept; None where memory did not hold it and blocks are recomputed from now on.
+
+        Raises RuntimeError, naming the concept, where they were already.
+        """
+        try:
+            with self.on(copy):
+                return run()
+        except Exception as error:
+            model_management.raise_non_oom(error)
+            if self._recompute:
+                raise RuntimeError(
+                    f"out of memory while training {name!r} alone, with save_memory on: use smaller images"
+                ) from error
+        model_management.soft_empty_cache()
+        self._recompute = True
+        self._lines.append("one concept does not fit without save_memory: it is on")
+        return None
