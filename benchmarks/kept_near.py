@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from benchmarks.erasure.bench import PICTURES, Work
 from benchmarks.erasure.questions import asked
 from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
@@ -35,17 +33,6 @@ def ask_model(mass: Mass, erased: Sequence[str]):
     return found[0], [word for word in found[3].split("\n") if word]
 
 
-def priors(mass: Mass, near: Sequence[str]) -> dict[float, object]:
-    """The prior to refine with, by lambda3."""
-    host, bench = mass.bench.host, mass.bench
-    concept, stage = host.module("mace.concepts.concept").Concept, host.module("mace.pipeline.prior")
-    encoder, progress = host.module("nodes.host.text").TextEncoder, host.module("nodes.host.progress").NodeProgress
-    with torch.inference_mode():
-        kept = [concept(word, "", "object") for word in near]
-        held = stage.preserve_also(bench.prior, kept, encoder(bench.clip), progress())
-    return {weight: held if weight else bench.prior for weight in WEIGHTS}
-
-
 def rows_of(mass: Mass, counts: Sequence[int], aliases: bool) -> Iterator[dict]:
     """A row for each list and lambda3. aliases: whether the things are erased with their aliases."""
     bench = mass.bench
@@ -55,7 +42,8 @@ def rows_of(mass: Mass, counts: Sequence[int], aliases: bool) -> Iterator[dict]:
         aliased, near = ask_model(mass, erased)
         questions = mass.questions(erased)
         questions["near"] = asked([name for name in mass.kept if name in near], TEMPLATES[1:], seed=SEED)
-        for weight, prior in priors(mass, near).items():
+        for weight in WEIGHTS:
+            prior = bench.keeping(near) if weight else bench.prior
             work = Work(aliased if aliases else bench.concepts(erased), seconds={})
             bench.refine(work, own_words=mass.own_words, lambda3=repr(weight), prior=prior)
             about = {"concepts": count, "aliases": aliases, "near words": len(near), "lambda3": weight}

@@ -54,7 +54,7 @@ def test_a_shared_word_and_what_is_recorded_is_not_run_again(tmp_path):
 @pytest.mark.parametrize("count", [10, 100])
 def test_many_by_the_closed_form(tmp_path, count):
     """With the preset for lists of any length, and a prior of the whole vocabulary that steps aside."""
-    cells = measured(tmp_path, "sentences", "--only", str(count), method="own words")
+    cells = measured(tmp_path, "mass", "--only", str(count), method="own words")
     base, erased = cells[f"{count}/base"], cells[f"{count}/own words"]
     assert share(base, "erased") > 0.9 and share(erased, "erased") <= 0.05
     assert share(erased, "others") >= share(base, "others") - 0.05

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from benchmarks.erasure.questions import TEMPLATES, VARIED, Examiner, asked
 from benchmarks.pictures import Studio, vocabulary
 from devtools.cache import REPO
 from devtools.demo_prior import captions, sentences
 from devtools.identity_layers import skip_identity_layers
-from mace.method.fuse import FuseWeights
+from mace.method.fuse import ALL_TO_REFINED, FuseWeights
+from mace.pipeline.fusion import pull_name
 
 PRIOR = "mace_demo_vocabulary_prior.safetensors"
 PRESET = "demo model (mace_demo)"
@@ -40,12 +43,14 @@ class Work:
     masks: object = None
     loras: object = None
     singles: Sequence = ()
+    near: Sequence[str] = ()
     seconds: dict[str, float] | None = None
 
 
 def fuse_any_length(count: int) -> FuseWeights:
-    """Eq. 7 weighed as Eq. 19 is for lists of any length: a prior that grows with the list, mu in embeddings."""
-    return FuseWeights(lambda2=1e-4 * count, mu=1.0)
+    """Eq. 7 for lists of any length: a prior that grows with the list and is held as the refined weights read it, so
+    that it gives nothing back; mu in embeddings."""
+    return FuseWeights(lambda2=0.1 * count, mu=1.0, pull=ALL_TO_REFINED)
 
 
 def lend(host, kind: str, name: str) -> None:
@@ -123,8 +128,17 @@ class Bench:
         self.draw_training_images(work)
         usual = vars(self.host.module("nodes.stages.alias_words").AliasSettings())
         start, seen = time.perf_counter(), dict(model=self.model, clip=self.clip, images=work.images)
-        work.concepts, work.images = self.host.run("MACE_FindAliases", **seen, **usual).result[:2]
+        work.concepts, work.images, _, near = self.host.run("MACE_FindAliases", **seen, **usual).result
+        work.near = list(filter(None, near.split("\n")))
         work.seconds["find aliases"] = time.perf_counter() - start
+
+    def keeping(self, words: Sequence[str]):
+        """The prior, with some words preserved besides, as `keep_near` of Erase Concepts does."""
+        concept, stage = self.host.module("mace.concepts.concept").Concept, self.host.module("mace.pipeline.prior")
+        encoder, progress = self.host.module("nodes.host.text").TextEncoder, self.host.module("nodes.host.progress")
+        with torch.inference_mode():
+            kept = [concept(word, "", "object") for word in words]
+            return stage.preserve_also(self.prior, kept, encoder(self.clip), progress.NodeProgress())
 
     def prepare(
         self, objects: Sequence[str], style: bool = False, aliases: bool = False, found: bool = False, **changed
@@ -176,7 +190,7 @@ class Bench:
         numbers = dict(lambda2=repr(weights.lambda2), lambda3=repr(weights.lambda3), mu=repr(weights.mu))
         given = dict(model=self.model, loras=work.loras, refinement=work.refinement, strengths="", method=method)
         start = time.perf_counter()
-        fused = self.host.run("MACE_FuseLoras", **given, **numbers, pull="refined weights (release)")[0]
+        fused = self.host.run("MACE_FuseLoras", **given, **numbers, pull=pull_name(weights))[0]
         if method == CLOSED_FORM:
             work.seconds["fuse"] = time.perf_counter() - start
         return fused

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from benchmarks.erasure.baselines import BASELINES
@@ -10,8 +11,10 @@ from benchmarks.erasure.bench import NAIVE, Bench, Work
 BASE, REFINED, FUSED, SUM = "base", "refined", "fused", "naive"
 # The refinement where no LoRA follows: it moves the concepts' own words too.
 ALONE = "own words"
+# The same, with what the model does not take for an alias kept, where it was asked.
+NEAR_KEPT = "own words, near kept"
 STAGES = (REFINED, FUSED, SUM)
-METHODS = (*STAGES, ALONE, *BASELINES)
+METHODS = (*STAGES, ALONE, NEAR_KEPT, *BASELINES)
 
 
 class Subject:
@@ -48,6 +51,11 @@ class Subject:
             alone = self.bench.prepare(self.objects, self.style, self.aliases, self.found, own_words="on")
             self._spent[method] = alone.seconds["refine"]
             return alone.refined, {}
+        if method == NEAR_KEPT:
+            work = replace(self.work, seconds={})
+            self.bench.refine(work, own_words="on", prior=self.bench.keeping(work.near), lambda3="1.0")
+            self._spent[method] = work.seconds["refine"]
+            return work.refined, {}
         if method == FUSED:
             return self.bench.fuse(self.trained()), {}
         if method == SUM:

@@ -10,37 +10,29 @@ from mace.measure.accuracy import h_people, h_styles
 
 
 def mass(cells: Cells) -> str:
-    """Fig. 7: growing numbers of erased things; H_c of 1 - Acc_e and Acc_s."""
-    counts = sorted({int(cell["erased"]) for cell in cells.values()})
+    """Fig. 7: growing numbers of erased things; H_c of 1 - Acc_e and Acc_s, synonyms where they were asked for."""
     rows = []
-    for count in counts:
+    for erased in sorted({cell["erased"] for cell in cells.values()}, key=lambda name: (list_length(name), name)):
         for method in methods_of(cells):
-            cell = cells.get(f"{count}/{method}")
+            cell = cells.get(f"{erased}/{method}")
             if cell is None:
                 continue
-            row = [str(count), name_of(method)]
-            row.append(percent_of(mean_of(by_name(cell, "erased"))) if "erased" in cell["groups"] else "-")
-            row += [percent_of(mean_of(by_name(cell, group))) for group in ("others", "captions")]
+            row = [erased, name_of(method)]
+            for group in ("erased", "synonyms", "others", "captions"):
+                row.append(percent_of(mean_of(by_name(cell, group))) if group in cell["groups"] else "-")
             row.append(percent(h_c(cell)) if "erased" in cell["groups"] else "-")
             for group in ("others", "captions"):
                 moved, apart = share(cell, group, "moved"), cell["groups"][group]["frechet"]
                 row.append("-" if method == BASE else f"{moved:.3f} / {apart:.2f}")
             row.append(f"{sum(cell['seconds'].values()):.0f} s" if cell["seconds"] else "-")
             rows.append(row)
-    header = ["erased", "method", "Acc_e", "Acc_s", "Acc_s of captions", "H_c", "others moved / FID"]
+    header = ["erased", "method", "Acc_e", "synonyms", "Acc_s", "Acc_s of captions", "H_c", "others moved / FID"]
     return table([*header, "captions moved / FID", "time"], rows)
 
 
-def sentences(cells: Cells) -> str:
-    """The same lists with a wider prior; synonyms where they were asked for."""
-    rows = []
-    for cell in sorted(cells.values(), key=lambda own: (int(own["erased"].partition(",")[0]), own["erased"])):
-        row = [cell["erased"], name_of(cell["method"])]
-        for group in ("erased", "synonyms", "others", "captions"):
-            row.append(percent_of(mean_of(by_name(cell, group))) if group in cell["groups"] else "-")
-        row.append(percent(h_c(cell)))
-        rows.append(row)
-    return table(["erased", "method", "Acc_e", "synonyms", "Acc_s", "Acc_s of captions", "H_c"], rows)
+def list_length(erased: str) -> int:
+    """How many things a cell of mass erases, by what it is called."""
+    return int(erased.partition(",")[0])
 
 
 def h_c(cell: Mapping) -> float:
@@ -153,7 +145,6 @@ SECTIONS: Mapping = {
     "aliases": aliases,
     "found": aliases,
     "mass": mass,
-    "sentences": sentences,
     "styles": styles,
     "leak": leak,
     "ablations": ablations,

@@ -43,7 +43,7 @@ def objects(cells: Cells, folder: Path) -> str:
 
 def mass(cells: Cells, folder: Path) -> str:
     """Erased, kept and moved against the number of erased things; the file's name."""
-    counts = sorted({int(cell["erased"]) for cell in cells.values()} - {0})
+    counts = sorted({int(cell["erased"]) for cell in cells.values() if cell["erased"].isdecimal()} - {0})
     lines = {method: [cells.get(f"{count}/{method}") for count in counts] for method in COLOURS}
     figure = Figure(figsize=(9, 6))
     axes = figure.subplots(2, 2, sharex=True)

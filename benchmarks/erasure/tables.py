@@ -13,6 +13,7 @@ NAMES = {
     "fused": "**MACE (fused)**",
     "naive": "naive sum",
     "own words": "refined, own words too",
+    "own words, near kept": "the same, near words and longer names kept",
     "UCE": "UCE",
     "SPEED": "SPEED",
     "OCE": "OCE",

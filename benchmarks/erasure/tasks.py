@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from benchmarks.erasure.baselines import OCE_PEOPLE
 from benchmarks.erasure.bench import STYLE, Bench
-from benchmarks.erasure.methods import ALONE, BASE, FUSED, METHODS, REFINED, STAGES, Subject
+from benchmarks.erasure.methods import ALONE, BASE, FUSED, NEAR_KEPT, REFINED, STAGES, Subject
 from benchmarks.erasure.questions import SEED, TEMPLATES, VARIED, Question, asked
 from benchmarks.erasure.records import Records, rounded, told
 from mace.measure.distance import frechet_distance
@@ -15,7 +16,8 @@ SHARED = {"dog": ("hot dog",), "fire": ("fire engine", "fireworks")}
 COUNTS = (1, 5, 10, 50, 100)
 # Of what a hundred leave, each how many-th is kept by the longest list.
 FEW = 5
-CLOSED_FORMS = (ALONE, "UCE", "SPEED", "OCE")
+TABLE_1 = ("UCE", "ESD-x", "ESD-u", "AC", "FMN", "SLD-M", "negative prompt")
+CLOSED_FORMS = ("UCE", "SPEED", "OCE", OCE_PEOPLE)
 # Ten with the aliases that the model tells.
 FOUND = "10, aliases found"
 # How far the pictures of the base model itself are apart, by another noise.
@@ -84,7 +86,7 @@ def objects(bench: Bench, records: Records, plan: Plan) -> None:
         if not plan.wants(name):
             continue
         questions = groups(bench, [name], share=2, offset=place % 2)
-        fill(bench, records, Subject(bench, [name]), questions, plan, name, METHODS)
+        fill(bench, records, Subject(bench, [name]), questions, plan, name, (*STAGES, *TABLE_1))
 
 
 def with_aliases(bench: Bench, records: Records, plan: Plan, **where: bool) -> None:
@@ -125,27 +127,30 @@ def mass_lists(bench: Bench) -> tuple[list[str], list[str], dict[str, list[Quest
 
 
 def mass(bench: Bench, records: Records, plan: Plan) -> None:
-    """Fig. 7: 1 to 100 things erased in one run, the same 106 others kept; and nearly all that the model knows."""
-    with bench.any_length():
-        _mass(bench, records, plan)
+    """Fig. 7: 1 to 100 things erased in one run, the same 106 others kept; and nearly all that the model knows.
 
-
-def _mass(bench: Bench, records: Records, plan: Plan) -> None:
-    order, kept, always = mass_lists(bench)
-    key = f"0/{OTHER_NOISE}"
-    if key not in records and plan.only is None:
-        again = {"others": asked(kept, TEMPLATES[:1], seed=SEED + 50), "captions": varied(kept, SEED + 50)}
-        found = {name: compared(bench, group, always[name]) for name, group in again.items()}
-        records.add(key, erased="0", method=OTHER_NOISE, seconds={}, groups=found)
-    for count in COUNTS:
-        if not plan.wants(str(count)):
-            continue
-        subject = Subject(bench, order[:count])
-        questions = {"erased": asked(order[:count], seeds=max(1, 20 // count)), **always}
-        fill(bench, records, subject, questions, plan, str(count), (*STAGES, *CLOSED_FORMS))
-    most, questions = nearly_all(order, kept)
-    # LoRAs would take hours and do not help a hundred.
-    fill(bench, records, Subject(bench, most), questions, plan, str(len(most)), (REFINED, *CLOSED_FORMS))
+    Ten are asked for by their synonyms too, and once erased with the aliases that the model tells.
+    """
+    with bench.any_length(wider=True):
+        order, kept, always = mass_lists(bench)
+        key = f"0/{OTHER_NOISE}"
+        if key not in records and plan.only is None:
+            again = {"others": asked(kept, TEMPLATES[:1], seed=SEED + 50), "captions": varied(kept, SEED + 50)}
+            found = {name: compared(bench, group, always[name]) for name, group in again.items()}
+            records.add(key, erased="0", method=OTHER_NOISE, seconds={}, groups=found)
+        for count in COUNTS:
+            erased = order[:count]
+            questions = {"erased": asked(erased, seeds=max(1, 20 // count)), **always}
+            if count == len(bench.words["synonyms"]):
+                named = {word: name for name in erased for word in bench.synonyms[name]}
+                questions["synonyms"] = asked(named)
+                found = Subject(bench, erased, found=True)
+                fill(bench, records, found, questions, plan, FOUND, (REFINED, ALONE, NEAR_KEPT))
+            usual = (ALONE, *STAGES, *CLOSED_FORMS)
+            fill(bench, records, Subject(bench, erased), questions, plan, str(count), usual)
+        most, questions = nearly_all(order, kept)
+        # LoRAs would take hours and do not help a hundred.
+        fill(bench, records, Subject(bench, most), questions, plan, str(len(most)), (ALONE, *CLOSED_FORMS))
 
 
 def nearly_all(order: Sequence[str], kept: Sequence[str]) -> tuple[list[str], dict[str, list[Question]]]:
@@ -155,23 +160,6 @@ def nearly_all(order: Sequence[str], kept: Sequence[str]) -> tuple[list[str], di
     seeds = range(SEED, SEED + 400, 100)
     questions = {"erased": asked(most), "others": asked(few, TEMPLATES[:1], seeds=len(seeds))}
     return most, questions | {"captions": [question for seed in seeds for question in varied(few, seed)]}
-
-
-def sentences(bench: Bench, records: Records, plan: Plan) -> None:
-    """The same lists in closed form, with a prior whose captions have words around the names that the model does not
-    know; of ten, with synonyms, and once with the aliases that the model tells."""
-    with bench.any_length(wider=True):
-        order, kept, always = mass_lists(bench)
-        for count in COUNTS:
-            erased = order[:count]
-            questions = {"erased": asked(erased, seeds=max(1, 20 // count)), **always}
-            if count == len(bench.words["synonyms"]):
-                named = {word: name for name in erased for word in bench.synonyms[name]}
-                questions["synonyms"] = asked(named)
-                fill(bench, records, Subject(bench, erased, found=True), questions, plan, FOUND, (REFINED, ALONE))
-            fill(bench, records, Subject(bench, erased), questions, plan, str(count), (REFINED, ALONE))
-        most, questions = nearly_all(order, kept)
-        fill(bench, records, Subject(bench, most), questions, plan, str(len(most)), (ALONE,))
 
 
 def compared(bench: Bench, questions: Sequence[Question], with_those: Sequence[Question]) -> dict:
@@ -231,7 +219,6 @@ COMPARISONS: dict[str, Callable[[Bench, Records, Plan], None]] = {
     "aliases": partial(with_aliases, aliases=True),
     "found": partial(with_aliases, found=True),
     "mass": mass,
-    "sentences": sentences,
     "styles": styles,
     "mixed": mixed,
     "shared": shared,

@@ -214,9 +214,9 @@ def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, l
     """For each phrase the names of other things that end with it, as "hot dog" with "dog"; the most frequent first.
 
     A word before a phrase makes a name with it where two captions hold both and at most MOST_ELSEWHERE of those that
-    hold the word have it elsewhere. That leaves out "a dog" and "big dog"; what tells things of the kind ("guide dog") from others is left to
-    the model. A text encoder that reads from left to right
-    reads a phrase before another word ("dog house") as it does alone, so that no such name can stay where it goes.
+    hold the word have it elsewhere. That leaves out "a dog" and "big dog"; what tells things of the kind ("guide dog")
+    from others is left to the model. A text encoder that reads from left to right reads a phrase before another word
+    ("dog house") as it does alone, so that no such name can stay where it goes.
     """
     owners = {variant: phrase for phrase in phrases for variant in _forms(phrase)}
     index, held, pairs = _variants(owners.values()), Counter(), Counter()

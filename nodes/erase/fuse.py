@@ -74,8 +74,8 @@ class FuseLoras(io.ComfyNode):
                     default=AUTO,
                     advanced=True,
                     tooltip="What mu keeps near: the refined weights, which stay erased, as in the published code, or "
-                    "the original ones, as Eq. 7 reads, which gives more back. Prior too: lambda2 and lambda3 keep what "
-                    "the refined weights make of the prior, so that they hold back the LoRAs and give nothing back. "
+                    "the original ones, as Eq. 7 reads, which gives more back. Prior too: lambda2 and lambda3 keep "
+                    "what the refined weights make of the prior: they hold back the LoRAs and give nothing back. "
                     "auto: by the settings chosen in Concepts, else the first.",
                 ),
                 RefinementType.Input(
