@@ -62,7 +62,7 @@ def test_a_presets_own_lambda1_may_count_twice(comfy_host, demo, save):
 
 def test_the_fusions_weights_know_where_they_pull(comfy_host, save):
     fused = dict(lambda2="1e-2, 1, 1", fuse_lambda3=0, fuse_mu=3)
-    for name, pull, wanted in (("mine", "refined weights, prior too", "all refined"), ("own", None, "refined")):
+    for name, pull, wanted in (("mine", "prior too (refined weights)", "all refined"), ("own", None, "refined")):
         said = save(**fused, name=name, **({"pull": pull} if pull else {}))
         weights = comfy_host.module("nodes.host.preset_files").find_preset(name).fuse(10)
         assert (weights.lambda2, weights.mu, weights.pull) == (pytest.approx(0.1), 3, wanted)
@@ -91,7 +91,7 @@ def test_names_of_files_stay_inside(comfy_host, save):
     [
         (dict(mu="5"), "refine: lambda1 is auto beside numbers"),
         (dict(fuse_mu=5), "fusion: lambda2 is auto beside numbers"),
-        (dict(pull="refined weights, prior too"), "fusion: pull is chosen and the weights are auto"),
+        (dict(pull="prior too (refined weights)"), "fusion: pull is chosen and the weights are auto"),
         (dict(mu="x", lambda1=0, lambda3=0), "mu: 'x' is neither auto nor a number"),
         (dict(mu="1, 2", lambda1=0, lambda3=0), "mu: '1, 2' is neither a number nor number, power, n"),
         (dict(mu="1, 99, 1", lambda1=0, lambda3=0), "cannot be read: it.refine.mu"),

@@ -95,7 +95,7 @@ def test_every_node_behind_takes_the_choice(comfy_host, demo, monkeypatch):
     own = method.FuseWeights(weights.lambda2, mu=3.0, pull=method.ALL_TO_REFINED)
     monkeypatch.setitem(known, DEMO, replace(known[DEMO], fuse=lambda count: own))
     said = report(fuse(comfy_host, demo[0], loras[0], clip=demo[1], pull="auto"))
-    assert "\nmu 3\n" in said and "\npull: refined weights, prior too\n" in said
+    assert "\nmu 3\n" in said and "\npull: prior too (refined weights)\n" in said
     assert "pull" not in report(fuse(comfy_host, demo[0], loras[0], clip=demo[1]))
     monkeypatch.undo()
 

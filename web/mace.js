@@ -21,6 +21,15 @@ const CALLED = {
   saved: "onSerialize",
 };
 
+// A part that fails takes no other with it.
+function call(part, name, ...given) {
+  try {
+    part[name]?.(...given);
+  } catch (error) {
+    console.error(`MACE: ${name}`, error);
+  }
+}
+
 const partsOf = (node) => PARTS.filter((part) => part.isOwn(node.comfyClass ?? ""));
 
 app.registerExtension({
@@ -31,16 +40,18 @@ app.registerExtension({
     }
   },
   setup() {
-    for (const part of PARTS) part.setup?.();
+    for (const part of PARTS) call(part, "setup");
   },
   // Called by what makes every node, by hand or of a workflow, a copy or a subgraph, before its values are set.
   nodeCreated(node) {
     for (const part of partsOf(node)) {
-      part.created?.(node);
-      for (const [name, method] of Object.entries(CALLED)) if (part[name]) after(node, method, part[name]);
+      call(part, "created", node);
+      for (const [name, method] of Object.entries(CALLED)) {
+        if (part[name]) after(node, method, (...given) => call(part, name, ...given));
+      }
     }
   },
   onNodeOutputsUpdated() {
-    for (const node of everyNode()) for (const part of partsOf(node)) part.updated?.(node);
+    for (const node of everyNode()) for (const part of partsOf(node)) call(part, "updated", node);
   },
 });

@@ -28,6 +28,8 @@ MOST_ELSEWHERE = 0.9
 _SLOT = re.compile(r"\{(\w+)(\+s)?\}")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=([A-Za-z0-9]+))")
 _WORD = re.compile(r"\w+")
+# What no name of two words goes across: signs between parts of a sentence, and the end of a possessive.
+_PAUSE = re.compile(r"[^\w\s'’-]+|['’]s?(?!\w)")
 # Spelled with a vowel and spoken with a consonant, or the reverse.
 _A_WORDS = re.compile(r"(?:uni(?!n)|use|usu|ute|uku|eu|ewe|one\b|once\b)", re.IGNORECASE)
 _AN_WORDS = re.compile(r"(?:hour|honest|honou?r|heir)", re.IGNORECASE)
@@ -214,20 +216,25 @@ def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, l
     """For each phrase the names of other things that end with it, as "hot dog" with "dog"; the most frequent first.
 
     A word before a phrase makes a name with it where two captions hold both and at most MOST_ELSEWHERE of those that
-    hold the word have it elsewhere. That leaves out "a dog" and "big dog"; what tells things of the kind ("guide dog")
-    from others is left to the model. A text encoder that reads from left to right reads a phrase before another word
-    ("dog house") as it does alone, so that no such name can stay where it goes.
+    hold the word have it elsewhere: a first sieve, which "a dog" and "big dog" do not pass. What tells things of the
+    kind ("guide dog") from others is left to the model. CLIP reads from left to right, a phrase before another word
+    ("dog house") as it does alone, so that no such name can stay where the phrase goes. Names are in small letters;
+    nothing is found in writing that parts no words.
     """
-    owners = {variant: phrase for phrase in phrases for variant in _forms(phrase)}
-    index, held, pairs = _variants(owners.values()), Counter(), Counter()
-    for words in map(_words, captions):
-        held.update(set(words))
-        pairs.update({(words[start - 1], owners[words[start:stop]]) for start, stop in _places(words, index) if start})
-    found: dict[str, list[str]] = {phrase: [] for phrase in owners.values()}
+    own = {phrase: " ".join(_words(phrase)) for phrase in phrases}
+    owners = {variant: phrase for phrase in own for variant in _forms(phrase)}
+    index, held, pairs = _variants(own), Counter(), Counter()
+    for caption in captions:
+        found = set()
+        for words in map(_words, _PAUSE.split(caption)):
+            held.update(words)
+            found |= {(words[start - 1], owners[words[start:stop]]) for start, stop in _places(words, index) if start}
+        pairs.update(found)
+    names: dict[str, list[str]] = {phrase: [] for phrase in own}
     for (word, phrase), count in pairs.most_common():
         if count > 1 and count >= (1 - MOST_ELSEWHERE) * held[word]:
-            found[phrase].append(f"{word} {phrase}")
-    return found
+            names[phrase].append(f"{word} {own[phrase]}")
+    return names
 
 
 # Words are looked up by the first of a phrase, so a thousand phrases cost no more than one.

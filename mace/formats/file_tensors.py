@@ -50,6 +50,9 @@ class FileTensors(Mapping):
             raise MessageError(f"{self._name} has changed since it was loaded; queue again, so that it is loaded anew")
         return found
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

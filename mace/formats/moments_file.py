@@ -23,16 +23,19 @@ class MomentsError(MessageError):
     """Moments that a file should hold and does not."""
 
 
-@dataclass(frozen=True)
+# By identity: to compare what lies in it would read the file.
+@dataclass(frozen=True, eq=False)
 class FileMoments:
     """What `ConceptMoments` is, each sum read from a file's tensors when it is asked for, and not kept.
 
-    tensors: of the file, by name; they were checked.  prefix: of their names.  width: d.  The others as there.
+    tensors: of the file, by name; they were checked.  prefix: of their names.  width: d.  size: the trace of G_i.  The
+    others as there.
     """
 
     tensors: Mapping[str, Tensor] = field(repr=False)
     prefix: str
     width: int
+    size: float
     pairs: int
     prompts: int
     pooled: "FileMoments | None" = None
@@ -54,11 +57,6 @@ class FileMoments:
     def total(self) -> Tensor:
         """S_i, packed."""
         return self.tensors[f"{self.prefix}total"]
-
-    @property
-    def size(self) -> float:
-        """The trace of G_i."""
-        return packed_trace(self.paired)
 
 
 def checked(tensors: Mapping[str, Tensor], name: str, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -114,7 +112,9 @@ def moments_of(
         )
     counted = entry.pairs, entry.prompts, pooled, others
     return (
-        FileMoments(tensors, prefix, len(cross), *counted) if later else ConceptMoments(cross, paired, total, *counted)
+        FileMoments(tensors, prefix, len(cross), packed_trace(paired), *counted)
+        if later
+        else ConceptMoments(cross, paired, total, *counted)
     )
 
 

@@ -121,22 +121,15 @@ def fuse(
     where = working_device(device or torch.device("cpu"))
 
     system = unpack(total_sum(moments, [1.0] * len(moments) if strengths is None else strengths, where))
-
-    def hold() -> None:
-        for weight, moment in ((fuse_weights.lambda2, prior), (fuse_weights.lambda3, preserve)):
-            if weight and moment is not None:
-                system.add_(moment.to(where), alpha=weight)
-
-    # What is in the system by now is held as W' reads it, the rest as W does.
+    # What is in the system when the refined weights' part is made is held as W' reads it, the rest as W does.
     if fuse_weights.pull != TO_BASE:
         add_scaled_metric(system, fuse_weights.mu, metric)
-    if fuse_weights.pull == ALL_TO_REFINED:
-        hold()
     block = transform_delta @ system
     if fuse_weights.pull == TO_BASE:
         add_scaled_metric(system, fuse_weights.mu, metric)
-    if fuse_weights.pull != ALL_TO_REFINED:
-        hold()
+    for weight, moment in ((fuse_weights.lambda2, prior), (fuse_weights.lambda3, preserve)):
+        if weight and moment is not None:
+            system += weight * moment.to(where)
     factor = factorise(system, "lambda2")
     gathered = _Gathered(loras, active, width)
     for i, strength in active:
@@ -145,7 +138,9 @@ def fuse(
             downs = torch.cat([down.to(packed) for _, down in loras[i].values()])
             rows = solve_rows(strength * downs @ unpack(packed), factor)
             gathered.add(loras[i], rows)
-    return Fusion(solve_rows(block, factor).contiguous(), *gathered.found())
+    # Where all of the system is held as W' reads it, its part is W T - W itself.
+    shared = transform_delta if fuse_weights.pull == ALL_TO_REFINED else solve_rows(block, factor).contiguous()
+    return Fusion(shared, *gathered.found())
 
 
 class _Gathered:

@@ -22,7 +22,7 @@ from .written import read_weights
 
 CLOSED_FORM, NAIVE = "closed form (Eq. 7)", "naive sum (Eq. 6)"
 TOWARDS = {"refined weights (release)": TO_REFINED, "original weights (Eq. 7)": TO_BASE}
-TOWARDS |= {"refined weights, prior too": ALL_TO_REFINED}
+TOWARDS |= {"prior too (refined weights)": ALL_TO_REFINED}
 
 
 def pull_name(weights: FuseWeights | None) -> str:

@@ -133,6 +133,11 @@ def preserve_sums(encoder: Text, prompts: Sequence[str], step: Callable[[int], N
     return found
 
 
+def has_read_preserved(encoder: Text) -> bool:
+    """Whether moments of concepts to preserve are kept from before."""
+    return encoder.module in _last_preserve
+
+
 def captions_to_read(encoder: Text, source: CaptionSource) -> int:
     """How many captions `build_prior` would read: none where their sum is kept from before."""
     return source.count if _last_general.get(encoder.module, (encoder.identity, source)) is None else 0

@@ -80,6 +80,10 @@ class LastResult:
             self._kept[network] = (known, found, size, self._budget.tick())
             return found
 
+    def __contains__(self, network: nn.Module) -> bool:
+        """Whether the network has a result, whatever it depends on."""
+        return network in self._kept
+
     def put(self, network: nn.Module, key: Hashable, result) -> None:
         """Keep a result in place of the network's last one."""
         with self._budget.lock:

@@ -2,8 +2,8 @@
 
 In Eq. 19, T = (A + R)(G + R)^-1 with R = lambda1 P + lambda3 D + mu I, so that T - I = (A - G)(G + R)^-1. With k R in
 place of R, k from infinity to 0, T goes from I, where nothing changes, to what the concepts' own prompts ask for and
-nothing else; (G + k R)^-1 only grows as k falls. In Eq. 7 lambda2 and lambda3 hold W, and mu keeps the erasure LoRAs to
-the concepts' own tokens: what they add, B A S M^-1 with R in M, grows in the same way.
+nothing else; (G + k R)^-1 only grows as k falls. In Eq. 7 lambda2 and lambda3 hold W (or W T, by pull), and mu keeps
+the erasure LoRAs to the concepts' own tokens: what they add, B A S M^-1 with R in M, grows in the same way.
 """
 
 from dataclasses import fields, replace

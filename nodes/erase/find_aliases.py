@@ -97,7 +97,7 @@ class FindAliases(io.ComfyNode):
                     advanced=True,
                     tooltip="More keeps more of what lies next to a concept: how many near words that are no aliases "
                     "are offered to be kept, for each, and as many names of other things that hold its word (hot dog "
-                    "for dog). 0: none.",
+                    "for dog). 0: only what was found and not chosen.",
                 ),
                 io.Vae.Input(
                     "vae",
@@ -123,7 +123,7 @@ class FindAliases(io.ComfyNode):
                     tooltip="The aliases that you chose, one concept a line: deer | stag, hart. The boxes below, which "
                     "stand there once the node has run, write it. A concept without a line takes what the model found, "
                     "one with its name alone takes none. A line * | wolf names the near words that go to neighbours; "
-                    "without it all do. A change searches nothing anew.",
+                    "without it all do. A change searches no aliases anew.",
                 ),
             ],
             outputs=[

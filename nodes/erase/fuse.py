@@ -156,15 +156,16 @@ class FuseLoras(io.ComfyNode):
             name, count = preset_of(refinement.concepts), len(refinement.concepts)
         elif loras.recipe is not None:
             name, count = loras.recipe.preset, len(loras.concepts)
-        make = find_preset(name).fuse if name and any(map(is_auto, (*weights, pull))) else None
+        # Weights that stand there need no preset, which may be another machine's.
+        make = find_preset(name).fuse if name and any(map(is_auto, weights)) else None
         usual = None if make is None else make(count)
-        weights = weights_in_place_of_auto(weights, usual)
-        if is_auto(pull):
-            pull = pull_name(usual)
+        weights, own = weights_in_place_of_auto(weights, usual), pull_name(usual)
+        pull = own if is_auto(pull) else pull
+        unlike = [f"pull: {pull}, where the settings have {own}"] if usual and pull != own else []
         given = (ModelWeights(model), None if clip is None else text_of(clip), NodeProgress())
         edited, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
         fused = edited.model
-        lines = [*([f"auto: {name}"] if name else []), *lines]
+        lines = [*([f"auto: {name}"] if name else []), *unlike, *lines]
         if clip is not None:
             lines += fused_lines(model, fused, clip, loras, refinement, prior, listed)
         pictures = {}

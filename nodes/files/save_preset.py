@@ -178,7 +178,7 @@ class SavePreset(io.ComfyNode):
                     display_name="mu of the fusion",
                     optional=True,
                     advanced=True,
-                    tooltip=f"How near Fuse LoRAs stays to the refined weights. {grows}",
+                    tooltip=f"How near Fuse LoRAs stays to the weights that pull names. {grows}",
                 ),
                 io.Combo.Input(
                     "lambda1_form",

@@ -48,6 +48,27 @@ class NearWord:
     stays: bool
 
 
+@dataclass(frozen=True)
+class NamesSaid:
+    """What names that hold a concept's word explain of its pictures. threshold: what an alias explains.
+
+    A name holds the erased word, so that keeping it holds on to that: only what clearly draws another thing is kept.
+    """
+
+    scores: Mapping[str, float]
+    threshold: float
+
+    @property
+    def others(self) -> list[str]:
+        """Names of other things."""
+        return [name for name, score in self.scores.items() if score < self.threshold / 2]
+
+    @property
+    def same(self) -> list[str]:
+        """Names that go with the concept."""
+        return [name for name in self.scores if name not in self.others]
+
+
 def near_words(near: Sequence[str], staying: Sequence[str] | None, gone: Collection[str]) -> tuple[NearWord, ...]:
     """The words that are offered to be kept, and which of them are.
 
@@ -91,12 +112,13 @@ def told(concept: Concept, added: Sequence[str], scores: Mapping[str, float], ch
     return f"{concept.target}: {said(added) or 'nothing'}{' (chosen)' if chosen else ''}{after}"
 
 
-def told_of_names(concept: Concept, scores: Mapping[str, float], threshold: float) -> str:
-    """Which names that hold a concept's word draw another thing, and which go with it; "" of none."""
-    stay, go = (
-        [f"{name} {score:.0%}" for name, score in scores.items() if (score < threshold) is low] for low in (True, False)
-    )
-    parts = [f"{', '.join(names)} {what}" for names, what in ((stay, "another thing"), (go, "erased with it")) if names]
+def told_of_names(concept: Concept, said: NamesSaid) -> str:
+    """Which names that hold a concept's word are of another thing, and which go with it; "" of none."""
+    parts = [
+        f"{', '.join(f'{name} {said.scores[name]:.0%}' for name in names)} {what}"
+        for names, what in ((said.others, "another thing"), (said.same, "erased with it"))
+        if names
+    ]
     return f"{concept.target}, longer names: {'; '.join(parts)}" if parts else ""
 
 

@@ -26,7 +26,7 @@ from ..host.model.predict import noisy, predict_given
 from ..host.networks import in_batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
-from .alias_choice import NEAR, Candidate, NearWord, listed, near_words, told, told_of_names
+from .alias_choice import NEAR, Candidate, NamesSaid, NearWord, listed, near_words, told, told_of_names
 from .alias_words import AliasSettings, kinds_of, longer_names_to_try, words_to_try
 
 # Where the outline of a thing is decided: with less noise any words do, with more none help.
@@ -162,6 +162,8 @@ def explained_by(
 
     Kept by content. Raises ValueError, naming the concept, when its own words explain nothing.
     """
+    if not words:
+        return {}
     concept = images.concept
     key = _search_key(model, encoder, images, words, pictures, seed)
     known = _searches.get(key)
@@ -179,8 +181,6 @@ def explained_by(
             raise ValueError(f"{concept.target}: {error}: look at them, or take more pictures") from error
         return dict(sorted(zip(tried, values, strict=True), key=lambda pair: -pair[1]))
 
-    if not words:
-        return {}
     left = list(scores(words, first))[: left_of(len(words))]
     found = scores(left, draws)
     _searches.put(key, tuple(found.items()), SCORE_BYTES * len(found))
@@ -194,21 +194,58 @@ def _search_key(model, encoder, images: ConceptImages, words: Sequence[str], pic
 
 
 def unasked(
-    model, clip, shown: Sequence[tuple[Concept, str]], images: Sequence[ConceptImages | None], s: AliasSettings
+    model,
+    encoder: TextEncoder | AnyText,
+    images: Sequence[ConceptImages | None],
+    words: Sequence[Sequence[str]],
+    s: AliasSettings,
 ) -> list[bool]:
-    """Of which concepts `find_aliases` would ask the model. shown: see `words_to_try`.  images: None: not drawn yet."""
-    encoder = text_to_draw_with(clip, model)
+    """Of which concepts the model would be asked. images: None: not drawn yet.  words: to try, of each concept."""
     return [
-        own is None
-        or bool(words)
-        and _searches.get(_search_key(model, encoder, own, words, s.pictures, s.seed)) is None
-        for own, words in zip(images, words_to_try(encoder, shown, s), strict=True)
+        bool(own)
+        and (entry is None or _searches.get(_search_key(model, encoder, entry, own, s.pictures, s.seed)) is None)
+        for entry, own in zip(images, words, strict=True)
     ]
 
 
 def left_of(count: int) -> int:
     """How many of so many words are tried in all draws."""
     return min(count, max(LEAST_LEFT, count // SHARE_LEFT))
+
+
+def predictions_of(count: int, pictures: int) -> int:
+    """How many predictions the model is asked for so many words, with the concept's own and none each time."""
+    return count + 2 + (left_of(count) + 2) * pictures * len(TIMESTEPS) if count else 0
+
+
+class _Asking:
+    """What a model says of words, of each concept's pictures. asked: predictions so far, that took `seconds`."""
+
+    def __init__(self, model, encoder: TextEncoder | AnyText, images: Sequence[ConceptImages], s: AliasSettings):
+        self._model, self._encoder, self._images, self._s = model, encoder, images, s
+        self.asked, self.seconds = 0, 0.0
+
+    def scores(self, words: Sequence[Sequence[str]], called: str) -> list[dict[str, float]]:
+        """What words explain of each concept's pictures. called: what the words are, for the artist."""
+        s = self._s
+        counts = (
+            predictions_of(len(own), min(s.pictures, len(entry)))
+            for entry, own in zip(self._images, words, strict=True)
+        )
+        progress = ProgressBar(max(sum(counts), 1))
+
+        def step(count: int) -> None:
+            self.asked += count
+            progress.update(count)
+
+        found = []
+        for entry, own in zip(self._images, words, strict=True):
+            if own:
+                send_text(f"{entry.concept.target}: {len(own)} {called}")
+            start = time.perf_counter()
+            found.append(explained_by(self._model, self._encoder, entry, own, s.pictures, s.seed, step))
+            self.seconds += time.perf_counter() - start
+        return found
 
 
 def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings, captions: Sequence[str] = ()) -> Found:
@@ -221,29 +258,8 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings,
     encoder.check_width(model)
     concepts, kept = [entry.concept for entry in images], parse_names(s.keep, "keep")
     tried = words_to_try(encoder, [(entry.concept, entry.template) for entry in images], s)
-    asked, seconds = 0, 0.0
-
-    def ask(words: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-        """What words explain of each concept's pictures."""
-        nonlocal asked, seconds
-        draws = [len(TIMESTEPS) * min(s.pictures, len(entry)) for entry in images]
-        total = sum(len(own) + 2 + (left_of(len(own)) + 2) * d for own, d in zip(words, draws, strict=True) if own)
-        progress = ProgressBar(max(total, 1))
-
-        def step(count: int) -> None:
-            nonlocal asked
-            asked += count
-            progress.update(count)
-
-        found = []
-        for entry, own in zip(images, words, strict=True):
-            send_text(f"{entry.concept.target}: {len(own)} words")
-            start = time.perf_counter()
-            found.append(explained_by(model, encoder, entry, own, s.pictures, s.seed, step))
-            seconds += time.perf_counter() - start
-        return found
-
-    scores = ask(tried)
+    asking = _Asking(model, encoder, images, s)
+    scores = asking.scores(tried, "words")
     written = parse_chosen(s.chosen)
     staying = written.pop(NEAR, None)
     chosen = {normalised(target): words for target, words in written.items()}
@@ -265,11 +281,10 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings,
     # What the model calls the same is not kept where it is only more than `most`.
     same = {word for own in scores for word, score in own.items() if score >= s.threshold}
     others = [[word for word in own if word not in same] for own in tried]
-    # Names that hold an erased word go with it, unless they clearly draw something else and are kept.
-    longer = longer_names_to_try(encoder, [(entry.concept, entry.template) for entry in renamed], s, captions)
-    said = ask(longer) if any(longer) else [{}] * len(longer)
-    lines += [line for pair in zip(found, said, strict=True) if (line := told_of_names(*pair, s.threshold / 2))]
-    other = [name for own in said for name, score in own.items() if score < s.threshold / 2]
+    longer = longer_names_to_try(encoder, [(entry.concept, entry.template) for entry in renamed], s, captions, tried)
+    names = [NamesSaid(said, s.threshold) for said in asking.scores(longer, "longer names")]
+    lines += [line for pair in zip(found, names, strict=True) if (line := told_of_names(*pair))]
+    other = [name for own in names for name in own.others]
     near = near_words(
         [*left, *other, *neighbours(found, others, s.neighbours)], staying, {*erased, *map(normalised, kept)}
     )
@@ -278,7 +293,7 @@ def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings,
         for own, best, new, said in zip(candidates(concepts, scores, kept), usual, added, scores, strict=True)
     )
     # What is kept from before took no prediction.
-    each = seconds / asked if asked else None
+    each = asking.seconds / asking.asked if asking.asked else None
     stay = [own.word for own in near if own.stays]
-    kinds = kinds_of(concepts, [[*names, *words] for names, words in zip(longer, tried, strict=True)])
+    kinds = {**kinds_of(concepts, tried), **kinds_of(concepts, longer)}
     return Found(renamed, lines, tuple(dict.fromkeys([*kept, *stay])), offered, near, each, kinds)

@@ -69,16 +69,21 @@ def words_to_try(
 
 
 def longer_names_to_try(
-    encoder: TextEncoder | AnyText, shown: Sequence[tuple[Concept, str]], s: AliasSettings, captions: Sequence[str]
+    encoder: TextEncoder | AnyText,
+    shown: Sequence[tuple[Concept, str]],
+    s: AliasSettings,
+    captions: Sequence[str],
+    tried: Sequence[Sequence[str]],
 ) -> list[list[str]]:
     """For each concept the names of other things that hold a phrase of it ("hot dog" of "dog"), at most `s.neighbours`.
 
-    shown: see `words_to_try`.  captions: to look for them in, beside the built-in ones. Each name once, and none that
-    is erased or kept anyway.
+    shown: see `words_to_try`.  captions: to look for them in, beside the built-in ones.  tried: words that the model is
+    asked of already. Each name once, and none that is erased or kept anyway.
     """
     phrases = phrases_by_key([concept for concept, _ in shown])
     named = longer_names([*captions, *builtin_captions(NAMES_FROM)], phrases.values()) if s.neighbours else {}
     taken = {*phrases, *map(normalised, parse_names(s.keep, "keep"))}
+    taken.update(normalised(word) for words in tried for word in words)
     found = []
     for concept, template in shown:
         own = dict.fromkeys(

@@ -26,7 +26,7 @@ from .alias_words import AliasSettings
 from .captions import USUAL, in_time
 from .estimate import Estimate
 from .images import make_images
-from .keeping import captions_of, kept_beside, kept_lines, with_near
+from .keeping import captions_held_by, kept_beside, kept_lines, with_near
 from .mask_making import ATTENTION, make_masks
 from .nearby import fused_lines, moved_lines
 from .planning import COMPARING, OTHER_WORDS, PICTURES, READING, TRAINING, Plan
@@ -173,7 +173,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         plan.say(PICTURES, "drawing pictures to ask for other words by")
         images = make_images(model, clip, vae, concepts, AUTO, "", asked_with(model, wanted))
         plan.say(OTHER_WORDS, "asking for other words")
-        found = find_aliases(model, clip, images, asking(wanted), captions_of(wanted.prior))
+        found = find_aliases(model, clip, images, asking(wanted), captions_held_by(wanted.prior))
         keep, said = answered(found, concepts, wanted)
         lines += in_parts(said)
         if wanted.find_aliases:
@@ -207,7 +207,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     keep: Sequence[Concept] = ()
     if wanted.asks:
         plan.say(OTHER_WORDS, "asking for other words")
-        found = find_aliases(model, clip, images, asking(wanted), captions_of(wanted.prior))
+        found = find_aliases(model, clip, images, asking(wanted), captions_held_by(wanted.prior))
         keep, said = answered(found, concepts, wanted)
         about |= said
         if wanted.find_aliases:

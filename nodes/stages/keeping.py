@@ -19,7 +19,7 @@ def with_near(weights: RefineWeights | FuseWeights, keep: Sequence[Concept]) -> 
     return replace(weights, lambda3=NEAR_WEIGHT) if keep and not weights.lambda3 else weights
 
 
-def captions_of(prior: Prior | None) -> Sequence[str]:
+def captions_held_by(prior: Prior | None) -> Sequence[str]:
     """The captions of a prior that has its texts."""
     return prior.texts.captions if prior and prior.texts else ()
 

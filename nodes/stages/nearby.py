@@ -98,15 +98,12 @@ def _has_clip(clip) -> bool:
 
 
 def _read(text: TextEncoder | PortText, prompts: Sequence[str]) -> Tensor | None:
-    """What a model reads of prompts, [B, N, d] float32 on the CPU; None where the last one has more or fewer rows."""
+    """What a model reads of prompts, [B, N, d] float32 on the CPU; None where some have more rows than others."""
     if isinstance(text, TextEncoder):
         return torch.cat([text.encoded(part).cpu() for part in chunks(prompts)]).float()
-    first, last = (own.rows for own in text.features([prompts[0], prompts[-1]]))
-    if len(first.values) != len(last.values):
-        return None
     # Rows that do not count are not read.
-    rows = (own.rows for own in text.features(prompts))
-    return torch.stack([(own.values * own.counted[:, None]).float().cpu() for own in rows])
+    read = [(own.values * own.counted[:, None]).float().cpu() for own in (own.rows for own in text.features(prompts))]
+    return torch.stack(read) if len(set(map(len, read))) == 1 else None
 
 
 def _projections(weights: ModelWeights, edited) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ...mace.concepts.concept import Concept
 from ...mace.concepts.lists import RETENTION
 from ...mace.method.tokens import fill
-from ...mace.pipeline.prior import CaptionSource
+from ...mace.pipeline.prior import CaptionSource, has_read_preserved
 from ...mace.pipeline.train_options import TrainOptions
 from ...mace.pipeline.written import AUTO
 from ..host.any_text import text_to_draw_with
@@ -14,12 +14,12 @@ from ..host.kept.content import content_sha256, training_key
 from ..host.pipeline import text_and_weights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
-from .alias_search import TIMESTEPS, left_of, unasked
-from .alias_words import AliasSettings, longer_names_to_try
+from .alias_search import predictions_of, unasked
+from .alias_words import AliasSettings, longer_names_to_try, words_to_try
 from .captions import in_time
 from .estimate import TRAINED, Estimate, estimated, measure_speed
 from .images import kept_images, template_of
-from .keeping import captions_of
+from .keeping import captions_held_by
 from .train import steps_left
 from .wanted import Wanted
 
@@ -55,10 +55,12 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
     draws = plan.training or wanted.asks
     kept = kept_images(model, clip, vae, concepts, AUTO, "", drawing) if draws else []
     undrawn = sum(images is None for _, images in kept)
-    asked = [False] * len(concepts)
+    asked, tried, images = [False] * len(concepts), [], [images for _, images in kept]
     if wanted.asks:
+        encoder = text_to_draw_with(clip, model)
         shown = [(concept, template_of(concept, AUTO)) for concept in concepts]
-        asked = unasked(model, clip, shown, [images for _, images in kept], asking)
+        tried = words_to_try(encoder, shown, asking)
+        asked = unasked(model, encoder, images, tried, asking)
     steps, named = [0] * len(concepts), []
     if plan.training:
         named = planned(model, clip, concepts, plan, [key for key, _ in kept])
@@ -73,18 +75,21 @@ def estimate(model, clip, vae, concepts: tuple[Concept, ...], plan: Plan) -> Est
     reading = in_time(text, clip, plan.captions) if plan.captions else None
     captions = reading.count if reading else 0
     # Read once with the concepts' own prompts, and kept as they are.
-    near, asks = 0, [asking.nearest] * sum(asked)
-    if wanted.keep_near and any((*asked, *unread)):
-        names = longer_names_to_try(text_to_draw_with(clip, model), shown, asking, captions_of(wanted.prior))
-        near = prompts_to_keep(concepts, len(concepts) * asking.neighbours + sum(map(len, names)))
-        asks += [len(own) for own, ask in zip(names, asked, strict=True) if ask]
+    near, asks = 0, [len(own) for own, ask in zip(tried, asked, strict=False) if ask]
+    if wanted.keep_near:
+        # Those that hold an alias which is still to be found are not known.
+        names = longer_names_to_try(encoder, shown, asking, captions_held_by(wanted.prior), tried)
+        unsaid = unasked(model, encoder, images, names, asking)
+        asks += [len(own) for own, ask in zip(names, unsaid, strict=True) if ask]
+        if any((*asked, *unread, *unsaid)) or not has_read_preserved(text):
+            near = prompts_to_keep(concepts, len(concepts) * asking.neighbours + sum(map(len, names)))
     prompts = 2 * sum(len(own.readings) for own, new in zip(concepts, unread, strict=True) if new)
-    looked_at = min(asking.pictures, drawing["count"]) * len(TIMESTEPS)
+    looked_at = min(asking.pictures, drawing["count"])
     # Without guidance there is no prediction for the negative prompt.
     a_picture = drawing["steps"] * (1 if drawing["cfg"] == 1 else 2)
     parts = {
         PICTURES: (0, undrawn * drawing["count"] * a_picture),
-        OTHER_WORDS: (sum(asks), sum(count + left_of(count) * looked_at for count in asks)),
+        OTHER_WORDS: (sum(asks), sum(predictions_of(count, looked_at) for count in asks)),
         READING: (captions + near + prompts, 0),
         TRAINING: (0, TRAINED * sum(steps)),
         COMPARING: (0, 2 * COMPARED * a_picture if wanted.compared else 0),
