@@ -29,7 +29,9 @@ def ask_model(mass: Mass, erased: Sequence[str]):
     show = dict(model=bench.model, vae=bench.vae, clip=bench.clip, prompt="auto", negative="")
     images = run("MACE_ConceptImages", concepts=bench.concepts(erased), **show, **{**PICTURES, "count": 1})[0]
     usual = vars(replace(bench.host.module("nodes.stages.alias_words").AliasSettings(), pictures=1))
-    found = run("MACE_FindAliases", model=bench.model, clip=bench.clip, images=images, **usual).result
+    found = run(
+        "MACE_FindAliases", model=bench.model, clip=bench.clip, images=images, prior=bench.prior, **usual
+    ).result
     return found[0], [word for word in found[3].split("\n") if word]
 
 

@@ -225,7 +225,13 @@ def test_names_of_other_things_hold_a_phrase(captions):
     things = "ship tree wall road lamp bell ring bird rose fork car bus sea sky toy map".split()
     own += [f"A big {thing}, a dog beside a {thing}." for thing in things]
     own += ["A tree."] * 180
-    assert longer_names(own, ["dog", "Cat", "-"]) == {"dog": ["guide dog", "hot dog"], "Cat": []}
+    assert longer_names(own, ["dog", "Cat", "-"]) == {"dog": ["guide dog", "hot dog"], "Cat": [], "-": []}
+    apart = ["A dog's tail.", "Sunny! Dogs run", "So sunny, dogs", "dogs\u2019 tails", "The dog\u2019s tail"]
+    assert longer_names(apart, ["dog", "tail", "Top-Hat"]) == {"dog": [], "tail": [], "Top-Hat": []}
+    assert longer_names(["A big top-hat", "Big top hats"], ["Hat", "Top-Hat"]) == {
+        "Hat": ["top hat"],
+        "Top-Hat": ["big top hat"],
+    }
     assert longer_names([*own, *["A hot day."] * 18], ["dog"])["dog"] == ["guide dog", "hot dog"]
     assert longer_names([*own, *["A hot day."] * 19], ["dog"])["dog"] == ["guide dog"]
     found = longer_names(captions[:20_000], ["dog", "car"])

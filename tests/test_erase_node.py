@@ -1,6 +1,7 @@
 """Erase Concepts in the real host, on the demo model: words, gentle - strong, the estimate, before and after."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def one_word(comfy_host, erasing, monkeypatch):
     monkeypatch.setattr(erasing, "SAMPLING", {**erasing.SAMPLING, "steps": 8})
 
 
-def test_what_is_left_is_in_the_estimate_though_pictures_are_kept(comfy_host, erase, one_word, monkeypatch):
+def test_what_is_left_is_in_the_estimate_though_pictures_are_kept(comfy_host, demo, erase, one_word, monkeypatch):
     """Another mapping, another preset, aliases; after a restart only the pictures are to be drawn."""
     presets, files = comfy_host.module("mace.presets.presets"), comfy_host.module("nodes.host.preset_files")
     longer = presets.Preset(lambda type: presets.LoraRow(2, STEPS + 1, 3e-3))
@@ -210,6 +211,16 @@ def test_what_is_left_is_in_the_estimate_though_pictures_are_kept(comfy_host, er
     assert asked["other words"] > 0 and set(asked) <= {"other words", "training"}
     assert left(words="rose", find_aliases=True) == (None, "")
     assert left(words="rose", gentle_strong=0.5, preview_prompt="a rose")[1] == "nothing is to be trained"
+    # A longer name is asked when near words are to be kept, though all else is answered.
+    (Path(comfy_host.folder_paths.get_input_directory()) / "roses.txt").write_text("a compass rose\nthe compass rose")
+    about = dict(captions="roses.txt", count=9, seed=0, preserve="", preserve_type="object", retention="none")
+    prior = comfy_host.run("MACE_Prior", clip=demo[1], **about)[0]
+    search = comfy_host.module("nodes.stages.alias_search")
+    predicted, asks = [], search.errors
+    monkeypatch.setattr(search, "errors", lambda *a: predicted.append(len(a[3]) * len(a[4])) or asks(*a))
+    near = left(words="rose", keep_near=True, prior=prior)[0]
+    assert near["other words"] == sum(predicted) == 3 + 3 * 2 * 3
+    assert left(words="rose", keep_near=True, prior=prior) == (None, "")
     # As in a new process.
     for name, store in (("images", "_store"), ("trainer", "_store"), ("train", "_plans")):
         getattr(comfy_host.module(f"nodes.stages.{name}"), store).clear()

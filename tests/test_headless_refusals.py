@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from mace.pipeline.fusion import TOWARDS
+from mace.pipeline.written import AUTO
 from tests.headless_runs import Headless
 
 
@@ -58,6 +60,14 @@ def test_lists_with_line_and_reason(refused, text, said):
 )
 def test_options_that_cannot_be(refused, more, said):
     assert said in refused("dog", *more)
+
+
+def test_one_word_names_where_the_fusion_pulls():
+    """As options are shortened everywhere: what a new choice is called must not stand in the way of an older one."""
+    from headless.errors import meant
+
+    pulls = [*TOWARDS, AUTO]
+    assert [meant(word, pulls, "--pull") for word in ("refined", "original", "prior", "auto")] == pulls
 
 
 def test_names_to_keep_that_are_erased(refused, tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_with_aliases_both_come_of_one_search(comfy_host, demo, erase):
 def test_another_thing_that_holds_an_erased_word_stays(comfy_host, demo, erase):
     """Nobody has named hot dog: it holds the word, and the model is asked whether it draws a dog; its captions stay."""
     model, clip, _ = demo
-    lines = "a hot dog on a plate\na dog on a hill\na wild dog"
+    lines = "a hot dog on a plate\na hot dog\na dog on a hill\na wild dog"
     file = Path(comfy_host.folder_paths.get_input_directory()) / "longer.txt"
     file.write_text(lines)
     about = dict(captions=file.name, count=9, seed=0, preserve="", preserve_type="object", retention="none")

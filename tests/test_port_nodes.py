@@ -182,6 +182,10 @@ def test_nearby_words_are_told_where_prompts_have_as_many_rows(comfy_host, flux,
     model, text = flux[0], flux[1].clone()
     text.tokenizer_options = {**text.tokenizer_options, "t5xxl_min_length": 64}
     assert ", moved most: " in report(erase(comfy_host, (model, text), dog)).splitlines()[1]
+    read = comfy_host.module("nodes.stages.nearby")._read
+    port = comfy_host.module("nodes.host.pipeline").text_of(text, model)
+    few, many = ["a wolf", ""], ["a wolf", " ".join(["a wolf"] * 40), ""]
+    assert len(read(port, few)) == 2 and read(port, many) is None
 
 
 def test_gentle_to_strong_of_the_refinement_alone(comfy_host, flux, dog):

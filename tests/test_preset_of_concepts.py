@@ -169,3 +169,12 @@ def test_a_preset_that_is_gone_is_named(comfy_host, demo):
     chosen = comfy_host.module("mace.concepts.concept").ConceptList(concepts(comfy_host, "dog -> sky"), "mine")
     with pytest.raises(ValueError, match="there is no preset 'mine' here"):
         refined(comfy_host, demo, chosen)
+    # LoRAs from another machine are fused by weights that stand there, whatever their settings are called.
+    plain = concepts(comfy_host, "dog -> sky")
+    model = refined(comfy_host, demo, plain, mu="10")[0]
+    made = train(comfy_host, demo[1], model, images(comfy_host, demo, plain)[0])[0]
+    loras = replace(made, recipe=replace(made.recipe, preset="mine"))
+    given = dict(pull="auto", lambda2="0", lambda3="0", clip=demo[1])
+    assert "mu 3\n" in report(fuse(comfy_host, demo[0], loras, **given, mu="3"))
+    with pytest.raises(ValueError, match="there is no preset 'mine' here"):
+        fuse(comfy_host, demo[0], loras, **given)

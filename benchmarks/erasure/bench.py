@@ -128,7 +128,9 @@ class Bench:
         self.draw_training_images(work)
         usual = vars(self.host.module("nodes.stages.alias_words").AliasSettings())
         start, seen = time.perf_counter(), dict(model=self.model, clip=self.clip, images=work.images)
-        work.concepts, work.images, _, near = self.host.run("MACE_FindAliases", **seen, **usual).result
+        work.concepts, work.images, _, near = self.host.run(
+            "MACE_FindAliases", prior=self.prior, **seen, **usual
+        ).result
         work.near = list(filter(None, near.split("\n")))
         work.seconds["find aliases"] = time.perf_counter() - start
 

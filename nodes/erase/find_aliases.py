@@ -10,10 +10,11 @@ from ...mace.concepts.notation import written
 from ...mace.concepts.subjects import parse_chosen, parse_names
 from ...mace.concepts.text import TextError
 from ..host.progress import duration, send_text
-from ..schema import ERASE, ConceptsType, ImagesType, seed_input
+from ..schema import ERASE, ConceptsType, ImagesType, PriorType, seed_input
 from ..stages.alias_choice import draw_candidates, small
 from ..stages.alias_search import find_aliases
 from ..stages.alias_words import AliasSettings
+from ..stages.keeping import captions_held_by
 
 
 class FindAliases(io.ComfyNode):
@@ -125,6 +126,12 @@ class FindAliases(io.ComfyNode):
                     "one with its name alone takes none. A line * | wolf names the near words that go to neighbours; "
                     "without it all do. A change searches no aliases anew.",
                 ),
+                PriorType.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="The prior to erase with: names that hold an erased word (hot dog) are looked for among "
+                    "its captions, which would be taken out with it. Without: among built-in captions.",
+                ),
             ],
             outputs=[
                 ConceptsType.Output("concepts", tooltip="The concepts with the aliases found, for CFR Refine."),
@@ -166,10 +173,11 @@ class FindAliases(io.ComfyNode):
         vae=None,
         thumbnails=8,
         chosen="",
+        prior=None,
     ) -> io.NodeOutput:
         settings = AliasSettings(words, keep, nearest, threshold, most, pictures, seed, neighbours, chosen)
         start = time.perf_counter()
-        found = find_aliases(model, clip, images, settings)
+        found = find_aliases(model, clip, images, settings, captions_held_by(prior))
         times = [time.perf_counter() - start]
         shown, drawn = [{} for _ in images], 0
         if vae is not None and thumbnails:

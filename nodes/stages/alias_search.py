@@ -251,8 +251,8 @@ class _Asking:
 def find_aliases(model, clip, images: Sequence[ConceptImages], s: AliasSettings, captions: Sequence[str] = ()) -> Found:
     """Ask the model which words are the concepts' aliases, and which are only near.
 
-    captions: of a prior, where names that hold an erased word are looked for beside the built-in ones. Raises
-    ValueError for pictures that a concept's own words do not explain, and for a CLIP of another model.
+    captions: of a prior, see `longer_names_to_try`. Raises ValueError for pictures that a concept's own words do not
+    explain, and for a CLIP of another model.
     """
     encoder = text_to_draw_with(clip, model)
     encoder.check_width(model)

@@ -15,7 +15,7 @@ from ...mace.method.tokens import fill
 from ..host.any_text import AnyText
 from ..host.text import TextEncoder
 
-# Built-in captions that longer names are looked for in, beside those of a prior. All are read in half a second.
+# Built-in captions that longer names are looked for in, where no prior's are given. All are read in half a second.
 NAMES_FROM = 20_000
 
 
@@ -77,11 +77,12 @@ def longer_names_to_try(
 ) -> list[list[str]]:
     """For each concept the names of other things that hold a phrase of it ("hot dog" of "dog"), at most `s.neighbours`.
 
-    shown: see `words_to_try`.  captions: to look for them in, beside the built-in ones.  tried: words that the model is
-    asked of already. Each name once, and none that is erased or kept anyway.
+    shown: see `words_to_try`.  captions: to look for them in, those of a prior, which would be taken out with them; the
+    built-in ones where there are none.  tried: words that the model is asked of already. Each name once, and none that
+    is erased or kept anyway.
     """
     phrases = phrases_by_key([concept for concept, _ in shown])
-    named = longer_names([*captions, *builtin_captions(NAMES_FROM)], phrases.values()) if s.neighbours else {}
+    named = longer_names(captions or builtin_captions(NAMES_FROM), phrases.values()) if s.neighbours else {}
     taken = {*phrases, *map(normalised, parse_names(s.keep, "keep"))}
     taken.update(normalised(word) for words in tried for word in words)
     found = []
