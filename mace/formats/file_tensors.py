@@ -61,5 +61,5 @@ class FileTensors(Mapping):
 
 
 def _stamp(file: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
+    status = os.stat(file.fileno())
     return status.st_size, status.st_mtime_ns
