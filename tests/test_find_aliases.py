@@ -108,6 +108,15 @@ def test_longer_names_of_the_thing_itself_go_with_it(find, shown):
     assert "longer names" not in report(kept) and kept[3].splitlines() == ["hot dog", "wolf"]
 
 
+def test_longer_names_move_no_other_words_type(comfy_host, demo, shown):
+    """A word that both concepts were asked of has the later one's, whose own longer name stands before no word."""
+    search, words = comfy_host.module("nodes.stages.alias_search"), comfy_host.module("nodes.stages.alias_words")
+    deer, dog = shown
+    mixed = (replace(deer, concept=replace(deer.concept, type="style")), dog)
+    kinds = search.find_aliases(*demo[:2], mixed, words.AliasSettings(words="wolf")).kinds
+    assert kinds == {"wolf": "object", "hot dog": "object"}
+
+
 def test_the_vocabulary_is_searched_where_no_words_are_given(find, shown):
     node = find(shown[1:], nearest=80)
     ((dog,), near) = node[0], node[3].splitlines()
