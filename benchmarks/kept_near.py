@@ -3,9 +3,10 @@
     python dev.py run python -m benchmarks.kept_near [--count N ...] [--aliases]
 
 The demo model, the weights for lists of any length, own words too, and the prior with sentences, which steps aside for
-each list. The near words are those that Find Aliases tells to be no aliases, by one picture of each thing, as with
-`keep_near` of Erase Concepts; they are preserved in all their templates by lambda3. Judged as benchmarks.mass does, by
-all that stays; the things among it that are near words alone too. The last line is one JSON object with a row for each
+each list. The near words are those that Find Aliases tells to be no aliases, by one picture of each thing, and names of
+other things that hold an erased word, as with `keep_near` of Erase Concepts; they are preserved in all their templates
+by lambda3. Judged as benchmarks.mass does, by all that stays; the things among it that are near words alone too, and
+ten by the synonyms of the ten classes, none of which is named. The last line is one JSON object with a row for each
 refinement; each row is written to benchmarks/results as it is found.
 """
 
@@ -20,7 +21,9 @@ from benchmarks.erasure.questions import asked
 from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
 from benchmarks.measure import Rows
 
-COUNTS, WEIGHTS = (1, 10, 100), (0.0, 0.1, 1.0)
+COUNTS, WEIGHTS = (1, 10, 100), (0.0, 0.1, 0.3, 1.0)
+# Pictures of ten things erased.
+ERASED = 40
 
 
 def ask_model(mass: Mass, erased: Sequence[str]):
@@ -44,6 +47,10 @@ def rows_of(mass: Mass, counts: Sequence[int], aliases: bool) -> Iterator[dict]:
         aliased, near = ask_model(mass, erased)
         questions = mass.questions(erased)
         questions["near"] = asked([name for name in mass.kept if name in near], TEMPLATES[1:], seed=SEED)
+        if count == len(bench.words["synonyms"]):
+            named = {word: thing for thing in erased for word in bench.words["synonyms"][thing]}
+            questions["synonyms"] = asked(named, TEMPLATES[:1], seed=SEED)
+            questions["erased"] = asked(erased, TEMPLATES[:1], seeds=ERASED // count, seed=SEED)
         for weight in WEIGHTS:
             prior = bench.keeping(near) if weight else bench.prior
             work = Work(aliased if aliases else bench.concepts(erased), seconds={})
