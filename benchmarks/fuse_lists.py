@@ -2,9 +2,9 @@
 
     python dev.py run python -m benchmarks.fuse_lists
 
-The demo model, the weights for lists of any length, the prior with sentences, LoRAs as by the demo model's preset, mu 1.
-Judged as benchmarks.mass does, by every second of the things that stay, and ten by the synonyms of the ten classes too,
-none of which is named. The last line is one JSON object with a row for each fusion; each row is written to
+The demo model, the weights for lists of any length, the prior with sentences, LoRAs as by the demo model's preset, mu
+1. Judged as benchmarks.mass does, by every second of the things that stay, and ten by the synonyms of the ten classes
+too, none of which is named. The last line is one JSON object with a row for each fusion; each row is written to
 benchmarks/results as it is found.
 """
 
