@@ -52,8 +52,8 @@ class Subject:
             self._spent[method] = alone.seconds["refine"]
             return alone.refined, {}
         if method == NEAR_KEPT:
-            work = replace(self.work, seconds={})
-            self.bench.refine(work, own_words="on", prior=self.bench.keeping(work.near), lambda3="1.0")
+            work, weight = replace(self.work, seconds={}), self.bench.host.module("nodes.stages.keeping").NEAR_WEIGHT
+            self.bench.refine(work, own_words="on", prior=self.bench.keeping(work.near), lambda3=repr(weight))
             self._spent[method] = work.seconds["refine"]
             return work.refined, {}
         if method == FUSED:

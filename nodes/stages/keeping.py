@@ -11,7 +11,7 @@ from ...mace.method.refine import RefineWeights
 from .alias_search import Found
 
 # lambda3 where a preset has none, and how many of the words a report names.
-NEAR_WEIGHT, NAMED = 1.0, 12
+NEAR_WEIGHT, NAMED = 0.3, 12
 
 
 def with_near(weights: RefineWeights | FuseWeights, keep: Sequence[Concept]) -> RefineWeights | FuseWeights:
