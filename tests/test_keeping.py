@@ -39,7 +39,8 @@ def test_near_words_are_kept_and_aliases_are_not(comfy_host, demo, erase, monkey
     assert deer.concept.aliases == () and node[1].recipe.prior.preserved == ("horse", "wolf")
     nothing = dict(captions="built-in", count=0, seed=0, preserve_type="object", retention="none")
     prior = comfy_host.run("MACE_Prior", clip=demo[1], preserve="horse\nwolf", **nothing)[0]
-    expected = refine(comfy_host, demo[0], demo[1], concepts(comfy_host, "deer -> street"), prior=prior, lambda3="0.3")[0]
+    listed = concepts(comfy_host, "deer -> street")
+    expected = refine(comfy_host, *demo[:2], listed, prior=prior, lambda3="0.3")[0]
     refined = made[0][0].model
     assert list(refined.patches) == list(expected.patches)
     assert all(torch.equal(delta_of(refined, key), delta_of(expected, key)) for key in expected.patches)
