@@ -40,22 +40,21 @@ so that such sentences lie nearer to each other than in CLIP.
 
 LoRAs cost nothing here, and gain little: at ten the fusion takes the 5 percent that the refinement of words beside
 leaves, at fifty and a hundred it is that refinement again. With what is kept held as the original weights read it, as
-Eq. 7 has it, they took a fifth of what stays at a hundred, and a larger lambda2 gave the erased back
+Eq. 7 has it, they take a tenth of what stays at a hundred, and a larger lambda2 gives the erased back
 ([search.md](search.md#fusing-lists)). What they are for is a single concept's synonyms (above).
 
 Synonyms without any word given are not reached by the closed form of names: most of them stay at ten. With the
 aliases that the model itself tells, and nobody has named, 18 percent stay (the aim was 20), and 98 of the others: hot
 dog and police car go, for car is an alias of automobile now, and captions that name it are taken out of the prior. With
 near words and longer names kept all 106 others stay and the captions are the base's, and 23 percent of the synonyms:
-each time one of the two aims is met and the other, a point of the others or 20 percent, is missed by 1 or by 3.
-What keeps a police car holds on to
-a car.
+each time one of the two aims is met and the other, a point of the others or 20 percent, is missed by 1 or by 3. What
+keeps a police car holds on to a car.
 
 UCE erases all hundred and everything else; at ten it keeps 93. SPEED, whose null space has room for few things beside
 106 that it preserves by name, leaves a seventh of the hundred and keeps two thirds; at ten it keeps all and leaves a
 tenth. OCE has no weight for what is preserved in its published form for objects: it keeps all at one, a third at five
-and nothing from ten on, for on this model each name shares most of its directions with all others. With
-the weights as for people it keeps more than nine of ten and leaves most of what is to go: 61 of a hundred, 78 of ten.
+and nothing from ten on, for on this model each name shares most of its directions with all others. With the weights as
+for people it keeps 87 to 100 and leaves most of what is to go: 61 of a hundred, 78 of ten.
 """,
     ),
 }
