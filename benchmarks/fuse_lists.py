@@ -8,14 +8,11 @@ too, none of which is named. The last line is one JSON object with a row for eac
 benchmarks/results as it is found.
 """
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from benchmarks.erasure.questions import asked
-from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
-from benchmarks.measure import Rows
+from benchmarks.mass import SEED, TEMPLATES, Mass, record
 from mace.method.fuse import ALL_TO_REFINED, TO_REFINED, FuseWeights
 
 # lambda2 by length of the list and by where the weights of Eq. 7 hold.
@@ -35,8 +32,7 @@ def rows_of(mass: Mass) -> Iterator[dict]:
         questions = mass.questions(erased)
         questions["erased"] = asked(erased, TEMPLATES[:1], seeds=max(1, ERASED // count), seed=SEED)
         if count == len(bench.words["synonyms"]):
-            named = {word: thing for thing in erased for word in bench.words["synonyms"][thing]}
-            questions["synonyms"] = asked(named, TEMPLATES[:1], seed=SEED)
+            questions["synonyms"] = mass.synonyms()
         work = bench.prepare(erased)
         yield {"concepts": count} | bench.examiner.shares(bench.model, work.refined, questions)
         bench.train(work)
@@ -50,13 +46,7 @@ def rows_of(mass: Mass) -> Iterator[dict]:
 
 def main() -> None:
     """The command."""
-    rows = Rows(RESULTS / "fuse_lists.json")
-    with tempfile.TemporaryDirectory() as folder:
-        mass = Mass(Path(folder), each=2)
-        with mass.bench.any_length(wider=True):
-            for row in rows_of(mass):
-                rows.add(row)
-    rows.end()
+    record("fuse_lists", rows_of, each=2)
 
 
 if __name__ == "__main__":

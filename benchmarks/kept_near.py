@@ -11,15 +11,13 @@ refinement; each row is written to benchmarks/results as it is found.
 """
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 from benchmarks.erasure.bench import PICTURES, Work
 from benchmarks.erasure.questions import asked
-from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
-from benchmarks.measure import Rows
+from benchmarks.mass import SEED, TEMPLATES, Mass, record
 
 COUNTS, WEIGHTS = (1, 10, 100), (0.0, 0.1, 0.3, 1.0)
 # Pictures of ten things erased.
@@ -48,8 +46,7 @@ def rows_of(mass: Mass, counts: Sequence[int], aliases: bool) -> Iterator[dict]:
         questions = mass.questions(erased)
         questions["near"] = asked([name for name in mass.kept if name in near], TEMPLATES[1:], seed=SEED)
         if count == len(bench.words["synonyms"]):
-            named = {word: thing for thing in erased for word in bench.words["synonyms"][thing]}
-            questions["synonyms"] = asked(named, TEMPLATES[:1], seed=SEED)
+            questions["synonyms"] = mass.synonyms()
             questions["erased"] = asked(erased, TEMPLATES[:1], seeds=ERASED // count, seed=SEED)
         for weight in WEIGHTS:
             prior = bench.keeping(near) if weight else bench.prior
@@ -65,14 +62,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, action="append", help="things erased; 1, 10 and 100 if not given")
     parser.add_argument("--aliases", action="store_true", help="erase their aliases too, as the model tells them")
     options = parser.parse_args()
-    rows = Rows(RESULTS / f"kept_near{'_aliases' * options.aliases}.json")
-    with tempfile.TemporaryDirectory() as folder:
-        # All that stays: few of them are near words.
-        mass = Mass(Path(folder), own_words=True, each=1)
-        with mass.bench.any_length(wider=True):
-            for row in rows_of(mass, options.count or COUNTS, options.aliases):
-                rows.add(row)
-    rows.end()
+    given = dict(counts=options.count or COUNTS, aliases=options.aliases)
+    # All that stays: few of them are near words.
+    record(f"kept_near{'_aliases' * options.aliases}", partial(rows_of, **given), own_words=True, each=1)
 
 
 if __name__ == "__main__":

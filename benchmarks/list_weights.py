@@ -8,15 +8,12 @@ classes too, none of which is named. The aliases are those of one picture of eac
 object with a row for each refinement; each row is written to benchmarks/results as it is found.
 """
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks.erasure.bench import Work
 from benchmarks.erasure.questions import asked
 from benchmarks.kept_near import ask_model
-from benchmarks.mass import RESULTS, SEED, TEMPLATES, Mass
-from benchmarks.measure import Rows
+from benchmarks.mass import SEED, TEMPLATES, Mass, record
 
 ONE = "dog"
 ALIASED = "ten things with their aliases"
@@ -42,8 +39,7 @@ def rows_of(mass: Mass) -> Iterator[dict]:
         questions = mass.questions(erased)
         questions["erased"] = asked(erased, TEMPLATES[:1], seeds=max(1, ERASED // len(erased)), seed=SEED)
         if len(erased) == 10:
-            named = {word: thing for thing in erased for word in bench.words["synonyms"][thing]}
-            questions["synonyms"] = asked(named, TEMPLATES[:1], seed=SEED)
+            questions["synonyms"] = mass.synonyms()
         for lambda1 in weights:
             work = Work(concepts, seconds={})
             bench.refine(work, own_words=mass.own_words, lambda1=repr(lambda1))
@@ -53,13 +49,7 @@ def rows_of(mass: Mass) -> Iterator[dict]:
 
 def main() -> None:
     """The command."""
-    rows = Rows(RESULTS / "list_weights.json")
-    with tempfile.TemporaryDirectory() as folder:
-        mass = Mass(Path(folder), own_words=True, each=1, forms=2)
-        with mass.bench.any_length(wider=True):
-            for row in rows_of(mass):
-                rows.add(row)
-    rows.end()
+    record("list_weights", rows_of, own_words=True, each=1, forms=2)
 
 
 if __name__ == "__main__":

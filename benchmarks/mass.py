@@ -12,7 +12,7 @@ benchmarks/results as it is found.
 import argparse
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.erasure.bench import Bench
@@ -67,6 +67,11 @@ class Mass:
             "captions": [Question(form.format(name), name, SEED) for form, name in own],
         }
 
+    def synonyms(self) -> list[Question]:
+        """The ten classes, asked for by their synonyms."""
+        named = {word: thing for thing, words in self.bench.words["synonyms"].items() for word in words}
+        return asked(named, TEMPLATES[:1], seed=SEED)
+
     def refined(self, erased: Sequence[str], lambda1: float, mu: float, metric: str):
         """The MODEL without some things, by CFR Refine."""
         weights = dict(lambda1=repr(lambda1), mu=repr(mu), lambda3="0", mu_measures=self.measures[metric])
@@ -88,6 +93,17 @@ def rows_of(mass: Mass, grid: Sequence[tuple[float, float, str]]) -> Iterator[di
             about = {"own words": mass.own_words} if mass.own_words != "auto" else {}
             about |= {"concepts": count, "lambda1": lambda1 * count, "mu": mu, "mu measures": metric}
             yield about | {name: round(sum(row[name] for row in found) / len(found), 3) for name in found[0]}
+
+
+def record(name: str, rows_of: Callable[[Mass], Iterator[dict]], **how) -> None:
+    """Write a benchmark's rows to its file in RESULTS, with the prior that has sentences. how: of `Mass`."""
+    rows = Rows(RESULTS / f"{name}.json")
+    with tempfile.TemporaryDirectory() as folder:
+        mass = Mass(Path(folder), **how)
+        with mass.bench.any_length(wider=True):
+            for row in rows_of(mass):
+                rows.add(row)
+    rows.end()
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ MAX_CAPTIONS = 200_000
 PROMPT_SHARE = 0.15
 MIN_WORDS, MAX_WORDS = 5, 20
 
+# Of the captions that hold a word, those that may have it elsewhere than before a phrase that it makes a name with.
 MOST_ELSEWHERE = 0.9
 
 _SLOT = re.compile(r"\{(\w+)(\+s)?\}")
