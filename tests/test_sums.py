@@ -15,7 +15,7 @@ from mace.method.fuse import FuseWeights, fuse
 from mace.method.lora import Lora
 from mace.method.moments import ConceptMoments, pack, unpack
 from mace.method.refine import RefineWeights, pooled_refinement, refinement
-from mace.method.sums import StreamedMoments, gather_moments, pooled_of, texts_of
+from mace.method.sums import StreamedMoments, collect_moments, gather_moments, pooled_of, texts_of
 
 WIDTH, POOLED, COUNT = 12, 5, 7
 REFINE, FUSE = RefineWeights(lambda1=1e-2, mu=0.5), FuseWeights(lambda2=2e-2, mu=0.3)
@@ -119,6 +119,9 @@ def test_a_list_goes_to_the_disk_where_it_is_long(tmp_path):
     found = gather_moments(iter(LIST), 3 * each, tmp_path)
     assert isinstance(found, StreamedMoments) and len(found) == COUNT and len(pooled_of(found)) == COUNT
     assert torch.equal(found[COUNT - 1].total, LIST[-1].total.float().double())
+    # One by one they are rounded: taken together again, they are the list.
+    assert collect_moments(iter(found)) is found and collect_moments(iter(LIST)) == tuple(LIST)
+    assert collect_moments(found[1:]) == tuple(found[1:]) and collect_moments(reversed(found)) == (*reversed(found),)
     plain = gather_moments((replace(own, pooled=None, others=()) for own in LIST), 0, tmp_path)
     assert plain.pooled is None and plain[0].pooled is None and plain[0].others == ()
     with pytest.raises(ValueError, match="no moments"):

@@ -44,7 +44,7 @@ class Recipe:
     digest: SHA-256 (hex) of its transform, so that LoRAs trained on another one are told apart.  prior_source: what
     the prior was made from, None without a prior.  prior: the prior itself, None where it is not at hand.  pooled:
     whether the pooled text is refined too.  own_words: whether the concepts' own tokens are paired too.  preset: the
-    one that the concepts carried, "" for none.
+    one that the concepts carried, "" for none.  whole_prior: see `Refinement`; not in files.
     """
 
     weights: RefineWeights
@@ -59,6 +59,7 @@ class Recipe:
     pooled: bool = False
     own_words: bool = False
     preset: str = ""
+    whole_prior: Prior | None = None
 
 
 def refinement_digest(refinement: Refinement | None) -> str:
@@ -97,6 +98,7 @@ def recipe_of(refinement: Refinement, digest: str) -> Recipe:
         refinement.pooled_delta is not None,
         refinement.own_words,
         preset_of(refinement.concepts),
+        refinement.whole_prior,
     )
 
 

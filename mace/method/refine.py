@@ -76,7 +76,7 @@ class Refinement:
     clip_layer: the text encoder's output layer (clip skip), None for its own default.  pooled_delta: T - I of the
     pooled text (see `pooled_refinement`), float64 [c, c] on the CPU; None where it is read as before.  own_words:
     whether the moments pair the concepts' own tokens too.  other_deltas: T - I of each further text, as
-    `transform_delta`.
+    `transform_delta`.  whole_prior: the prior before it stepped aside for these concepts, None where it did not.
     """
 
     concepts: tuple[Concept, ...]
@@ -92,6 +92,7 @@ class Refinement:
     pooled_delta: Tensor | None = field(default=None, repr=False)
     own_words: bool = False
     other_deltas: tuple[Tensor | LowRank, ...] = field(default=(), repr=False)
+    whole_prior: Prior | None = None
 
 
 def add_scaled_metric(system: Tensor, mu: float, metric: Tensor | None) -> None:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from pathlib import Path
 
 import torch
@@ -34,13 +34,13 @@ class StoredMoments:
     bytes = 0  # in memory
 
     def __init__(self, owner: "StreamedMoments", place: int, of: ConceptMoments):
-        self._owner, self._place = owner, place
+        self.owner, self._place = owner, place
         self.pairs, self.prompts, self.size = of.pairs, of.prompts, of.size
 
     @property
     def change(self) -> Tensor:
         """A_i - G_i, [d, d] float64 of float32 precision."""
-        return self._owner.read(self._place, 0)
+        return self.owner.read(self._place, 0)
 
     @property
     def cross(self) -> Tensor:
@@ -50,27 +50,27 @@ class StoredMoments:
     @property
     def paired(self) -> Tensor:
         """G_i, packed."""
-        return self._owner.read(self._place, 1)
+        return self.owner.read(self._place, 1)
 
     @property
     def total(self) -> Tensor:
         """S_i, packed."""
-        return self._owner.read(self._place, 2)
+        return self.owner.read(self._place, 2)
 
     @property
     def width(self) -> int:
         """d."""
-        return len(self._owner.change)
+        return len(self.owner.change)
 
     @property
     def pooled(self) -> "StoredMoments | None":
         """The same of the prompts' pooled texts, None where they are not read."""
-        return None if self._owner.pooled is None else self._owner.pooled[self._place]
+        return None if self.owner.pooled is None else self.owner.pooled[self._place]
 
     @property
     def others(self) -> tuple["StoredMoments", ...]:
         """The same of the model's further texts."""
-        return tuple(other[self._place] for other in self._owner.others)
+        return tuple(other[self._place] for other in self.owner.others)
 
 
 class StreamedMoments(Sequence):
@@ -161,6 +161,15 @@ def gather_moments(moments: Iterable[ConceptMoments], most_bytes: int, folder: P
         if size > most_bytes:
             return StreamedMoments(chain(_emptied(kept), given), folder)
     return tuple(kept)
+
+
+def collect_moments(moments: Iterable[ConceptMoments]) -> Moments:
+    """Moments as a tuple; the list on the disk that they are of, where they are all that is in it, in order: its sums
+    are exact, and theirs are rounded."""
+    kept = tuple(moments)
+    owner = getattr(kept[0], "owner", None) if kept else None
+    same = owner is not None and len(owner) == len(kept) and all(map(is_, owner, kept))
+    return owner if same else kept
 
 
 def _emptied(kept: list) -> Iterator:

@@ -14,7 +14,7 @@ from ..method.lora import Lora
 from ..method.prior import PROBE_TOLERANCE, Prior, probe_distance
 from ..method.refine import Refinement, pooled_weight_delta
 from ..method.refine import refinement as solve_refinement
-from ..method.sums import Moments
+from ..method.sums import Moments, collect_moments
 from .host import Edit, Progress, Text, Weights
 from .prior import named_captions, step_aside
 from .refine import check_preserved, held_names, reading, solve_pooled
@@ -90,7 +90,7 @@ def gather(
 def _moments(loras: LoraSet, recipe: Recipe, text: Text | None, lines: list[str], progress: Progress) -> Moments:
     missing = [entry.concept for entry in loras.loras if not _has_moments(entry, recipe)]
     if not missing:
-        return tuple(entry.moments for entry in loras.loras)
+        return collect_moments(entry.moments for entry in loras.loras)
     names = ", ".join(concept.target for concept in missing[:5])
     if text is None:
         raise LoraSetError(f"the moments of {names} are not at hand: connect the CLIP that the LoRAs were trained with")
@@ -161,6 +161,19 @@ def _own_or_given(recipe: Recipe, prior: Prior | None, lines: list[str]) -> Prio
     return recipe.prior
 
 
+def whole_prior(recipe: Recipe, text: Text | None, captions: bool, lines: list[str]) -> Prior | None:
+    """The refinement's prior before it stepped aside, for a list of which some have strength 0: what those alone took
+    out of it counts again. None where it is not at hand, which is said; text and captions as for `choose_prior`."""
+    if text is not None and recipe.whole_prior is not None:
+        return recipe.whole_prior
+    if captions and recipe.prior is not None and recipe.prior.stepped_aside[0]:
+        lines.append(
+            f"the {recipe.prior.stepped_aside[0]} captions that were taken out of the prior stay out, also those that "
+            "name only what has strength 0: connect the CLIP and the prior, so that these count again"
+        )
+    return None
+
+
 def choose_weights(recipe: Recipe, lambda2: str, lambda3: str, mu: str, pull: str) -> tuple[FuseWeights, list[str]]:
     """The weights of Eq. 7; auto takes those of the refinement (Table 10 has lambda2 = lambda1)."""
     usual = recipe.weights
@@ -203,7 +216,10 @@ def fused_model(
         chosen, about = choose_weights(parts.recipe, *weights, pull)
     counts = bool(parts.recipe.weights.lambda1 or chosen is not None and chosen.lambda2)
     own = strengths_of(strengths, parts.concepts)
-    prior = choose_prior(parts.recipe, with_strength(parts.concepts, own), prior, text, counts, lines, progress)
+    erased = with_strength(parts.concepts, own)
+    if prior is None and len(erased) < len(parts.concepts):
+        prior = whole_prior(parts.recipe, text, counts, lines)
+    prior = choose_prior(parts.recipe, erased, prior, text, counts, lines, progress)
     if chosen is not None:
         if chosen.lambda2 and (prior is None or prior.mean is None):
             lines.append("lambda2 has no effect: there is no prior with captions")

@@ -228,7 +228,7 @@ def refine_model(
     lines: list[str] = []
     keys = model.tokens(projections)
     own = text.at_ports if own_words is None else own_words
-    erased = with_strength(concepts, strengths)
+    erased, whole = with_strength(concepts, strengths), prior
     if prior is not None:
         prior.check(text.fingerprint, text.other_widths)
         prior = step_aside(prior, erased, text, bool(weights.lambda1), lines, progress)
@@ -278,6 +278,7 @@ def refine_model(
         None if pooled_delta is None else pooled_delta.cpu(),
         own,
         tuple(other_deltas),
+        None if whole is prior else whole,
     )
     if strength == 0:
         step(edited)

@@ -23,9 +23,9 @@ from ....mace.method.moments import ConceptMoments
 from ....mace.method.span import RowMoments
 from ....mace.method.sums import Moments, StoredMoments, gather_moments
 
-# Of the machine's memory, what the moments of one list take before they go to the disk; those that are kept between
-# runs have a budget of their own.
-SHARE_OF_MOMENTS = 0.1
+# Of the machine's memory, and in bytes, what the moments of one list take at most before they go to the disk: 50
+# concepts of SD1.x, so that a thousand take no more. Those that are kept between runs have a budget of their own.
+SHARE_OF_MOMENTS, MOST_OF_MOMENTS = 0.1, 500 << 20
 
 
 def written(parts: Iterable[Tensor]) -> Tensor:
@@ -65,7 +65,8 @@ def kept_moments(moments: Iterable[ConceptMoments | RowMoments]) -> Moments:
     """A list's moments: in memory, or in files of the host's temp folder where they are many."""
     folder = folder_paths.get_temp_directory()
     os.makedirs(folder, exist_ok=True)
-    most = int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MOMENTS)
+    share = int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MOMENTS)
+    most = min(share, MOST_OF_MOMENTS)
     given = iter(moments)
     first = next(given)
     if isinstance(first, RowMoments):
