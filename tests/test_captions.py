@@ -234,6 +234,7 @@ def test_names_of_other_things_hold_a_phrase(captions):
     }
     assert longer_names([*own, *["A hot day."] * 18], ["dog"])["dog"] == ["guide dog", "hot dog"]
     assert longer_names([*own, *["A hot day."] * 19], ["dog"])["dog"] == ["guide dog"]
+    assert longer_names(["A dog.", "the dog", "A dog!", "two dogs", "the dog", "two dogs"], ["dog"]) == {"dog": []}
     found = longer_names(captions[:20_000], ["dog", "car"])
     assert "hot dog" in found["dog"] and {"police car", "cable car"} <= set(found["car"])
 

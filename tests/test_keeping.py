@@ -117,6 +117,18 @@ def test_more_is_preserved_as_if_it_had_always_been(comfy_host, demo):
     assert more.digest == priors.preserve_also(part, keep[2:], encoder, progress).digest != part.digest
 
 
+def test_what_is_erased_is_kept_in_no_other_number(comfy_host, demo):
+    keeping, search = comfy_host.module("nodes.stages.keeping"), comfy_host.module("nodes.stages.alias_search")
+    words, encoder = comfy_host.module("nodes.stages.alias_words"), comfy_host.module("nodes.host.text").TextEncoder
+    erased = concepts(comfy_host, "car\npolice cars\n\u2603")
+    kept = keeping.kept_beside(search.Found((), [], ("police car", "Cars", "\u2603", "bus")), erased)
+    assert [concept.target for concept in kept] == ["bus"]
+    shown = [(concept, "a photo of the {}") for concept in erased]
+    captions = ["A police car.", "two police cars", "a cable car", "the cable car"]
+    found = words.longer_names_to_try(encoder(demo[1]), shown, words.AliasSettings(), captions, [[]] * 3)
+    assert found == [["cable car"], [], []]
+
+
 def test_people_and_artists_of_the_papers_lists_give_way(comfy_host):
     keeping, search = comfy_host.module("nodes.stages.keeping"), comfy_host.module("nodes.stages.alias_search")
     lists = comfy_host.module("mace.concepts.lists").RETENTION

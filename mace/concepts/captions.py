@@ -29,6 +29,7 @@ MOST_ELSEWHERE = 0.9
 _SLOT = re.compile(r"\{(\w+)(\+s)?\}")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=([A-Za-z0-9]+))")
 _WORD = re.compile(r"\w+")
+_DETERMINERS = frozenset("a an the this that these those my your his her its our their one two three some any no".split())
 # What no name of two words goes across: signs between parts of a sentence, and the end of a possessive.
 _PAUSE = re.compile(r"[^\w\s'’-]+|['’]s?(?!\w)")
 # Spelled with a vowel and spoken with a consonant, or the reverse.
@@ -216,7 +217,7 @@ def leave_out(
 def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, list[str]]:
     """For each phrase the names of other things that end with it, as "hot dog" with "dog"; the most frequent first.
 
-    A word before a phrase makes a name with it where two captions hold both and at most MOST_ELSEWHERE of those that
+    A word before a phrase, no article and the like, makes a name with it where two captions hold both and at most MOST_ELSEWHERE of those that
     hold the word have it elsewhere: a first sieve, which "a dog" and "big dog" do not pass. What tells things of the
     kind ("guide dog") from others is left to the model. CLIP reads from left to right, a phrase before another word
     ("dog house") as it does alone, so that no such name can stay where the phrase goes. Names are in small letters;
@@ -233,9 +234,14 @@ def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, l
         pairs.update(found)
     names: dict[str, list[str]] = {phrase: [] for phrase in own}
     for (word, phrase), count in pairs.most_common():
-        if count > 1 and count >= (1 - MOST_ELSEWHERE) * held[word]:
+        if word not in _DETERMINERS and count > 1 and count >= (1 - MOST_ELSEWHERE) * held[word]:
             names[phrase].append(f"{word} {own[phrase]}")
     return names
+
+
+def written_forms(phrases: Iterable[str]) -> set[str]:
+    """Phrases and their plurals, in small letters, as words with a space between; one without a word as it stands."""
+    return {" ".join(form) for phrase in phrases for form in _forms(phrase) or [(normalised(phrase),)]}
 
 
 # Words are looked up by the first of a phrase, so a thousand phrases cost no more than one.

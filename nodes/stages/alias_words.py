@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 
 from ...mace.concepts.aliases import nearest
-from ...mace.concepts.captions import builtin_captions, longer_names
+from ...mace.concepts.captions import builtin_captions, longer_names, written_forms
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.concepts.subjects import parse_names
 from ...mace.method.tokens import fill
@@ -83,15 +83,14 @@ def longer_names_to_try(
     """
     phrases = phrases_by_key([concept for concept, _ in shown])
     named = longer_names(captions or builtin_captions(NAMES_FROM), phrases.values()) if s.neighbours else {}
-    taken = {*phrases, *map(normalised, parse_names(s.keep, "keep"))}
-    taken.update(normalised(word) for words in tried for word in words)
+    taken = written_forms([*phrases.values(), *parse_names(s.keep, "keep"), *chain.from_iterable(tried)])
     found = []
     for concept, template in shown:
         own = dict.fromkeys(
-            name for phrase in concept.phrases for name in named.get(phrase, ()) if normalised(name) not in taken
+            name for phrase in concept.phrases for name in named.get(phrase, ()) if not taken & written_forms([name])
         )
         found.append(encoder.fitting(list(own), partial(fill, template))[: s.neighbours])
-        taken.update(map(normalised, found[-1]))
+        taken |= written_forms(found[-1])
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ...mace.concepts.captions import written_forms
 from ...mace.concepts.concept import Concept, normalised, phrases_by_key
 from ...mace.concepts.lists import RETENTION
 from ...mace.method.fuse import FuseWeights
@@ -29,12 +30,12 @@ def kept_beside(found: Found, concepts: Sequence[Concept]) -> list[Concept]:
     hold an erased word, each in the prompts of what it lies next to, and the paper's lists to keep of the types that
     are erased, less what is erased."""
     kinds = {concept.type for concept in concepts}
-    erased = phrases_by_key([*concepts, *found.concepts])
+    erased = written_forms(phrases_by_key([*concepts, *found.concepts]).values())
     kind = next(iter(kinds)) if len(kinds) == 1 else "object"
     named = [(word, found.kinds.get(normalised(word), kind)) for word in found.neighbours]
     named += [(name, kind) for kind, names in RETENTION.values() if kind in kinds for name in names]
     each = {normalised(word): Concept(word, "", kind) for word, kind in reversed(named)}
-    return [concept for key, concept in reversed(each.items()) if key not in erased]
+    return [concept for concept in reversed(each.values()) if not erased & written_forms([concept.target])]
 
 
 def kept_lines(keep: Sequence[Concept]) -> list[str]:
