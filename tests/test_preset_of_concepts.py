@@ -96,6 +96,8 @@ def test_every_node_behind_takes_the_choice(comfy_host, demo, monkeypatch):
     monkeypatch.setitem(known, DEMO, replace(known[DEMO], fuse=lambda count: own))
     said = report(fuse(comfy_host, demo[0], loras[0], clip=demo[1], pull="auto"))
     assert "\nmu 3\n" in said and "\npull: prior too (refined weights)\n" in said
+    numbers = dict(lambda2="0.1", lambda3="0", mu="3")
+    assert "\npull: prior too" in report(fuse(comfy_host, demo[0], loras[0], clip=demo[1], pull="auto", **numbers))
     unlike = "pull: refined weights (release), where the settings have prior too (refined weights)"
     assert unlike in report(fuse(comfy_host, demo[0], loras[0], clip=demo[1]))
     monkeypatch.undo()
@@ -176,6 +178,7 @@ def test_a_preset_that_is_gone_is_named(comfy_host, demo):
     made = train(comfy_host, demo[1], model, images(comfy_host, demo, plain)[0])[0]
     loras = replace(made, recipe=replace(made.recipe, preset="mine"))
     given = dict(pull="auto", lambda2="0", lambda3="0", clip=demo[1])
-    assert "mu 3\n" in report(fuse(comfy_host, demo[0], loras, **given, mu="3"))
+    said = report(fuse(comfy_host, demo[0], loras, **given, mu="3"))
+    assert "mu 3\n" in said and "pull: refined weights (release), for there is no preset 'mine' here" in said
     with pytest.raises(ValueError, match="there is no preset 'mine' here"):
         fuse(comfy_host, demo[0], loras, **given)

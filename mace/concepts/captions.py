@@ -29,7 +29,9 @@ MOST_ELSEWHERE = 0.9
 _SLOT = re.compile(r"\{(\w+)(\+s)?\}")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=([A-Za-z0-9]+))")
 _WORD = re.compile(r"\w+")
-_DETERMINERS = frozenset("a an the this that these those my your his her its our their one two three some any no".split())
+_DETERMINERS = frozenset(
+    "a an the this that these those my your his her its our their one two three some any no".split()
+)
 # What no name of two words goes across: signs between parts of a sentence, and the end of a possessive.
 _PAUSE = re.compile(r"[^\w\s'’-]+|['’]s?(?!\w)")
 # Spelled with a vowel and spoken with a consonant, or the reverse.
@@ -217,11 +219,11 @@ def leave_out(
 def longer_names(captions: Iterable[str], phrases: Iterable[str]) -> dict[str, list[str]]:
     """For each phrase the names of other things that end with it, as "hot dog" with "dog"; the most frequent first.
 
-    A word before a phrase, no article and the like, makes a name with it where two captions hold both and at most MOST_ELSEWHERE of those that
-    hold the word have it elsewhere: a first sieve, which "a dog" and "big dog" do not pass. What tells things of the
-    kind ("guide dog") from others is left to the model. CLIP reads from left to right, a phrase before another word
-    ("dog house") as it does alone, so that no such name can stay where the phrase goes. Names are in small letters;
-    nothing is found in writing that parts no words.
+    A word before a phrase, no article and the like, makes a name with it where two captions hold both and at most
+    MOST_ELSEWHERE of those that hold the word have it elsewhere: a first sieve, which "a dog" and "big dog" do not
+    pass. What tells things of the kind ("guide dog") from others is left to the model. CLIP reads from left to
+    right, a phrase before another word ("dog house") as it does alone, so that no such name can stay where the
+    phrase goes. Names are in small letters; nothing is found in writing that parts no words.
     """
     own = {phrase: " ".join(_words(phrase)) for phrase in phrases}
     owners = {variant: phrase for phrase in own for variant in _forms(phrase)}

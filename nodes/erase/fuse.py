@@ -8,7 +8,7 @@ from ...mace.pipeline.fusion import CLOSED_FORM, NAIVE, TOWARDS, fused_model, pu
 from ...mace.pipeline.written import AUTO, is_auto, read_weight
 from ..compared import compared_pictures, read_prompt
 from ..host.pipeline import ModelWeights, text_of
-from ..host.preset_files import find_preset, weights_in_place_of_auto
+from ..host.preset_files import find_preset, presets, weights_in_place_of_auto
 from ..host.progress import NodeProgress
 from ..schema import ERASE, MOST_SEED, LorasType, PriorType, RefinementType, number_input, side_inputs
 from ..stages.erasing import sampling
@@ -156,12 +156,15 @@ class FuseLoras(io.ComfyNode):
             name, count = preset_of(refinement.concepts), len(refinement.concepts)
         elif loras.recipe is not None:
             name, count = loras.recipe.preset, len(loras.concepts)
-        # Weights that stand there need no preset, which may be another machine's.
-        make = find_preset(name).fuse if name and any(map(is_auto, weights)) else None
-        usual = None if make is None else make(count)
+        # Weights that stand there need no preset, which may be another machine's; then pull is the first.
+        preset = find_preset(name) if any(map(is_auto, weights)) else presets().get(name)
+        usual = preset.fuse(count) if name and preset is not None and preset.fuse is not None else None
         weights, own = weights_in_place_of_auto(weights, usual), pull_name(usual)
+        unlike = (
+            [f"pull: {own}, for there is no preset {name!r} here"] if name and preset is None and is_auto(pull) else []
+        )
         pull = own if is_auto(pull) else pull
-        unlike = [f"pull: {pull}, where the settings have {own}"] if usual and pull != own else []
+        unlike += [f"pull: {pull}, where the settings have {own}"] if usual and pull != own else []
         given = (ModelWeights(model), None if clip is None else text_of(clip), NodeProgress())
         edited, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
         fused = edited.model
