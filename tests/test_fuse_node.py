@@ -265,6 +265,7 @@ def test_what_has_no_strength_stays_in_the_prior(comfy_host, demo, listed, parts
     about = stage.refine_model(weights, encoder, progress, listed, how, whole, strengths=(0.0, 1.0))[2]
     assert "taken out of the prior: 1 of 4 captions, which name what is erased" in about
     assert "  taken out: a photo of a ship" in about
+    assert "lambda3" in report(fuse(comfy_host, model, parts[3], prior=whole, clip=clip)).splitlines()[0]
     # So it is where the refinement of both brings the prior along.
     both = refine(comfy_host, model, clip, listed, mu="10", lambda1="1e-3", lambda3="1e-3", prior=whole)[1]
     beside = dict(refinement=both, strengths="dog = 0")

@@ -191,9 +191,15 @@ def test_contradictions_are_errors(comfy_host, demo, captions):
 def test_the_refinement_says_what_the_prior_does_not_do(comfy_host, demo, captions):
     model, clip, _ = demo
     made = prior_of(comfy_host, clip, captions=captions, count=100, preserve="ship")[0]
-    out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made)
-    report = out.ui.as_dict()["text"][0]
-    assert "captions have no effect: lambda1 is 0" in report and "preserve have no effect: lambda3 is 0" in report
+    auto = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made)
+    report = auto.ui.as_dict()["text"][0]
+    # Who names what is to stay wants it to stay, also where Table 10 has no weight for it.
+    assert "captions have no effect: lambda1 is 0" in report and auto[1].weights.lambda3 == 0.3
+    assert "lambda3 0.3 for the names that are preserved: these settings have none" in report
+    out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda3="0")
+    assert "preserve have no effect: lambda3 is 0" in out.ui.as_dict()["text"][0] and out[1].weights.lambda3 == 0
+    people = refine(comfy_host, model, clip, concepts(comfy_host, "Adam Driver -> person", type="celebrity"), prior=made)
+    assert people[1].weights.lambda3 == 0.8
     made = replace(made, texts=None)  # as an earlier version saved it
     out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda1="1e-4")
     assert "without leaving out captions that name dog" in out.ui.as_dict()["text"][0]

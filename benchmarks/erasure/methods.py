@@ -52,7 +52,7 @@ class Subject:
             self._spent[method] = alone.seconds["refine"]
             return alone.refined, {}
         if method == NEAR_KEPT:
-            work, weight = replace(self.work, seconds={}), self.bench.host.module("nodes.stages.keeping").NEAR_WEIGHT
+            work, weight = replace(self.work, seconds={}), self.bench.host.module("nodes.stages.keeping").NAMED_WEIGHT
             self.bench.refine(work, own_words="on", prior=self.bench.keeping(work.near), lambda3=repr(weight))
             self._spent[method] = work.seconds["refine"]
             return work.refined, {}

@@ -83,7 +83,7 @@ def check_prior(concepts: tuple[Concept, ...], weights: RefineWeights, prior: Pr
     if general and not weights.lambda1:
         lines.append("the prior's captions have no effect: lambda1 is 0; auto has none for objects")
     if domain and not weights.lambda3:
-        lines.append("the concepts to preserve have no effect: lambda3 is 0; auto has it for people and styles")
+        lines.append("the concepts to preserve have no effect: lambda3 is 0")
     if prior is not None:
         check_preserved(concepts, prior)
         if general and weights.lambda1:

@@ -12,6 +12,7 @@ from ..host.preset_files import find_preset, presets, weights_in_place_of_auto
 from ..host.progress import NodeProgress
 from ..schema import ERASE, MOST_SEED, LorasType, PriorType, RefinementType, number_input, side_inputs
 from ..stages.erasing import sampling
+from ..stages.keeping import written_weights
 from ..stages.nearby import fused_lines
 
 
@@ -151,24 +152,28 @@ class FuseLoras(io.ComfyNode):
         shown = read_prompt(preview_prompt, (refinement or loras).concepts)
         if shown and (clip is None or vae is None):
             raise ValueError("preview_prompt is drawn with clip and vae: connect both, or leave it empty")
-        name, weights = "", (lambda2, lambda3, mu)
-        if refinement is not None:
-            name, count = preset_of(refinement.concepts), len(refinement.concepts)
-        elif loras.recipe is not None:
-            name, count = loras.recipe.preset, len(loras.concepts)
+        # What the LoRAs were trained on; neither is there for imported ones, which the fusion refuses.
+        source = loras.recipe if refinement is None else refinement
+        concepts = (loras if refinement is None else refinement).concepts
+        name = preset_of(concepts) if refinement is not None else source.preset if source is not None else ""
+        weights, named = (lambda2, lambda3, mu), []
         # Weights that stand there need no preset, which may be another machine's; then pull is the first.
         preset = find_preset(name) if any(map(is_auto, weights)) else presets().get(name)
-        usual = preset.fuse(count) if name and preset is not None and preset.fuse is not None else None
-        weights, own = weights_in_place_of_auto(weights, usual), pull_name(usual)
-        unlike = (
-            [f"pull: {own}, for there is no preset {name!r} here"] if name and preset is None and is_auto(pull) else []
-        )
+        usual = preset.fuse(len(concepts)) if name and preset is not None and preset.fuse is not None else None
+        own = pull_name(usual)
+        about = [f"auto: {name}"] if name else []
+        if name and preset is None and is_auto(pull):
+            about.append(f"pull: {own}, for there is no preset {name!r} here")
         pull = own if is_auto(pull) else pull
-        unlike += [f"pull: {pull}, where the settings have {own}"] if usual and pull != own else []
+        if usual and pull != own:
+            about.append(f"pull: {pull}, where the settings have {own}")
+        if source is not None and method != NAIVE:
+            weights, named = written_weights(weights, usual or source.weights, prior or source.prior)
+        weights = weights_in_place_of_auto(weights, usual)
         given = (ModelWeights(model), None if clip is None else text_of(clip), NodeProgress())
         edited, lines, listed = fused_model(*given, loras, refinement, prior, method, strengths, weights, pull)
         fused = edited.model
-        lines = [*([f"auto: {name}"] if name else []), *unlike, *lines]
+        lines = [*about, *named, *lines]
         if clip is not None:
             lines += fused_lines(model, fused, clip, loras, refinement, prior, listed)
         pictures = {}

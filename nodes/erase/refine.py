@@ -20,6 +20,7 @@ from ..host.pipeline import text_and_weights
 from ..host.preset_files import find_preset, weights_in_place_of_auto
 from ..host.progress import NodeProgress
 from ..schema import ERASE, ConceptsType, PriorType, RefinementType, number_input
+from ..stages.keeping import written_weights
 from ..stages.nearby import moved_lines
 
 OWN_WORDS = {AUTO: None, "on": True, "off": False}
@@ -71,7 +72,7 @@ class CFRRefine(io.ComfyNode):
                     usual=1.0,
                     advanced=True,
                     tooltip=f"Larger keeps more of the concepts to preserve. {weight} 0.8 to 20 by the number of "
-                    "people, 8 for styles, none for objects. A number without unit: lambda3 of Eq. 19.",
+                    "people, 8 for styles, 0.3 for other names to preserve. A number without unit: lambda3 of Eq. 19.",
                 ),
                 number_input(
                     "mu",
@@ -177,9 +178,9 @@ class CFRRefine(io.ComfyNode):
             lambda1_form = RELEASED if preset.lambda1_squared and own is None else PAPER
         if mu_measures == AUTO:
             mu_measures = MEASURE_NAMES[own.metric] if own else EMBEDDINGS
-        given = (lambda1, lambda3, mu)
+        given, named = written_weights((lambda1, lambda3, mu), preset.weights(concepts), prior)
         weights, lines = choose_weights(concepts, *weights_in_place_of_auto(given, own), lambda1_form, mu_measures)
-        lines = [*([f"auto: {name}"] if name else []), *lines]
+        lines = [*([f"auto: {name}"] if name else []), *named, *lines]
         # As Erase Concepts writes them, so that both find the LoRAs that one of them trained.
         forms = preset.refine_forms if own else None
         settings = written_settings(*weights_in_place_of_auto(given, forms), lambda1_form, mu_measures)

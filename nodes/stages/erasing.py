@@ -26,7 +26,7 @@ from .alias_words import AliasSettings
 from .captions import USUAL, in_time
 from .estimate import Estimate
 from .images import make_images
-from .keeping import captions_held_by, kept_beside, kept_lines, with_near
+from .keeping import captions_held_by, kept_beside, kept_lines, with_named
 from .mask_making import ATTENTION, make_masks
 from .nearby import fused_lines, moved_lines
 from .planning import COMPARING, OTHER_WORDS, PICTURES, READING, TRAINING, Plan
@@ -69,8 +69,7 @@ def refine_as_preset(
     """(refined MODEL, Refinement, lines for the artist, the prior before it stepped aside) with a preset's weights.
 
     prior: where None, built-in captions are read if the weights need them, fewer on a slow CPU.  strengths: see
-    `refine_model`.  lean: see `mace.presets.leaning`.  keep: to preserve besides what the prior does, with NEAR_WEIGHT
-    where the preset has no lambda3.
+    `refine_model`.  lean: see `mace.presets.leaning`.  keep: to preserve besides what the prior does.
     """
     text, original = text_and_weights(model, clip)
     own = chosen.own_weights(concepts)
@@ -92,7 +91,7 @@ def refine_as_preset(
     # of a preset's weight that grows with the list.
     written, form = (AUTO,) * 3, RELEASED if chosen.lambda1_squared else PAPER
     presets = chosen.weights(concepts)
-    usual = with_near(presets, keep)
+    usual = with_named(presets, prior)
     if own or lean:
         written, form = tuple(map(repr, astuple(leaning(usual, lean))[:3])), PAPER
     elif usual != presets:
@@ -220,7 +219,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     masks, about["Masks"], _ = make_masks(model, clip, images, ATTENTION)
     loras, about["Training"] = train_loras(refined, clip, images, masks, preset_training(wanted), plan.plans)
     plan.say(COMPARING, "fusing")
-    fused, about["Fusion"], moved, targets = fuse_as_preset(model, clip, loras, refinement, prior, wanted, keep)
+    fused, about["Fusion"], moved, targets = fuse_as_preset(model, clip, loras, refinement, prior, wanted)
     result = result_line(targets, time.perf_counter() - start)
     send_text(result)
     # What became of it first: only so many lines of a report are seen on the node.
@@ -270,16 +269,15 @@ def fuse_as_preset(
     refinement: Refinement,
     prior: Prior | None,
     wanted: Wanted,
-    keep: Sequence[Concept] = (),
 ):
     """(fused MODEL, lines for the artist, those on how far other words moved, [target, strength] of every concept) with
     a preset's weights.
 
-    loras: trained on the refinement.  prior: see `refine_as_preset`.  keep: what it preserves of itself.
+    loras: trained on the refinement.  prior: see `refine_as_preset`.
     """
     fuse_as, weights = (AUTO,) * 3, None
     if wanted.preset.fuse is not None:
-        weights = with_near(wanted.preset.fuse(len(refinement.concepts)), keep)
+        weights = with_named(wanted.preset.fuse(len(refinement.concepts)), prior)
         fuse_as = tuple(map(repr, astuple(leaning(weights, wanted.lean))[:3]))
     fused, about, targets = fused_model(
         ModelWeights(model),

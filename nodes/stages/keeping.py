@@ -9,15 +9,32 @@ from ...mace.concepts.lists import RETENTION
 from ...mace.method.fuse import FuseWeights
 from ...mace.method.prior import Prior
 from ...mace.method.refine import RefineWeights
+from ...mace.pipeline.written import is_auto
 from .alias_search import Found
 
-# lambda3 where a preset has none, and how many of the words a report names.
-NEAR_WEIGHT, NAMED = 0.3, 12
+# lambda3 of names where a preset has none, and how many of the words a report names.
+NAMED_WEIGHT, NAMED = 0.3, 12
 
 
-def with_near(weights: RefineWeights | FuseWeights, keep: Sequence[Concept]) -> RefineWeights | FuseWeights:
-    """Weights that hold what is kept, if anything is."""
-    return replace(weights, lambda3=NEAR_WEIGHT) if keep and not weights.lambda3 else weights
+def with_named(weights: RefineWeights | FuseWeights, prior: Prior | None) -> RefineWeights | FuseWeights:
+    """A preset's weights, which hold what a prior preserves by name: with NAMED_WEIGHT where they have no lambda3."""
+    named = prior is not None and prior.preserve is not None
+    return replace(weights, lambda3=NAMED_WEIGHT) if named and not weights.lambda3 else weights
+
+
+def written_weights(
+    given: Sequence[str | float], usual: RefineWeights | FuseWeights, prior: Prior | None
+) -> tuple[list[str | float], list[str]]:
+    """(three weights as given, NAMED_WEIGHT in place of an auto that would leave preserved names without one; a line
+    for the artist where it is so).
+
+    usual: what auto takes otherwise.  prior: see `with_named`.
+    """
+    weight = with_named(usual, prior).lambda3
+    if weight == usual.lambda3 or not is_auto(given[1]):
+        return list(given), []
+    said = f"lambda3 {weight:g} for the names that are preserved: these settings have none"
+    return [given[0], repr(weight), given[2]], [said]
 
 
 def captions_held_by(prior: Prior | None) -> Sequence[str]:
