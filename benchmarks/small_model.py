@@ -55,13 +55,17 @@ class Small:
                     layer.forward = lambda x, *given: x
         studio = Studio(self.host, self.clip, self.vae, kind.steps, kind.sampler, pooled=True, channels=kind.channels)
         self.studio, self.examiner, self.words = studio, Examiner(studio, STYLE), vocabulary()
-        self.prior = self._made_prior(folder) if prior else None
+        self.prior = None
+        if prior:
+            self.make_prior(captions()[::EVERY_CAPTION])
         self.measures = self.host.module("mace.pipeline.refine").MEASURE_NAMES
 
-    def _made_prior(self, folder: Path):
-        (folder / "input" / CAPTIONS).write_text("\n".join(captions()[::EVERY_CAPTION]), encoding="utf-8")
+    def make_prior(self, lines: Sequence[str]) -> None:
+        """A prior of some captions, from here on."""
+        path = Path(self.host.folder_paths.get_input_directory()) / CAPTIONS
+        path.write_text("\n".join(lines), encoding="utf-8")
         every = dict(captions=CAPTIONS, count=1_000_000, seed=0, preserve="", preserve_type="object", retention="none")
-        return self.host.run("MACE_Prior", clip=self.clip, model=self.model, **every)[0]
+        self.prior = self.host.run("MACE_Prior", clip=self.clip, model=self.model, **every)[0]
 
     def questions(self, erased: Sequence[str], seed: int = SEED) -> dict[str, list[Question]]:
         """By group: the erased names, their synonyms, the other CIFAR classes, and other things."""

@@ -198,7 +198,8 @@ def test_the_refinement_says_what_the_prior_does_not_do(comfy_host, demo, captio
     assert "lambda3 0.3 for the names that are preserved: these settings have none" in report
     out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda3="0")
     assert "preserve have no effect: lambda3 is 0" in out.ui.as_dict()["text"][0] and out[1].weights.lambda3 == 0
-    people = refine(comfy_host, model, clip, concepts(comfy_host, "Adam Driver -> person", type="celebrity"), prior=made)
+    person = concepts(comfy_host, "Adam Driver -> person", type="celebrity")
+    people = refine(comfy_host, model, clip, person, prior=made)
     assert people[1].weights.lambda3 == 0.8
     made = replace(made, texts=None)  # as an earlier version saved it
     out = refine(comfy_host, model, clip, concepts(comfy_host, "dog -> sky"), prior=made, lambda1="1e-4")

@@ -6,6 +6,7 @@ made for Stable Diffusion: the rates were searched on the demo model (docs/searc
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from benchmarks.erasure.bench import Bench, Work
 
@@ -14,11 +15,15 @@ ESD = dict(steps=100, eta=1.0, start_guidance=3.0, sampling_steps=8, batch=1, pr
 AC = dict(train="cross-attention (to_k, to_v)", steps=100, batch=8, images=64, sampling_steps=8, guidance=6.0, **SIZE)
 FMN = dict(train="cross-attention", end_of_text=False, steps=35, batch=1, seed=0)
 SPEED = dict(threshold=0.1, retain_scale=1.0)
+# By the settings that are published for 10 to 100 celebrities.
+SPEED_LISTS = "SPEED as for lists"
 OCE = dict(erase_scale="auto", preserve_scale="auto")
 RATES = {"ESD-x": "1e-4", "ESD-u": "1e-5", "AC": "1e-4", "FMN": "1e-4"}
 # OCE by the weights that are published for as many people, in which what is preserved counts; and in the form that its
 # objective asks for.
 OCE_PEOPLE, OCE_DERIVED = "OCE as for people", "OCE as for people, derived"
+# Captions of OCE: those of MACE's prior, as it steps aside for a list.
+CAPTIONS = "stepped_aside.txt"
 METHODS = {"ESD-x": "ESD-x (cross-attention)", "ESD-u": "ESD-u (all but cross-attention)"}
 
 # (MODEL, what to draw with besides: see `Studio.draw`)
@@ -72,17 +77,27 @@ def speed(bench: Bench, work: Work, name: str, **settings) -> Made:
     return run(bench, "SPEED", model=bench.model, concepts=work.concepts, **chosen)[0], {}
 
 
+def speed_as_for_lists(bench: Bench, work: Work, name: str) -> Made:
+    """SPEED with the settings that are published for lists, preserving all other things by name."""
+    return speed(bench, work, name, threshold=1e-4, retain_scale=0.05, filter=False)
+
+
 def oce(bench: Bench, work: Work, name: str, **settings) -> Made:
-    """OCE, preserving all other things by name, which by its published weights for objects does not count."""
-    chosen = {**OCE, **others(bench, work), **settings}
+    """OCE with the captions that MACE's prior has for the list, preserving all other things by name, which by its
+    published weights for objects does not count."""
+    leave_out = bench.host.module("mace.concepts.captions").leave_out
+    held, _ = leave_out(bench.prior.texts.captions, [concept.target for concept in work.concepts])
+    path = Path(bench.host.folder_paths.get_input_directory()) / CAPTIONS
+    path.write_text("\n".join(held), encoding="utf-8")
+    chosen = {**OCE, **others(bench, work), "captions": CAPTIONS, "count": len(held), **settings}
     return run(bench, "OCE", model=bench.model, concepts=work.concepts, **chosen)[0], {}
 
 
 def oce_as_for_people(bench: Bench, work: Work, name: str) -> Made:
     """OCE with the published weights for as many celebrities, preserving all other things by name."""
     weights = bench.host.module("mace.baselines.oce").published_weights("celebrity", len(work.concepts))
-    scales = {scale: repr(value) for scale, value in asdict(weights).items()}
-    return oce(bench, work, name, **scales, solution="derived" if name == OCE_DERIVED else "published")
+    how = {scale: repr(value) for scale, value in asdict(weights).items()} | {"templates": "no"}
+    return oce(bench, work, name, **how, solution="derived" if name == OCE_DERIVED else "published")
 
 
 def sld(bench: Bench, work: Work, name: str, **settings) -> Made:
@@ -99,6 +114,7 @@ def negative(bench: Bench, work: Work, name: str, **settings) -> Made:
 BASELINES: dict[str, Callable[..., Made]] = {
     "UCE": uce,
     "SPEED": speed,
+    SPEED_LISTS: speed_as_for_lists,
     "OCE": oce,
     OCE_PEOPLE: oce_as_for_people,
     OCE_DERIVED: oce_as_for_people,

@@ -16,6 +16,7 @@ NAMES = {
     "own words, near kept": "the same, near words and longer names kept",
     "UCE": "UCE",
     "SPEED": "SPEED",
+    "SPEED as for lists": "SPEED, settings as for lists",
     "OCE": "OCE",
     "OCE as for people": "OCE, weights as for people",
     "OCE as for people, derived": "OCE, the same, derived form",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.erasure.baselines import OCE_PEOPLE
+from benchmarks.erasure.baselines import OCE_DERIVED, OCE_PEOPLE, SPEED_LISTS
 from benchmarks.erasure.bench import STYLE, Bench
 from benchmarks.erasure.methods import ALONE, BASE, FUSED, NEAR_KEPT, REFINED, STAGES, Subject
 from benchmarks.erasure.questions import SEED, TEMPLATES, VARIED, Question, asked
@@ -17,7 +17,7 @@ COUNTS = (1, 5, 10, 50, 100)
 # Of what a hundred leave, each how many-th is kept by the longest list.
 FEW = 5
 TABLE_1 = ("UCE", "ESD-x", "ESD-u", "AC", "FMN", "SLD-M", "negative prompt")
-CLOSED_FORMS = ("UCE", "SPEED", "OCE", OCE_PEOPLE)
+CLOSED_FORMS = ("UCE", "SPEED", SPEED_LISTS, "OCE", OCE_PEOPLE, OCE_DERIVED)
 # Ten with the aliases that the model tells.
 FOUND = "10, aliases found"
 # How far the pictures of the base model itself are apart, by another noise.
@@ -145,7 +145,7 @@ def mass(bench: Bench, records: Records, plan: Plan) -> None:
                 named = {word: name for name in erased for word in bench.synonyms[name]}
                 questions["synonyms"] = asked(named)
                 found = Subject(bench, erased, found=True)
-                fill(bench, records, found, questions, plan, FOUND, (REFINED, ALONE, NEAR_KEPT))
+                fill(bench, records, found, questions, plan, FOUND, (REFINED, FUSED, ALONE, NEAR_KEPT))
             usual = (ALONE, *STAGES, *CLOSED_FORMS)
             fill(bench, records, Subject(bench, erased), questions, plan, str(count), usual)
         most, questions = nearly_all(order, kept)
