@@ -44,6 +44,11 @@ def test_it_holds_what_an_artist_needs_and_little_else(archive):
     assert wanted <= set(archive)
 
 
+def test_what_the_readme_shows_is_there(archive):
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", archive["README.md"].decode())
+    assert "assets/banner.png" in shown and set(shown) <= set(archive)
+
+
 def python_of(archive):
     """{file: what it has no business with} of those that have any."""
     sources = {name: text for name, text in archive.items() if name.endswith(".py")}
