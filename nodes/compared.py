@@ -29,7 +29,6 @@ def compared_pictures(
     send_text("drawing before and after")
     seeds = [(seed + number) % (MOST_SEED + 1) for number in range(COMPARED)]
     drawn = before_and_after(base, erased, clip, vae, prompt, seeds, settings)
-    send_text("before and after: drag the divider")
     return {
         name: ui.PreviewImage(images, cls=cls).as_dict()["images"]
         for name, images in zip(("a_images", "b_images"), drawn, strict=True)

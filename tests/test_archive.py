@@ -44,6 +44,11 @@ def test_it_holds_what_an_artist_needs_and_little_else(archive):
     assert wanted <= set(archive)
 
 
+def test_what_the_readme_shows_is_there(archive):
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", archive["README.md"].decode())
+    assert "assets/banner.png" in shown and set(shown) <= set(archive)
+
+
 def python_of(archive):
     """{file: what it has no business with} of those that have any."""
     sources = {name: text for name, text in archive.items() if name.endswith(".py")}
@@ -162,3 +167,19 @@ def test_the_templates_come_with_pictures_and_need_no_file_of_ours(archive):
         assert "mace_demo" not in text and ".safetensors" not in text
         types = {node["type"] for node in json.loads(text)["nodes"]}
         assert {kind for kind in types if kind.startswith("MACE_")} == {"MACE_EraseConcepts"}
+
+
+def test_with_the_erasure_bypassed_a_template_draws_the_prompt_of_its_first_word(archive):
+    """The page then takes what stands on the nodes themselves in place of what Erase Concepts gives them."""
+    for name in (name for name in archive if name.startswith("example_workflows/") and name.endswith("json")):
+        workflow = json.loads(archive[name])
+        erase = next(node for node in workflow["nodes"] if node["type"] == "MACE_EraseConcepts")
+        given = {link: output["name"] for output in erase["outputs"] for link in output["links"]}
+        values = {}
+        for node in workflow["nodes"]:
+            slots = [slot for slot in node["inputs"] if "widget" in slot]
+            for slot, value in zip(slots, node.get("widgets_values") or (), strict=False):
+                values[given.get(slot["link"])] = value
+        word = re.match(r"[\w ]+?(?= *(->|\||$))", erase["widgets_values"][6], re.MULTILINE)[0]
+        assert values["prompt"] == erase["widgets_values"][9].replace("{}", word)
+        assert values["width"] == values["height"] == 512 and "bypass Erase Concepts" in archive[name].decode()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_its_sockets_and_links_are_whole(comfy_host, inside):
     for key, name in outside["properties"]["proxyWidgets"]:
         inputs = classes_of(comfy_host)[nodes[int(key)]["type"]].INPUT_TYPES()
         assert any(name in group for group in inputs.values())
+
+
+def test_its_outside_has_what_the_help_lists(inside):
+    (outside,) = json.loads(BLUEPRINT.read_text(encoding="utf-8"))["nodes"]
+    page = (BLUEPRINT.parent.parent / "web/docs/MACE_EraseConcepts.md").read_text(encoding="utf-8")
+    told = page[page.index("On its outside are") : page.index("has no counterpart")]
+    linked = {kind: name for (key, kind), name in from_outside(inside).items() if kind == "switch"}
+    shown = [linked.get(name, name) for _, name in outside["properties"]["proxyWidgets"]]
+    assert "preview_prompt" in shown and [name for name in shown if not re.search(rf"\b{name}\b", told)] == []
 
 
 @pytest.mark.parametrize(

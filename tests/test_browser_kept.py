@@ -43,13 +43,14 @@ def slider(page, name):
 
 
 def check_shown(page, vue):
-    """Report, sliders and the pictures before and after are on the node, and are those of the run."""
+    """Report, sliders and the pictures before and after are on the node, and are those of the run; of what it said
+    while it ran nothing is left."""
     page.wait_for_function(
         f"""said => {{ {FUSE} const own = name => node?.widgets.find(w => w.name === name)?.element;
             const report = own('report'), sliders = own('strength sliders');
             const names = node?.widgets.map(w => w.name) ?? [];
             return report?.value === said && names.indexOf('report') < names.indexOf('before and after') &&
-                report.offsetHeight >= 70 && sliders?.offsetHeight > 0; }}""",
+                !names.includes('$$node-text-preview') && report.offsetHeight >= 70 && sliders?.offsetHeight > 0; }}""",
         arg="\n".join(page.run["text"]),
     )
     pictures = page.locator('[data-testid="image-compare-viewport"] img' if vue else ".mace-compare img")

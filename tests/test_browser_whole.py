@@ -205,7 +205,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
         }""",
         graphs.CHECKPOINT,
     )
-    assert {"concepts", "type", "settings", "find_aliases", "seed", "strengths"} <= set(shown)
+    assert {"concepts", "type", "settings", "find_aliases", "seed", "strengths", "preview_prompt"} <= set(shown)
     prompt = queued(page)
     kinds = sorted(node["class_type"] for node in prompt.values())
     assert kinds == sorted(

@@ -1,12 +1,15 @@
 """The help pages: every message that they explain is one that the code can say."""
 
 import ast
+import json
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from devtools.node_pictures import SHOWN, shown_of
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "web/docs").glob("*.md"))
@@ -120,3 +123,9 @@ def test_every_page_shows_its_node(page):
     with Image.open(picture) as opened:
         assert picture.stem == page.stem and opened.format == "PNG" and opened.width > 300
     assert picture.stat().st_size < 60_000
+
+
+def test_the_pictures_are_of_the_nodes_as_they_are():
+    """Where this fails, take them anew: python -m devtools.node_pictures."""
+    nodes = json.loads((REPO / "tests/snapshots/object_info.json").read_text(encoding="utf-8"))
+    assert json.loads(SHOWN.read_text(encoding="utf-8")) == {name: shown_of(entry) for name, entry in nodes.items()}

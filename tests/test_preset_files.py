@@ -49,8 +49,18 @@ def test_what_was_saved_is_offered_and_used(comfy_host, demo, save):
     weights = refined(comfy_host, demo, chosen)[1].weights
     assert (weights.lambda1, weights.lambda3, weights.mu) == (1e-3, 0, 7)
     found = comfy_host.module("nodes.host.preset_files").find_preset("mine")
-    assert found.refine(100).lambda1 == pytest.approx(1e-2) and found.focus and not found.end_of_text
+    assert found.refine(100).lambda1 == pytest.approx(1e-2) and found.focus and found.end_of_text
     assert (found.lora("style").steps, found.lora("object").steps, found.fuse) == (3, 5, None)
+
+
+@pytest.mark.parametrize("chosen, given", [(True, {}), (False, {"end_of_text": False})])
+def test_end_of_text_is_the_papers_and_always_written(comfy_host, save, chosen, given):
+    said = save(**given)
+    assert json.loads(Path(said.splitlines()[0]).read_text())["end_of_text"] is chosen
+    assert comfy_host.module("nodes.host.preset_files").find_preset("mine").end_of_text is chosen
+    inputs = comfy_host.node_classes["MACE_SavePreset"].define_schema().inputs
+    (shown,) = (one for one in inputs if one.id == "end_of_text")
+    assert shown.default is PRESETS[PAPER].end_of_text
 
 
 def test_a_presets_own_lambda1_may_count_twice(comfy_host, demo, save):

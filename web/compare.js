@@ -36,6 +36,7 @@ function pairElement({ beforeImages, afterImages }) {
     { ...over, margin: "0", opacity: "0", cursor: "ew-resize" },
     { type: "range", min: "0", max: "100", value: "50" },
   );
+  divider.title = "drag the divider";
   divider.setAttribute("aria-label", "divider between before and after");
   const divide = () => {
     before.style.clipPath = `inset(0 ${100 - Number(divider.value)}% 0 0)`;

@@ -3,6 +3,8 @@ import { addPanel, drawingOutputs, grow, isOfPack, make, outputsOf, scrolls, wid
 
 const REPORT = "report";
 const HEIGHT = 90;
+// The widget in which the page shows what a node says while it runs. It stays, and empty space below its last words.
+const PROGRESS = "$$node-text-preview";
 
 function addReport(node) {
   const element = make("textarea", { fontSize: "10px", minHeight: `${HEIGHT}px` }, { readOnly: true });
@@ -12,13 +14,15 @@ function addReport(node) {
   return addPanel(node, REPORT, element, { getMinHeight: () => HEIGHT });
 }
 
-function draw(node) {
+function draw(node, ran) {
   const said = outputsOf(node)?.text?.join("\n");
   const found = widgetOf(node, REPORT);
   if (!said) {
     if (found) node.removeWidget(found);
     return;
   }
+  const progress = ran && widgetOf(node, PROGRESS);
+  if (progress) node.removeWidget(progress);
   const { element } = found ?? addReport(node);
   element.value = said;
   grow(node);

@@ -3,9 +3,9 @@
 Such a file has "name", how the preset is called, and "found_on", what it was found on and where that is told; then,
 each only where it is not Table 10's: "lora" with rank, steps and learning_rate by type of concept ("*": all other
 types), "refine" with lambda1, lambda3, mu and metric of Eq. 19, "fuse" with lambda2, lambda3, mu and pull (one of
-mace.method.fuse.PULLS) of Eq. 7, and "loss", "end_of_text", "focus", "lambda1_squared", "closed_form" as in `Preset`. A
-weight is a number, or [number, power, n] for one that grows with the list: times (count / n)^power for lists longer
-than n.
+mace.method.fuse.PULLS) of Eq. 7, and "loss", "end_of_text", "focus", "lambda1_squared", "closed_form" as in `Preset`.
+"end_of_text" is false where it is not told, though the paper's is true; Save Preset always tells it. A weight is a
+number, or [number, power, n] for one that grows with the list: times (count / n)^power for lists longer than n.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -60,9 +60,9 @@ def weights_of_preset(given: Mapping[str, float | Sequence[float] | None], part:
 
 
 def preset_text(name: str, found_on: str, settings: Mapping[str, object]) -> str:
-    """The text of a preset's file: its name, what it was found on, and of `settings` what is not Table 10's.
+    """The text of a preset's file: its name, what it was found on, and its settings.
 
-    settings: as in the file (see `presets`), None and what is usual left out. Raises PresetError for a name or
+    settings: as in the file (see `presets`); what is None is left out. Raises PresetError for a name or
     found_on that says nothing and for what no preset may hold.
     """
     name, found_on = " ".join(name.split()), " ".join(found_on.split())
@@ -71,7 +71,7 @@ def preset_text(name: str, found_on: str, settings: Mapping[str, object]) -> str
             "name and found_on say what the preset is for: write both, such as my model and 1 object, 4000 captions"
         )
     entry = {"name": name, "found_on": found_on}
-    entry |= {key: value for key, value in settings.items() if value not in (None, False)}
+    entry |= {key: value for key, value in settings.items() if value is not None}
     text = json.dumps(entry, indent=2, ensure_ascii=False) + "\n"
     try:
         preset_of_text(text.encode(), name)

@@ -40,7 +40,7 @@ def written_preset(
     mu_measures: str = EMBEDDINGS,
     lora: str = "",
     loss: str = SQUARED,
-    end_of_text: bool = False,
+    end_of_text: bool = True,
     focus: bool = False,
     lambda2=AUTO,
     fuse_lambda3=AUTO,
@@ -58,9 +58,9 @@ def written_preset(
         "fuse": fuse_part(fused, TOWARDS[pull]),
         "loss": None if loss == SQUARED else loss,
         "end_of_text": end_of_text,
-        "focus": focus,
-        "lambda1_squared": lambda1_form == RELEASED,
-        "closed_form": closed_form,
+        "focus": focus or None,
+        "lambda1_squared": lambda1_form == RELEASED or None,
+        "closed_form": closed_form or None,
     }
     return preset_text(name, found_on, settings)
 
@@ -145,10 +145,11 @@ class SavePreset(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "end_of_text",
-                    default=False,
+                    default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Attention to the end of the prompt is trained away too, as in Train Erasure LoRA.",
+                    tooltip="Attention to the end of the prompt is trained away too, as the paper's preset does; see "
+                    "Train Erasure LoRA.",
                 ),
                 io.Boolean.Input(
                     "focus",
