@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
 
 BLUEPRINT = Path(__file__).resolve().parent.parent / "subgraphs/Erase concepts, stage by stage (MACE).json"
 # What its outside gives, in the order of its inputs.
-GIVEN = ("model", "clip", "vae", "more concepts", "seed", "find_aliases")
-SWITCH = "ComfySwitchNode"
+GIVEN = ("model", "clip", "vae", "more concepts", "seed", "find_aliases", "preserve", "keep_near")
+SWITCH, JOINED = "ComfySwitchNode", "StringConcatenate"
 IMAGES, CAPTIONS, STEPS = 2, 20, 3
 TRIED = "stag, horse"
 
@@ -70,7 +70,8 @@ def run(host, inside: dict, outer: dict, changed: dict[str, dict]) -> dict[str, 
             inputs = {
                 name: ask(given[0])[given[1]] if isinstance(given, list) else given for name, given in inputs.items()
             }
-            done[node] = classes[SWITCH].execute(**inputs) if kind == SWITCH else host.run(kind, **inputs)
+            own = kind in (SWITCH, JOINED)
+            done[node] = classes[kind].execute(**inputs) if own else host.run(kind, **inputs)
         return done[node]
 
     ask(next(node for node, own in prompt.items() if own["class_type"] == "MACE_FuseLoras"))
@@ -78,10 +79,11 @@ def run(host, inside: dict, outer: dict, changed: dict[str, dict]) -> dict[str, 
 
 
 def classes_of(host) -> dict:
-    """The pack's nodes and the host's switch."""
+    """The pack's nodes, and the host's switch and what joins texts."""
     from comfy_extras.nodes_logic import SwitchNode
+    from comfy_extras.nodes_string import StringConcatenate
 
-    return {**host.node_classes, SWITCH: SwitchNode}
+    return {**host.node_classes, SWITCH: SwitchNode, JOINED: StringConcatenate}
 
 
 def test_its_sockets_and_links_are_whole(comfy_host, inside):
@@ -108,8 +110,8 @@ def test_its_outside_has_what_the_help_lists(inside):
     (outside,) = json.loads(BLUEPRINT.read_text(encoding="utf-8"))["nodes"]
     page = (BLUEPRINT.parent.parent / "web/docs/MACE_EraseConcepts.md").read_text(encoding="utf-8")
     told = page[page.index("On its outside are") : page.index("has no counterpart")]
-    linked = {kind: name for (key, kind), name in from_outside(inside).items() if kind == "switch"}
-    shown = [linked.get(name, name) for _, name in outside["properties"]["proxyWidgets"]]
+    linked = from_outside(inside)
+    shown = [linked.get((int(key), name), name) for key, name in outside["properties"]["proxyWidgets"]]
     assert "preview_prompt" in shown and [name for name in shown if not re.search(rf"\b{name}\b", told)] == []
 
 
@@ -122,7 +124,7 @@ def test_its_outside_has_what_the_help_lists(inside):
     ],
 )
 def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch, words, kind, asks):
-    """Also what a prior is needed for: it has one of its own."""
+    """Also what a prior is needed for: it has one of its own. asks: for other words, to erase and to keep."""
     model, clip, vae = demo
     stage, presets = (comfy_host.module(name) for name in ("nodes.stages.erasing", "mace.presets.presets"))
     # To ask for words by, pictures must show something.
@@ -140,7 +142,7 @@ def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch,
     whole = comfy_host.run(
         "MACE_EraseConcepts",
         model=model, clip=clip, vae=vae, preset=presets.PAPER, words=words, type=kind, strengths="", seed=3,
-        preview_prompt="a photo", find_aliases=asks, **small,
+        preview_prompt="a photo", find_aliases=asks, keep_near=asks, **small,
     )  # fmt: skip
     changed = {
         "MACE_Concepts": {"concepts": words, "type": kind},
@@ -149,10 +151,12 @@ def test_it_erases_as_erase_concepts_does(comfy_host, demo, inside, monkeypatch,
         "MACE_FuseLoras": {"preview_prompt": "a photo", **small},
     }
     outer = {"model": model, "clip": clip, "vae": vae, "seed": 3, "find_aliases": asks}
+    outer |= {"preserve": "", "keep_near": asks}
     staged = run(comfy_host, inside, outer, changed)
     aliases = [entry.concept.aliases for entry in staged["MACE_TrainErasureLora"][0].loras]
     assert aliases == [("stag",) if asks else ()] and ("MACE_FindAliases" in staged) == asks
-    assert f"{CAPTIONS} captions (built-in" in report(staged["MACE_Prior"])
+    prior = staged["MACE_Prior"]
+    assert f"{CAPTIONS} captions (built-in" in report(prior) and ("horse" in prior[0].preserved) == asks
     fused = staged["MACE_FuseLoras"][0]
     assert set(fused.patches) == set(whole[0].patches) and fused.patches
     for key in fused.patches:

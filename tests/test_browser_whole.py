@@ -1,6 +1,7 @@
 """In ComfyUI's real page: numbers that are linked, the blueprint of all stages, a picture dragged back in."""
 
 import json
+import re
 
 import pytest
 
@@ -194,6 +195,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
             const names = node.widgets.map(w => w.name);
             set(node, 'concepts', 'dog -> sky');
             set(node, 'seed', 3);
+            set(node, 'preserve', 'ship');
             const inner = type => node.subgraph.nodes.find(n => n.type === type);
             for (const [type, values] of [
                 ['MACE_ConceptImages', {count: 2, width: 64, height: 64, steps: 12}],
@@ -205,7 +207,8 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
         }""",
         graphs.CHECKPOINT,
     )
-    assert {"concepts", "type", "settings", "find_aliases", "seed", "strengths", "preview_prompt"} <= set(shown)
+    promoted = {"find_aliases", "keep_near", "seed", "preserve"}
+    assert {"concepts", "type", "settings", "strengths", "preview_prompt", *promoted} <= set(shown)
     prompt = queued(page)
     kinds = sorted(node["class_type"] for node in prompt.values())
     assert kinds == sorted(
@@ -214,6 +217,8 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     # One seed for pictures, training and preview, as in Erase Concepts.
     seeds = {node["class_type"]: node["inputs"]["seed"] for node in prompt.values() if "seed" in node["inputs"]}
     assert seeds == {"MACE_Prior": 0, "MACE_ConceptImages": 3, "MACE_FindAliases": 0, "MACE_TrainErasureLora": 3}
+    (joined,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "StringConcatenate"]
+    assert joined["string_a"] == "ship"
     (fuse,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "MACE_FuseLoras"]
     assert fuse["preview_seed"] == 3 and isinstance(fuse["vae"], list)
     outside = page.evaluate(
@@ -229,11 +234,15 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     entry = press_queue(page)
     said = json.dumps(entry["outputs"])
     assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said and "asked in" not in said
+    assert "1 concepts to preserve\\n  ship\"" in said
     page.evaluate(
-        "id => { window.app.graph.getNodeById(id).widgets.find(w => w.name === 'find_aliases').value = true; }", outside
+        """id => { for (const name of ['find_aliases', 'keep_near'])
+            window.app.graph.getNodeById(id).widgets.find(w => w.name === name).value = true; }""",
+        outside,
     )
     said = json.dumps(press_queue(page)["outputs"])
     assert "asked in" in said and "dog: canine" in said
+    assert re.search(r"[2-9] concepts to preserve\\n  ship, (hot dog, )?horse", said)
 
 
 @pytest.mark.long
