@@ -134,6 +134,25 @@ def test_rows_by_mouse_and_undo(page):
     becomes(page, moved)
 
 
+@pytest.mark.parametrize(
+    "pressed, becomes_text, focuses",
+    [
+        ("remove dog", "cat\nship", "remove cat"),
+        ("dog on", "\ncat\nship", None),
+        ("cat on", '\n# "cat"\nship', "cat on"),
+        ("target: cat", "\ncat\nship", "target: cat"),
+    ],
+)
+def test_a_press_after_a_cell_is_emptied_acts_on_what_stood_there(page, pressed, becomes_text, focuses):
+    place(page, "dog\ncat\nship")
+    cell(page, "target: dog").fill("")
+    box = page.get_by_label(pressed, exact=True).bounding_box()
+    page.mouse.click(box["x"] + 5, box["y"] + 8)
+    becomes(page, becomes_text)
+    cell(page, "target: dog").wait_for(state="detached")
+    assert focused(page) == focuses
+
+
 def test_a_word_alone_is_switched_off_and_stays_a_row(page):
     place(page, "dog\ncat # mine\nship -> ground")
     toggle = page.get_by_role("checkbox", name="dog on")

@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { errorsOf, isForeign, linesOf, rowOf, usualMapping } from "./concept_lines.js";
 import { makeRow, showError, showRow, showUsualType } from "./concept_rows.js";
-import { isLinked, widgetOf } from "./page.js";
+import { isLinked, step, widgetOf } from "./page.js";
 
 // Of a node: its lines are shown as text.
 export const AS_TEXT = "concepts as text";
@@ -17,16 +17,6 @@ export const typeOf = ({ node }) => (isLinked(node, "type") ? null : widgetOf(no
 export const asText = ({ node }) => Boolean(node.properties?.[AS_TEXT]);
 export const isHidden = (state) => asText(state) || isLinked(state.node, state.field);
 export const end = (state) => linesOf(state.text).length;
-
-// One step of the page's undo.
-export function step(act) {
-  app.canvas.emitBeforeChange();
-  try {
-    act();
-  } finally {
-    app.canvas.emitAfterChange();
-  }
-}
 
 export function setText(state, text) {
   state.text = text;
@@ -107,7 +97,12 @@ export function render(state) {
     const data = rowOf(line);
     return data ? [{ index, data }] : [];
   });
-  while (rows.length > shown.length) rows.pop().root.remove();
+  // The row of a line that is gone, so that what is pressed or focused in the others stays with its concept.
+  const places = new Set(shown.map(({ index }) => index));
+  while (rows.length > shown.length) {
+    const gone = rows.findIndex(({ index }) => !places.has(index));
+    rows.splice(gone, 1)[0].root.remove();
+  }
   while (rows.length < shown.length) {
     const row = makeRow(state.told);
     state.draft.root.before(row.root);
