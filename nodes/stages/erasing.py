@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 
 from ...mace.concepts.concept import Concept
-from ...mace.concepts.strengths import strengths_of, with_strength
+from ...mace.concepts.strengths import strange_lines, strengths_of, with_strength
 from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
@@ -163,10 +163,11 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
     if wanted.keep_near and text.at_ports:
         text.check_holds_prior("turn keep_near off")
     plan = estimate(model, clip, vae, concepts, wanted)
-    send_text("\n".join([*plan.lines, "reading prompts"]))
+    strange = strange_lines(wanted.strengths, concepts)
+    send_text("\n".join([*strange, *plan.lines, "reading prompts"]))
     of = "by this preset" if is_unet(model) else "for this model"
     lines = [f"No LoRA is trained {of}: the refinement is all, and moves the concepts' own words too."]
-    lines += in_parts({"Estimate": plan.lines} if plan.lines else {})
+    lines += [*strange, *in_parts({"Estimate": plan.lines} if plan.lines else {})]
     strengths = strengths_of(wanted.strengths, concepts)
     keep: Sequence[Concept] = ()
     if wanted.asks:
@@ -194,7 +195,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
     """Every stage, one after the other. Raises what the stages raise."""
     check_base(ModelWeights(model))
-    # A name that no concept has is said now, not after the training.
+    # A bad line is said now, not after the training.
     strengths_of(wanted.strengths, concepts)
     if not trains(model, wanted.preset):
         return by_closed_form(model, clip, vae, concepts, wanted)
@@ -202,7 +203,8 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     start = time.perf_counter()
     plan = estimate(model, clip, vae, concepts, wanted)
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
-    send_text("\n".join([*plan.lines, "drawing training images"]))
+    strange = strange_lines(wanted.strengths, concepts)
+    send_text("\n".join([*strange, *plan.lines, "drawing training images"]))
     images = make_images(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
     keep: Sequence[Concept] = ()
     if wanted.asks:
