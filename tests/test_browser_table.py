@@ -2,7 +2,7 @@
 
 import pytest
 
-from mace.concepts.concept import lines_error
+from mace.concepts.concept import comma_lines, lines_error
 from mace.concepts.lists import PAPER_LISTS
 from tests.tables import LINES, becomes, button, cell, errors, focused, new_concept, place, sent, text
 
@@ -225,6 +225,10 @@ def test_errors_stand_at_their_rows(page, server):
     cell(page, "mapping of ship").fill("a")
     cell(page, "target: cat > mouse").fill("dog")
     assert errors(page) == ["'dog' already stands in line 1; remove one of them"]
+    cell(page, "target: cat > mouse").fill("cat, mouse")
+    (hint,) = errors(page)
+    assert hint == comma_lines(text(page))[0].removeprefix("line 4: ")
+    assert cell(page, "target: cat > mouse").get_attribute("aria-invalid") == "false"
     cell(page, "target: cat > mouse").fill("cat")
     page.keyboard.press("Enter")
     assert errors(page) == [] and text(page) == "dog -> sky\nship -> a\n# note\ncat\nairplane"

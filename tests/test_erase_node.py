@@ -101,13 +101,14 @@ def test_strengths_are_read_before_the_training(erase, erasing, monkeypatch):
 
 
 def test_a_strength_of_what_is_not_in_the_list_stops_nothing(erase, erasing, monkeypatch):
-    """It is said before the first picture, and in the report, whether LoRAs are trained or not."""
+    """It is said before the first picture and in the report, as is a comma's part, with LoRAs and without."""
     sent = []
     monkeypatch.setattr(erasing, "send_text", sent.append)
     note = "strengths names what is not in the list, and is passed over: cat"
     for preset in ("short", "demo model, lists of any length"):
-        report = erase(words="dog", strengths="cat = 0.5", preset=preset).ui["text"][0].split("\n")
-        assert report.count(note) == 1 and sent[0].split("\n")[0] == note
+        said = erase(words="dog, pup", strengths="cat = 0.5", preset=preset).ui["text"][0].split("\n")
+        assert said[0].startswith("words: line 1: 'dog, pup' is read as one concept") and said.count(note) == 1
+        assert sent[0].split("\n")[:2] == [said[0], note]
         sent.clear()
 
 

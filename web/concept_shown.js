@@ -1,6 +1,6 @@
 // What a concept table shows of its node's text, and how the text is set.
 import { app } from "../../scripts/app.js";
-import { errorsOf, isForeign, linesOf, rowOf, usualMapping } from "./concept_lines.js";
+import { errorsOf, hintsOf, isForeign, linesOf, rowOf, usualMapping } from "./concept_lines.js";
 import { makeRow, showError, showRow, showUsualType } from "./concept_rows.js";
 import { isLinked, step, widgetOf } from "./page.js";
 
@@ -67,10 +67,11 @@ export function fit(state) {
 function showErrors(state) {
   const { panel, rows, text } = state;
   const errors = errorsOf(text, typeOf(state));
+  const hints = hintsOf(text);
   panel.note.hidden = !isForeign(text);
   for (const row of [...rows, state.draft]) showUsualType(row, typeOf(state));
   for (const row of rows) {
-    showError(row, errors.get(row.index));
+    showError(row, errors.get(row.index), hints.get(row.index));
     if (row.data.kind !== "concept") continue;
     row.cells.mapping.placeholder = usualMapping(row.data.target, row.type.value || typeOf(state));
   }

@@ -34,7 +34,7 @@ def values_by_name(text: str, read: Callable[[Line], tuple[str, Value]], field: 
 def values_of(
     given: Mapping[str, Value], concepts: Sequence[Concept], usual: Callable[[Concept], Value]
 ) -> list[Value]:
-    """What each concept is given by its target, else by `*`, else `usual`. Names that no concept has are passed over."""
+    """What each concept is given by its target, else by `*`, else `usual`. Names of no concept are passed over."""
     return [given.get(normalised(c.target), given.get(ALL, usual(c))) for c in concepts]
 
 

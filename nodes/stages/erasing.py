@@ -164,7 +164,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         text.check_holds_prior("turn keep_near off")
     plan = estimate(model, clip, vae, concepts, wanted)
     strange = strange_lines(wanted.strengths, concepts)
-    send_text("\n".join([*strange, *plan.lines, "reading prompts"]))
+    send_text("\n".join([*wanted.notes, *strange, *plan.lines, "reading prompts"]))
     of = "by this preset" if is_unet(model) else "for this model"
     lines = [f"No LoRA is trained {of}: the refinement is all, and moves the concepts' own words too."]
     lines += [*strange, *in_parts({"Estimate": plan.lines} if plan.lines else {})]
@@ -189,7 +189,9 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
-    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *moved, *lines], targets)
+    return Erased(
+        erased, None, [*wanted.notes, result_line(targets, time.perf_counter() - start), *moved, *lines], targets
+    )
 
 
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
@@ -204,7 +206,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     plan = estimate(model, clip, vae, concepts, wanted)
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
     strange = strange_lines(wanted.strengths, concepts)
-    send_text("\n".join([*strange, *plan.lines, "drawing training images"]))
+    send_text("\n".join([*wanted.notes, *strange, *plan.lines, "drawing training images"]))
     images = make_images(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
     keep: Sequence[Concept] = ()
     if wanted.asks:
@@ -226,7 +228,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     result = result_line(targets, time.perf_counter() - start)
     send_text(result)
     # What became of it first: only so many lines of a report are seen on the node.
-    return Erased(fused, loras, [result, *moved, *in_parts(about)], targets)
+    return Erased(fused, loras, [*wanted.notes, result, *moved, *in_parts(about)], targets)
 
 
 def result_line(targets: Sequence, seconds: float) -> str:
