@@ -7,7 +7,8 @@ export const isOff = (node) => node.mode === 2 || node.mode === 4;
 // The input that an output of a node only hands on, as the page resolves it: of a Reroute, or of a node that is bypassed.
 // -1 where there is none, undefined where the node makes the output itself.
 function handedOn(node, slot) {
-  if (node.isVirtualNode && node.inputs?.[slot]) return slot;
+  // The page calls a subgraph's node virtual too.
+  if (node.isVirtualNode && !node.isSubgraphNode?.() && node.inputs?.[slot]) return slot;
   if (node.mode !== 4) return undefined;
   const { type } = node.outputs[slot];
   return node.inputs?.[slot]?.type === type ? slot : (node.inputs?.findIndex((input) => input.type === type) ?? -1);
