@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from mace.concepts.concept import TYPES, Concept, ConceptError, merge, parse_concepts
 from mace.concepts.lists import PAPER_LISTS, RETENTION
+from mace.concepts.named import check_names
 from mace.concepts.notation import passed_over
-from mace.concepts.strengths import strengths_of
+from mace.concepts.strengths import parse_strengths, strengths_of
 from mace.concepts.subjects import parse_names, parse_templates, subjects
 
 from .errors import BadInput, meant
@@ -61,6 +62,8 @@ def read_lists(options) -> Lists:
         strengths = "\n".join(getattr(options, "strengths", None) or ())
         if whole:
             strengths_of(strengths, whole)
+            # A command says its whole list beside them: here it can only be a slip.
+            check_names(parse_strengths(strengths), whole, "strengths")
         texts = {
             name: _text(getattr(options, name, None), name) for name in ("synonyms", "keep", "preserve")
         }  # fmt: skip

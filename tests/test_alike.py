@@ -33,7 +33,7 @@ def test_every_comparison_sees_one_phrase(other):
     assert normalised(other) == normalised(COMPOSED) == normalised(normalised(other)) == COMPOSED
     assert parse_concepts(f"{other} -> sky", "object")[0].target == composed(other)
     assert strengths_of(f"{other} = 0.5", [concept]) == [0.5]
-    assert values_of({COMPOSED: 2}, [Concept(other, "sky", "object")], lambda c: 1, "x") == [2]
+    assert values_of({COMPOSED: 2}, [Concept(other, "sky", "object")], lambda c: 1) == [2]
     assert leave_out([f"A {other}, on a table."], [COMPOSED])[1] and leave_out([f"A {COMPOSED}."], [other])[1]
     with pytest.raises(ConceptError, match="already stands in line 1"):
         parse_concepts(f"{COMPOSED}\n{other}", "object")

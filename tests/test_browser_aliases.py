@@ -75,7 +75,8 @@ def test_boxes_and_text_are_one_and_what_is_ticked_is_used(page, server):
         handle = pictures.nth(place).element_handle()
         page.wait_for_function("image => image.naturalWidth > 0", arg=handle)
     page.get_by_role("checkbox", name="horse for deer").click()
-    assert chosen(page) == "deer | " + ", ".join([*(word for word, on in first.items() if on), "horse"])
+    with_horse = "deer | " + ", ".join([*(word for word, on in first.items() if on), "horse"])
+    assert chosen(page) == with_horse
     page.get_by_role("checkbox", name="stag for deer").press("Space")
     assert "stag" not in chosen(page) and ticked(page)["stag"] is False
     press_queue(page)
@@ -89,6 +90,11 @@ def test_boxes_and_text_are_one_and_what_is_ticked_is_used(page, server):
     assert without_titles(to_prompt(saved(page), server.client.object_info())) == without_titles(prompt)
     page.get_by_role("button", name="as found").click()
     assert chosen(page) == "" and ticked(page) == first
+    for wanted in ("deer | hart, horse", with_horse, ""):
+        page.keyboard.press("Control+z")
+        page.wait_for_function(
+            f"wanted => {{ {NODE} return node?.widgets.find(w => w.name === 'chosen').value === wanted; }}", arg=wanted
+        )
 
 
 def test_near_words_that_are_ticked_are_given_out(page):

@@ -190,6 +190,49 @@ def test_the_words_of_the_one_node_version_have_sliders(page):
     assert sliders(page) == {"dog": 1, "hot air balloon": 1}
 
 
+def test_sliders_follow_the_words_and_undo(page):
+    """A concept that is no longer named has no slider, though a run knew it and its slider was moved."""
+    load(page, graphs.workflow("Erase several things"))
+    slider(page, "dog").press("Home")
+    slider(page, "ship").press("Home")
+    assert text(page) == "dog = 0\nship = 0"
+    # In a field, undo is the field's own.
+    page.evaluate("document.activeElement.blur()")
+    for wanted in ("dog = 0", ""):
+        page.keyboard.press("Control+z")
+        page.wait_for_function(f"wanted => {{ {NODE} {TEXT} return text?.value === wanted; }}", arg=wanted)
+    slider(page, "dog").wait_for()
+    slider(page, "dog").press("Home")
+    slider(page, "dog").press("End")
+    page.evaluate(
+        f"""() => {{ {NODE} const output = {{ concepts: [['dog', 1], ['airplane', 1], ['ship', 1]] }};
+            const told = {{ node: String(node.id), display_node: String(node.id), output }};
+            window.app.api.dispatchCustomEvent('executed', told);
+            node.widgets.find(w => w.name === 'words').value = 'cat'; }}"""
+    )
+    assert sliders(page) == {"cat": 1} and text(page) == ""
+
+
+def test_concepts_are_found_through_reroutes_and_bypassed_nodes(page):
+    """A Reroute and a bypassed Concepts node stand between a list and the erasure."""
+    load(page, graphs.workflow("quick"))
+    page.evaluate(
+        f"""() => {{ {NODE} const {{ graph }} = window.app;
+            const concepts = graph.nodes.find(n => n.type === 'MACE_Concepts');
+            const [reroute, bypassed] = ['Reroute', 'MACE_Concepts'].map(type => window.LiteGraph.createNode(type));
+            graph.add(reroute);
+            graph.add(bypassed);
+            concepts.widgets.find(w => w.name === 'concepts').value = 'horse';
+            bypassed.widgets.find(w => w.name === 'concepts').value = 'cow';
+            bypassed.mode = 4;
+            node.widgets.find(w => w.name === 'words').value = '';
+            concepts.connect(0, reroute, 0);
+            reroute.connect(0, bypassed, bypassed.findInputSlot('more'));
+            bypassed.connect(0, node, node.findInputSlot('concepts')); }}"""
+    )
+    assert sliders(page) == {"horse": 1}
+
+
 def test_the_names_of_the_list_in_the_graph(page):
     """Concepts nodes before the fusion name the sliders, also as they are being written; a hundred stay usable."""
     load(page, graphs.workflow("full"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mace.concepts.concept import lines_error
+from mace.concepts.concept import comma_lines, lines_error
 from mace.concepts.lists import PAPER_LISTS
 from tests.tables import LINES, becomes, button, cell, errors, focused, new_concept, place, sent, text
 
@@ -134,6 +134,25 @@ def test_rows_by_mouse_and_undo(page):
     becomes(page, moved)
 
 
+@pytest.mark.parametrize(
+    "pressed, becomes_text, focuses",
+    [
+        ("remove dog", "cat\nship", "remove cat"),
+        ("dog on", "\ncat\nship", None),
+        ("cat on", '\n# "cat"\nship', "cat on"),
+        ("target: cat", "\ncat\nship", "target: cat"),
+    ],
+)
+def test_a_press_after_a_cell_is_emptied_acts_on_what_stood_there(page, pressed, becomes_text, focuses):
+    place(page, "dog\ncat\nship")
+    cell(page, "target: dog").fill("")
+    box = page.get_by_label(pressed, exact=True).bounding_box()
+    page.mouse.click(box["x"] + 5, box["y"] + 8)
+    becomes(page, becomes_text)
+    cell(page, "target: dog").wait_for(state="detached")
+    assert focused(page) == focuses
+
+
 def test_a_word_alone_is_switched_off_and_stays_a_row(page):
     place(page, "dog\ncat # mine\nship -> ground")
     toggle = page.get_by_role("checkbox", name="dog on")
@@ -206,6 +225,10 @@ def test_errors_stand_at_their_rows(page, server):
     cell(page, "mapping of ship").fill("a")
     cell(page, "target: cat > mouse").fill("dog")
     assert errors(page) == ["'dog' already stands in line 1; remove one of them"]
+    cell(page, "target: cat > mouse").fill("cat, mouse")
+    (hint,) = errors(page)
+    assert hint == comma_lines(text(page))[0].removeprefix("line 4: ")
+    assert cell(page, "target: cat > mouse").get_attribute("aria-invalid") == "false"
     cell(page, "target: cat > mouse").fill("cat")
     page.keyboard.press("Enter")
     assert errors(page) == [] and text(page) == "dog -> sky\nship -> a\n# note\ncat\nairplane"

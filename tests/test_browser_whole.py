@@ -234,7 +234,7 @@ def test_the_blueprint_is_found_by_search_and_runs(page, server):
     entry = press_queue(page)
     said = json.dumps(entry["outputs"])
     assert "by_blueprint" in said and "1 concepts, 1 LoRAs" in said and "asked in" not in said
-    assert "1 concepts to preserve\\n  ship\"" in said
+    assert '1 concepts to preserve\\n  ship"' in said
     page.evaluate(
         """id => { for (const name of ['find_aliases', 'keep_near'])
             window.app.graph.getNodeById(id).widgets.find(w => w.name === name).value = true; }""",

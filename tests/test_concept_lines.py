@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from mace.concepts.concept import TYPES, Concept, as_line, merge, parse_concepts
+from mace.concepts.concept import TYPES, Concept, as_line, comma_lines, merge, parse_concepts
 from mace.concepts.notation import read_lines
 from mace.concepts.pasted import offer
 from mace.concepts.text import TextError, normalised
@@ -109,6 +109,22 @@ def test_errors_are_the_nodes_own(page):
         assert (rest[min(rest)] if rest else None) == whole, text
         told += len(errors)
     assert told > 500
+
+
+def test_hints_are_the_nodes_own(page):
+    texts = [
+        'dog, cat\n"a, b"\n[style] Monet\uff0c "x | y",  Van Gogh | a, b -> c, d # e, f\n\u201cc, d\u201d\ndog,',
+        *random_texts(),
+    ]
+    found = [
+        [f"line {index + 1}: {said}" for index, said in hints]
+        for hints in call(page, "texts => texts.map(text => [...lines.hintsOf(text)])", json.dumps(texts))
+    ]
+    assert found == list(map(comma_lines, texts)) and sum(map(len, found)) > 20
+    assert [said.partition(": if")[0].partition("line: ")[2].partition("; ")[0] for said in found[0]] == [
+        "dog, then cat",
+        'Monet, then "x | y", then Van Gogh',
+    ]
 
 
 def test_without_a_type_only_what_is_wrong_under_every_type(page):

@@ -21,6 +21,15 @@ def test_what_may_be_a_phrase_and_was_taken_for_a_comment_is_told(comfy_host):
     assert [c.target for c in run(comfy_host, '"#metoo"', "style")[0]] == ["#metoo"]
 
 
+def test_what_a_comma_in_a_target_does_is_told(comfy_host):
+    ran = run(comfy_host, 'dog, hot cat | pup, kitty -> sky, grass\n"Paris, Texas"\nship,')
+    assert [c.target for c in ran[0]] == ["dog, hot cat", "Paris, Texas", "ship"]
+    assert report(ran) == (
+        "line 1: 'dog, hot cat' is read as one concept with a comma in its name; if several are meant, write each in "
+        "its own line: dog, then hot cat; if it is one, put it in double quotes"
+    )
+
+
 def test_a_prompt_file_names_itself_and_the_line(comfy_host):
     (comfy_host.base / "input/mine.txt").write_text("a {} in fog\n\na dog", encoding="utf-8")
     with pytest.raises(ValueError, match="^mine.txt: line 3: 'a dog' needs {} where the phrase goes"):

@@ -94,10 +94,22 @@ def test_an_error_in_the_text_is_said_before_anything_runs(comfy_host):
     assert check(words="sky") is True and check(words="", strengths="") is True and check() is True
 
 
-def test_a_strength_of_what_is_not_there_is_said_before_the_training(erase, erasing, monkeypatch):
+def test_strengths_are_read_before_the_training(erase, erasing, monkeypatch):
     monkeypatch.setattr(erasing, "make_images", None)
-    with pytest.raises(ValueError, match="strengths: there is no concept 'cat'"):
-        erase(words="dog", strengths="cat = 0.5")
+    with pytest.raises(ValueError, match="strengths: line 1: 'dog' is not a concept and a strength"):
+        erase(words="dog", strengths="dog")
+
+
+def test_a_strength_of_what_is_not_in_the_list_stops_nothing(erase, erasing, monkeypatch):
+    """It is said before the first picture and in the report, as is a comma's part, with LoRAs and without."""
+    sent = []
+    monkeypatch.setattr(erasing, "send_text", sent.append)
+    note = "strengths names what is not in the list, and is passed over: cat"
+    for preset in ("short", "demo model, lists of any length"):
+        said = erase(words="dog, pup", strengths="cat = 0.5", preset=preset).ui["text"][0].split("\n")
+        assert said[0].startswith("words: line 1: 'dog, pup' is read as one concept") and said.count(note) == 1
+        assert sent[0].split("\n")[:2] == [said[0], note]
+        sent.clear()
 
 
 def test_the_middle_is_the_single_nodes_to_the_bit(comfy_host, demo, erase):

@@ -3,7 +3,7 @@
 import pytest
 
 from mace.concepts.concept import ConceptError, parse_concepts
-from mace.concepts.strengths import parse_strengths, strengths_of
+from mace.concepts.strengths import parse_strengths, strange_lines, strengths_of
 
 CONCEPTS = parse_concepts("dog\nhot air balloon\nship", "object")
 
@@ -33,6 +33,8 @@ def test_bad_lines_are_named(text, message):
         parse_strengths(text)
 
 
-def test_an_unknown_concept_is_named_with_what_there_is():
-    with pytest.raises(ConceptError, match=r"no concept 'cat' in the list \(dog, hot air balloon, ship\)"):
-        strengths_of("cat = 0.5", CONCEPTS)
+def test_what_is_not_in_the_list_is_passed_over_and_said():
+    text = "Cat = 0.5\ndog = 0.25\n* = 0.75\nhorse = 1"
+    assert strengths_of(text, CONCEPTS) == [0.25, 0.75, 0.75]
+    said = ["strengths names what is not in the list, and is passed over: cat, horse"]
+    assert strange_lines(text, CONCEPTS) == said and strange_lines("* = 0\nDog = 1", CONCEPTS) == []

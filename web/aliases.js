@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { parseChosen, withChosen } from "./chosen_text.js";
 import { normalised } from "./notation.js";
-import { addPanel, after, grow, isLinked, keepsKeys, make, outputsOf, scrolls, widgetOf } from "./page.js";
+import { addPanel, after, grow, isLinked, keepsKeys, make, outputsOf, scrolls, step, widgetOf } from "./page.js";
 
 const NODE = "MACE_FindAliases";
 const TEXT = "chosen";
@@ -46,7 +46,9 @@ function write(node, entry, words) {
   const text = widgetOf(node, TEXT);
   const usual = foundOf(entry);
   const same = words && words.length === usual.length && words.every((word) => usual.includes(word));
-  text.value = withChosen(String(text.value), entry.concept, same ? null : words);
+  step(() => {
+    text.value = withChosen(String(text.value), entry.concept, same ? null : words);
+  });
   render(node);
 }
 

@@ -1,7 +1,7 @@
 // Reads the text of concepts line by line as mace/concepts/concept.py does, with the same errors, and rewrites single
 // lines of it; all others stay as they were typed.
 import { ANY_ARROW, BREAK, INVISIBLE, typeAndRest } from "./notation.js";
-import { TextError, charactersError, commentOf, composed, lineOf, masked } from "./notation.js";
+import { TextError, charactersError, commaIn, commentOf, composed, lineOf, masked } from "./notation.js";
 import { normalised, phraseOf, quoted, written } from "./notation.js";
 import { CLASSES, MAPPINGS } from "./paper_lists.js";
 
@@ -107,6 +107,17 @@ export function errorsOf(text, type) {
   const lines = linesOf(text);
   const [first, ...others] = (type ? [type] : TYPES).map((kind) => errorsUnder(lines, kind));
   return new Map([...first].filter(([index]) => others.every((errors) => errors.has(index))));
+}
+
+// What the node says after a run of a line that it takes, by the line's index.
+export function hintsOf(text) {
+  const hints = new Map();
+  linesOf(text).forEach((typed, index) => {
+    const [, said] = typeAndRest((lineOf(typed)?.text ?? "").replace(/^\* /, ""));
+    const hint = commaIn(said.split(ANY_ARROW)[0].split("|")[0]);
+    if (hint) hints.set(index, hint);
+  });
+  return hints;
 }
 
 // Whether a text is another program's list, or a numbered one, which the node refuses as a whole.

@@ -98,11 +98,14 @@ export function showRow(row, index, data) {
   cells.target.title = data?.comment?.trim() ?? "";
 }
 
-export function showError(row, text) {
+// What is wrong with a row, else what is to be said of it.
+export function showError(row, wrong, hint = "") {
   const { cells, error } = row;
+  const text = wrong || hint;
   error.hidden = !text;
-  error.textContent = text ?? "";
-  cells.target.setAttribute("aria-invalid", String(Boolean(text)));
+  error.textContent = text;
+  error.classList.toggle("mace-hint", !wrong);
+  cells.target.setAttribute("aria-invalid", String(Boolean(wrong)));
   if (text) cells.target.setAttribute("aria-describedby", error.id);
   else cells.target.removeAttribute("aria-describedby");
 }

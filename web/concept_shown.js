@@ -1,8 +1,8 @@
 // What a concept table shows of its node's text, and how the text is set.
 import { app } from "../../scripts/app.js";
-import { errorsOf, isForeign, linesOf, rowOf, usualMapping } from "./concept_lines.js";
+import { errorsOf, hintsOf, isForeign, linesOf, rowOf, usualMapping } from "./concept_lines.js";
 import { makeRow, showError, showRow, showUsualType } from "./concept_rows.js";
-import { isLinked, widgetOf } from "./page.js";
+import { isLinked, step, widgetOf } from "./page.js";
 
 // Of a node: its lines are shown as text.
 export const AS_TEXT = "concepts as text";
@@ -17,16 +17,6 @@ export const typeOf = ({ node }) => (isLinked(node, "type") ? null : widgetOf(no
 export const asText = ({ node }) => Boolean(node.properties?.[AS_TEXT]);
 export const isHidden = (state) => asText(state) || isLinked(state.node, state.field);
 export const end = (state) => linesOf(state.text).length;
-
-// One step of the page's undo.
-export function step(act) {
-  app.canvas.emitBeforeChange();
-  try {
-    act();
-  } finally {
-    app.canvas.emitAfterChange();
-  }
-}
 
 export function setText(state, text) {
   state.text = text;
@@ -77,10 +67,11 @@ export function fit(state) {
 function showErrors(state) {
   const { panel, rows, text } = state;
   const errors = errorsOf(text, typeOf(state));
+  const hints = hintsOf(text);
   panel.note.hidden = !isForeign(text);
   for (const row of [...rows, state.draft]) showUsualType(row, typeOf(state));
   for (const row of rows) {
-    showError(row, errors.get(row.index));
+    showError(row, errors.get(row.index), hints.get(row.index));
     if (row.data.kind !== "concept") continue;
     row.cells.mapping.placeholder = usualMapping(row.data.target, row.type.value || typeOf(state));
   }
@@ -107,7 +98,12 @@ export function render(state) {
     const data = rowOf(line);
     return data ? [{ index, data }] : [];
   });
-  while (rows.length > shown.length) rows.pop().root.remove();
+  // The row of a line that is gone, so that what is pressed or focused in the others stays with its concept.
+  const places = new Set(shown.map(({ index }) => index));
+  while (rows.length > shown.length) {
+    const gone = rows.findIndex(({ index }) => !places.has(index));
+    rows.splice(gone, 1)[0].root.remove();
+  }
   while (rows.length < shown.length) {
     const row = makeRow(state.told);
     state.draft.root.before(row.root);

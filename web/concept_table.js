@@ -6,9 +6,9 @@ import { makePanel } from "./concept_panel.js";
 import { CELLS, dragRow, isEmpty, makeRow, showError, showRow, typedIn } from "./concept_rows.js";
 import { makeSearch } from "./concept_search.js";
 import { AS_TEXT, BAR, asText, change, end, fit, heightOf } from "./concept_shown.js";
-import { isHidden, render, setText, step, textOf, typeOf } from "./concept_shown.js";
+import { isHidden, render, setText, textOf, typeOf } from "./concept_shown.js";
 import { BREAK, composed, normalised, written } from "./notation.js";
-import { addPanel, after, widgetOf } from "./page.js";
+import { addPanel, after, step, widgetOf } from "./page.js";
 
 // By node, the text that holds the lines.
 const FIELDS = { MACE_Concepts: "concepts", MACE_EraseConcepts: "words" };
@@ -38,6 +38,25 @@ function moveBy(state, row, by) {
   moveRow(state, row, by < 0 ? state.rows[to] : state.rows[to + 1] ?? null);
 }
 
+// A press leaves the cell that was typed in before it comes to its click. Until then every row stays where it was, or
+// the click would act on another concept.
+function holdRows(state) {
+  state.held = true;
+  state.unsettled = false;
+  const released = new AbortController();
+  const release = () => {
+    released.abort();
+    // The click comes after the release.
+    setTimeout(() => {
+      state.held = false;
+      if (state.unsettled) render(state);
+    });
+  };
+  for (const name of ["pointerup", "pointercancel", "mouseup"]) {
+    window.addEventListener(name, release, { capture: true, signal: released.signal });
+  }
+}
+
 // What the rows tell.
 const events = (state) => ({
   typed(row) {
@@ -53,12 +72,15 @@ const events = (state) => ({
     setText(state, withLines(state.text, end(state), [line]));
     fit(state);
   },
-  settled: () => step(() => render(state)),
+  settled() {
+    state.unsettled = true;
+    step(() => state.held || render(state));
+  },
   toggled(row) {
+    if (row.data.kind === "concept" && isEmpty(row)) return;
     const line = linesOf(state.text)[row.index];
-    const at = state.rows.indexOf(row);
     change(state, withLine(state.text, row.index, switched(line, row.data.off)));
-    focusOn(state, at, "toggle");
+    focusOn(state, state.rows.indexOf(row), "toggle");
   },
   removed(row) {
     const at = state.rows.indexOf(row);
@@ -151,6 +173,10 @@ function addTable(node, field) {
       state.panel.view.focus();
     },
   });
+  // A finger's touch is told as a mouse's press only when it is over.
+  for (const name of ["pointerdown", "mousedown"]) {
+    state.panel.root.addEventListener(name, () => holdRows(state), { capture: true });
+  }
   addDraft(state);
   const text = widgetOf(node, field);
   const table = addPanel(node, TABLE, state.panel.root, {

@@ -88,17 +88,35 @@ export function lineOf(typed) {
 
 const IN_QUOTES = 'What stands in "double quotes" is taken as it is';
 
-// The phrase that a part of a line is. Throws TextError for what is left of another notation.
-export function phraseOf(given) {
-  let part = given.trim();
+// A part without space and other quotes around it.
+function bareOf(given) {
+  const part = given.trim();
   for (const [first, last] of OTHER_QUOTES) {
     const inside = part.slice(1, -1);
     const wraps = inside && part[0] === first && part.at(-1) === last;
-    if (wraps && !inside.includes(first) && !inside.includes(last)) {
-      part = inside.trim();
-      break;
-    }
+    if (wraps && !inside.includes(first) && !inside.includes(last)) return inside.trim();
   }
+  return part;
+}
+
+function eachOf(part, sign) {
+  const names = part.split(sign).map((name) => name.trim()).filter(Boolean);
+  return names.map((name) => written(unsealed(name))).join(", then ");
+}
+
+// What a comma in a concept's name does, in the node's words; "" where there is none outside quotes.
+export function commaIn(name) {
+  const bare = bareOf(name);
+  if (!bare.includes(",") || bare !== name.trim()) return "";
+  return (
+    `${quoted(unsealed(bare))} is read as one concept with a comma in its name; if several are meant, write each in ` +
+    `its own line: ${eachOf(bare, ",")}; if it is one, put it in double quotes`
+  );
+}
+
+// The phrase that a part of a line is. Throws TextError for what is left of another notation.
+export function phraseOf(given) {
+  const part = bareOf(given);
   const phrase = unsealed(part);
   if (/[{}]/.test(phrase)) throw new TextError("braces are kept for prompt templates; write the phrase without them");
   if (part.startsWith('"') && part.split('"').length === 2) {
@@ -112,8 +130,7 @@ export function phraseOf(given) {
     throw new TextError(`${quoted(phrase)} is no phrase; if it is a mapping, write: ${said}. ${IN_QUOTES}`);
   }
   if (part.includes(";")) {
-    const names = part.split(";").map((name) => name.trim()).filter(Boolean);
-    const each = names.map((name) => written(unsealed(name))).join(", then ");
+    const each = eachOf(part, ";");
     throw new TextError(`a line holds one concept, and there is a ';' in it; write each in its own line: ${each}`);
   }
   if (/^[[\]]/.test(part) || (part.endsWith("]") && !part.includes("["))) {

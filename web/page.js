@@ -21,6 +21,16 @@ export function after(owner, method, then) {
   };
 }
 
+// One step of the page's undo.
+export function step(act) {
+  app.canvas.emitBeforeChange();
+  try {
+    act();
+  } finally {
+    app.canvas.emitAfterChange();
+  }
+}
+
 // Every node of the workflow, also those in subgraphs. None while the page makes the graph.
 export function everyNode() {
   if (!app.isGraphReady) return [];

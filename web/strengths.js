@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { normalised } from "./notation.js";
 import { addPanel, after, everyNode, grow, isLinked, isOfPack, keepsKeys, make, outputsOf } from "./page.js";
-import { scrolls, widgetOf } from "./page.js";
+import { scrolls, step, widgetOf } from "./page.js";
 import { ALL, conceptNames, parseStrengths, withStrength, writable } from "./strengths_text.js";
 import { isOff, originsOf, textsOf } from "./upstream.js";
 
@@ -14,12 +14,17 @@ const PANEL = "strength sliders";
 const ROW = 22;
 const MARGIN = 10;
 const UNFILTERED = 12;
+// Where a fusion's concepts come from.
+const SOURCES = ["refinement", "loras", "concepts", WORDS];
 // Inputs that bring along the concepts which are fused; those of a prior or a model are others. The last two are of the
 // host's switch, which stands in the blueprint.
 const FOLLOWED = ["refinement", "loras", "concepts", "images", "more", "on_false", "on_true"];
 
-// What the last run fused.
-const ranWith = (node) => (outputsOf(node)?.concepts ?? []).map(([target]) => target);
+// What the last run fused, where another node may have named it; else the node's words name all there is.
+function ranWith(node) {
+  const isGiven = ({ name }, slot) => SOURCES.includes(name) && originsOf(node, slot).some(({ widget }) => !widget);
+  return node.inputs?.some(isGiven) ? (outputsOf(node)?.concepts ?? []).map(([target]) => target) : [];
+}
 
 function upstream(node) {
   const names = [];
@@ -43,7 +48,7 @@ function upstream(node) {
 }
 
 // Names by key, each once, in the order they came to be known, so that no slider moves under the hand. A slider at 1
-// may take its line out of the text and must not go with it: `kept`.
+// may take its line out of the text and must not go with it: `kept`, until the concepts change or are known of a run.
 function namesOf(node, state, found) {
   if (found) state.written = [...found.values()].map((entry) => entry.name).filter((name) => name !== ALL);
   const known = new Map();
@@ -74,7 +79,7 @@ function makeRow(node, state, key, name) {
     text.value = withStrength(text.value, name, Number(slider.value), settled);
   };
   slider.addEventListener("input", () => write(false));
-  slider.addEventListener("change", () => write(true));
+  slider.addEventListener("change", () => step(() => write(true)));
   row.append(label, slider, value);
   return { row, slider, value, name };
 }
@@ -166,6 +171,11 @@ function renderAll() {
   everyNode().forEach(renderIfFusing);
 }
 
+function renderAnew(node) {
+  node.maceStrengths?.kept.clear();
+  renderIfFusing(node);
+}
+
 export const strengths = {
   isOwn: isOfPack,
   setup() {
@@ -173,15 +183,19 @@ export const strengths = {
     api.addEventListener("graphChanged", renderAll);
   },
   created(node) {
-    const names = fuses(node) ? ["strengths", WORDS] : node.comfyClass === CONCEPTS ? ["concepts"] : [];
-    for (const name of names) {
+    const told = fuses(node)
+      ? { strengths: () => render(node), [WORDS]: () => renderAnew(node) }
+      : node.comfyClass === CONCEPTS
+        ? { concepts: () => everyNode().forEach(renderAnew) }
+        : {};
+    for (const [name, tell] of Object.entries(told)) {
       const widget = widgetOf(node, name);
-      if (widget) after(widget, "callback", fuses(node) ? () => render(node) : renderAll);
+      if (widget) after(widget, "callback", tell);
     }
   },
   configured: renderIfFusing,
   // A link anywhere before the fusion may bring other concepts.
   connected: renderAll,
-  executed: renderIfFusing,
+  executed: renderAnew,
   updated: renderIfFusing,
 };

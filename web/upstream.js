@@ -4,6 +4,16 @@ import { everyNode, widgetOf } from "./page.js";
 // Muted or bypassed.
 export const isOff = (node) => node.mode === 2 || node.mode === 4;
 
+// The input that an output of a node only hands on, as the page resolves it: of a Reroute, or of a node that is bypassed.
+// -1 where there is none, undefined where the node makes the output itself.
+function handedOn(node, slot) {
+  // The page calls a subgraph's node virtual too.
+  if (node.isVirtualNode && !node.isSubgraphNode?.() && node.inputs?.[slot]) return slot;
+  if (node.mode !== 4) return undefined;
+  const { type } = node.outputs[slot];
+  return node.inputs?.[slot]?.type === type ? slot : (node.inputs?.findIndex((input) => input.type === type) ?? -1);
+}
+
 function ofLink(graph, link) {
   if (graph.inputNode && link.origin_id === graph.inputNode.id) {
     // The same subgraph may stand in several places.
@@ -17,6 +27,8 @@ function ofLink(graph, link) {
   }
   const node = graph.getNodeById(link.origin_id);
   if (!node) return [];
+  const passed = handedOn(node, link.origin_slot);
+  if (passed !== undefined) return originsOf(node, passed);
   if (!node.isSubgraphNode?.()) return [{ node }];
   const inner = isOff(node) ? null : node.subgraph.outputNode.slots[link.origin_slot]?.getLinks().at(0);
   return inner ? ofLink(node.subgraph, inner) : [];

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .lists import mapping_for
-from .notation import ARROW, Line, phrase_of, read_lines, sides_of, type_of, written
+from .notation import ARROW, Line, comma_in, phrase_of, read_lines, sides_of, type_of, written
 from .pasted import offer
 from .templates import TEMPLATES
 from .text import TextError, normalised
@@ -174,6 +174,18 @@ def _parse_line(line: Line, type: str, templates: tuple[str, ...], mapped: bool)
         if normalised(phrase) in map(normalised, phrases[:i]):
             raise ConceptError(f"{phrase!r} is named twice")
     return Concept(target, mapping, type, tuple(others), templates)
+
+
+def comma_lines(text: str, field: str = "concepts") -> list[str]:
+    """What commas in the targets of lines of concepts do, for the artist: one sentence a line.
+
+    field: the input that holds the text. Raises TextError for characters that are no text.
+    """
+    names = (
+        (line.number, sides_of(type_of(line.text.removeprefix("* "))[1])[0].split("|")[0])
+        for line in read_lines(text, field)
+    )
+    return [f"line {number}: {comma_in(name)}" for number, name in names if comma_in(name)]
 
 
 def lines_error(text: str, field: str = "concepts") -> str | None:

@@ -1,6 +1,6 @@
 """Lines that give something to concepts by name, one a line; `*` stands for all that have no line of their own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from .concept import Concept, ConceptError
@@ -32,18 +32,24 @@ def values_by_name(text: str, read: Callable[[Line], tuple[str, Value]], field: 
 
 
 def values_of(
-    given: Mapping[str, Value], concepts: Sequence[Concept], usual: Callable[[Concept], Value], field: str
+    given: Mapping[str, Value], concepts: Sequence[Concept], usual: Callable[[Concept], Value]
 ) -> list[Value]:
-    """What each concept is given by its target, else by `*`, else `usual`.
+    """What each concept is given by its target, else by `*`, else `usual`. Names of no concept are passed over."""
+    return [given.get(normalised(c.target), given.get(ALL, usual(c))) for c in concepts]
 
-    Raises ConceptError for a name that no concept has. field: the input that holds the lines.
-    """
+
+def strangers(given: Iterable[str], concepts: Sequence[Concept]) -> list[str]:
+    """Those of the names, as `values_by_name` has them, that no concept has."""
     targets = {normalised(concept.target) for concept in concepts}
-    unknown = [name for name in given if name not in targets and name != ALL]
+    return [name for name in given if name not in targets and name != ALL]
+
+
+def check_names(given: Iterable[str], concepts: Sequence[Concept], field: str) -> None:
+    """Raise ConceptError for a name that no concept has. field: the input that holds the lines."""
+    unknown = strangers(given, concepts)
     if unknown:
         known = ", ".join(concept.target for concept in concepts[:8]) + (" ..." if len(concepts) > 8 else "")
         raise ConceptError(f"{field}: there is no concept {unknown[0]!r} in the list ({known})")
-    return [given.get(normalised(c.target), given.get(ALL, usual(c))) for c in concepts]
 
 
 def check_comments(text: str, concepts: Sequence[Concept], field: str) -> None:

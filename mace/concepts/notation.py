@@ -88,12 +88,7 @@ def sides_of(text: str) -> list[str]:
 
 def phrase_of(part: str) -> str:
     """The phrase that a part of a line is. Raises TextError for what is left of another notation."""
-    part = part.strip()
-    for first, last in _OTHER_QUOTES:
-        inside = part[1:-1]
-        if len(part) > 2 and part[0] == first and part[-1] == last and not {first, last} & set(inside):
-            part = inside.strip()
-            break
+    part = _bare(part)
     phrase = _unsealed(part)
     if "{" in phrase or "}" in phrase:
         raise TextError("braces are kept for prompt templates; write the phrase without them")
@@ -107,11 +102,38 @@ def phrase_of(part: str) -> str:
         said = " -> ".join(side.strip(" >") or "..." for side in order)
         raise TextError(f"{phrase!r} is no phrase; if it is a mapping, write: {said}. {_IN_QUOTES}")
     if ";" in part:
-        each = ", then ".join(written(_unsealed(name.strip())) for name in part.split(";") if name.strip())
-        raise TextError(f"a line holds one concept, and there is a ';' in it; write each in its own line: {each}")
+        raise TextError(
+            f"a line holds one concept, and there is a ';' in it; write each in its own line: {_each(part, ';')}"
+        )
     if part.startswith(("[", "]")) or part.endswith("]") and "[" not in part:
         raise TextError(f"{phrase!r} is a bit of another program's list; write the phrase alone. {_IN_QUOTES}")
     return phrase
+
+
+def comma_in(name: str) -> str:
+    """What a comma in a concept's name does, for the artist; "" where there is none outside quotes."""
+    bare = _bare(name)
+    if "," not in bare or bare != name.strip():
+        return ""
+    return (
+        f"{_unsealed(bare)!r} is read as one concept with a comma in its name; if several are meant, write each in its "
+        f"own line: {_each(bare, ',')}; if it is one, put it in double quotes"
+    )
+
+
+def _bare(part: str) -> str:
+    """A part without space and other quotes around it."""
+    part = part.strip()
+    for first, last in _OTHER_QUOTES:
+        inside = part[1:-1]
+        if len(part) > 2 and part[0] == first and part[-1] == last and not {first, last} & set(inside):
+            return inside.strip()
+    return part
+
+
+def _each(part: str, sign: str) -> str:
+    """The names of a part, as lines hold them."""
+    return ", then ".join(written(_unsealed(name.strip())) for name in part.split(sign) if name.strip())
 
 
 _IN_QUOTES = 'What stands in "double quotes" is taken as it is'

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .concept import Concept, ConceptError
-from .named import ALL, check_comments, values_by_name, values_of
+from .named import ALL, check_comments, check_names, values_by_name, values_of
 from .notation import Line, phrase_of
 
 # Detectors know kinds of things, and few names of people.
@@ -35,7 +35,9 @@ def phrases_of(text: str, concepts: Sequence[Concept]) -> list[str]:
     Raises TextError for a bad line and for a name that no concept has.
     """
     check_comments(text, concepts, "phrase")
-    return values_of(parse_phrases(text), concepts, lambda concept: KINDS.get(concept.type, concept.target), "phrase")
+    given = parse_phrases(text)
+    check_names(given, concepts, "phrase")
+    return values_of(given, concepts, lambda concept: KINDS.get(concept.type, concept.target))
 
 
 def caption_of(phrase: str) -> str:

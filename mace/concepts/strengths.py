@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from .concept import Concept, ConceptError
-from .named import check_comments, values_by_name, values_of
+from .named import check_comments, strangers, values_by_name, values_of
 from .notation import Line
 
 # Other ways to write a name and a number, looked for in lines of some length.
@@ -42,12 +42,18 @@ def parse_strengths(text: str) -> dict[str, float]:
 
 
 def strengths_of(text: str, concepts: Sequence[Concept]) -> list[float]:
-    """The strength of each concept, 1 where nothing is said.
+    """The strength of each concept, 1 where nothing is said. Raises TextError for a bad line.
 
-    Raises TextError for a bad line and for a name that no concept has.
+    A list changes under strengths that were written for it: those of no concept are passed over, see `strange_lines`.
     """
     check_comments(text, concepts, "strengths")
-    return values_of(parse_strengths(text), concepts, lambda concept: 1.0, "strengths")
+    return values_of(parse_strengths(text), concepts, lambda concept: 1.0)
+
+
+def strange_lines(text: str, concepts: Sequence[Concept]) -> list[str]:
+    """What of strengths names no concept, for the artist. Raises TextError for a bad line."""
+    names = strangers(parse_strengths(text), concepts)
+    return [f"strengths names what is not in the list, and is passed over: {', '.join(names)}"] if names else []
 
 
 def with_strength(concepts: Sequence[Concept], strengths: Sequence[float] | None) -> tuple[Concept, ...]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from ..concepts.concept import Concept, normalised, phrases_by_key
-from ..concepts.strengths import strengths_of, with_strength
+from ..concepts.strengths import strange_lines, strengths_of, with_strength
 from ..formats.lora_set import ErasureLora, LoraSet, LoraSetError, Recipe, recipe_of, refinement_digest
 from ..formats.provenance import concept_record, prior_record
 from ..method.fuse import ALL_TO_REFINED, TO_BASE, TO_REFINED, FuseWeights, fuse, naive
@@ -216,6 +216,7 @@ def fused_model(
         chosen, about = choose_weights(parts.recipe, *weights, pull)
     counts = bool(parts.recipe.weights.lambda1 or chosen is not None and chosen.lambda2)
     own = strengths_of(strengths, parts.concepts)
+    lines += strange_lines(strengths, parts.concepts)
     erased = with_strength(parts.concepts, own)
     if prior is None and len(erased) < len(parts.concepts):
         prior = whole_prior(parts.recipe, text, counts, lines)

@@ -7,6 +7,7 @@ from ...mace.concepts.concept import (
     Concept,
     ConceptError,
     ConceptList,
+    comma_lines,
     lines_error,
     merge,
     parse_concepts,
@@ -129,6 +130,6 @@ class Concepts(io.ComfyNode):
         if not chain:
             said = "; ".join(["write one concept a line, or choose a preset", *passed_over(concepts)])
             raise ConceptError(f"the list of concepts is empty: {said}")
-        # Said also where nothing was passed over: the page would leave standing what the last run said.
-        passed = passed_over(concepts)
-        return io.NodeOutput(chain, ui={"text": ("\n".join(passed),) if passed else ()})
+        # Said also where there is nothing to say: the page would leave standing what the last run said.
+        said = [*passed_over(concepts), *comma_lines(concepts)]
+        return io.NodeOutput(chain, ui={"text": ("\n".join(said),) if said else ()})

@@ -3,7 +3,16 @@
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ...mace.concepts.concept import TYPES, ConceptError, ConceptList, lines_error, merge, parse_concepts, preset_of
+from ...mace.concepts.concept import (
+    TYPES,
+    ConceptError,
+    ConceptList,
+    comma_lines,
+    lines_error,
+    merge,
+    parse_concepts,
+    preset_of,
+)
 from ...mace.concepts.strengths import parse_strengths
 from ...mace.presets.presets import PAPER
 from ..compared import compared_pictures, read_prompt
@@ -172,15 +181,15 @@ class EraseConcepts(io.ComfyNode):
         chosen = merge(concepts or (), parse_concepts(words, type, field="words"))
         if not chosen:
             raise ConceptError("there is nothing to erase: write a word into words, such as dog, or connect Concepts")
-        lines, theirs = [], preset_of(chosen)
+        notes, theirs = [f"words: {said}" for said in comma_lines(words, "words")], preset_of(chosen)
         if theirs not in ("", preset):
-            lines.append(f"settings: {preset}, chosen here; the concepts' own, {theirs}, are passed over")
+            notes.append(f"settings: {preset}, chosen here; the concepts' own, {theirs}, are passed over")
         chosen = ConceptList(chosen, "" if preset == PAPER else preset)
         shown = read_prompt(preview_prompt, chosen)
         if shown:
             check_vae(vae)
         settings = find_preset(preset)
-        how = (strengths, prior, find_aliases, gentle_strong, bool(shown), keep_near)
+        how = (strengths, prior, find_aliases, gentle_strong, bool(shown), keep_near, tuple(notes))
         wanted = Wanted(settings, width, height, seed, *how)
         erased = erase(model, clip, vae, chosen, wanted)
         pictures = {}
@@ -194,5 +203,5 @@ class EraseConcepts(io.ComfyNode):
             ExecutionBlocker(None) if erased.loras is None else erased.loras,
             *sized(model, width, height),
             shown or chosen[0].target,
-            ui={"text": ("\n".join([*lines, *erased.lines]),), "concepts": erased.listed, **pictures},
+            ui={"text": ("\n".join(erased.lines),), "concepts": erased.listed, **pictures},
         )

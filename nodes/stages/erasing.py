@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 
 from ...mace.concepts.concept import Concept
-from ...mace.concepts.strengths import strengths_of, with_strength
+from ...mace.concepts.strengths import strange_lines, strengths_of, with_strength
 from ...mace.formats.lora_set import LoraSet
 from ...mace.method.prior import Prior
 from ...mace.method.refine import ALIKE, Refinement
@@ -162,10 +162,11 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
     if wanted.keep_near and text.at_ports:
         text.check_holds_prior("turn keep_near off")
     plan = estimate(model, clip, vae, concepts, wanted)
-    send_text("\n".join([*plan.lines, "reading prompts"]))
+    strange = strange_lines(wanted.strengths, concepts)
+    send_text("\n".join([*wanted.notes, *strange, *plan.lines, "reading prompts"]))
     of = "by this preset" if is_unet(model) else "for this model"
     lines = [f"No LoRA is trained {of}: the refinement is all, and moves the concepts' own words too."]
-    lines += in_parts({"Estimate": plan.lines} if plan.lines else {})
+    lines += [*strange, *in_parts({"Estimate": plan.lines} if plan.lines else {})]
     strengths = strengths_of(wanted.strengths, concepts)
     keep: Sequence[Concept] = ()
     if wanted.asks:
@@ -187,13 +188,15 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
-    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *moved, *lines], targets)
+    return Erased(
+        erased, None, [*wanted.notes, result_line(targets, time.perf_counter() - start), *moved, *lines], targets
+    )
 
 
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
     """Every stage, one after the other. Raises what the stages raise."""
     check_base(ModelWeights(model))
-    # A name that no concept has is said now, not after the training.
+    # A bad line is said now, not after the training.
     strengths_of(wanted.strengths, concepts)
     if not trains(model, wanted.preset):
         return by_closed_form(model, clip, vae, concepts, wanted)
@@ -201,7 +204,8 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     start = time.perf_counter()
     plan = estimate(model, clip, vae, concepts, wanted)
     about: dict[str, Sequence[str]] = {"Estimate": plan.lines} if plan.lines else {}
-    send_text("\n".join([*plan.lines, "drawing training images"]))
+    strange = strange_lines(wanted.strengths, concepts)
+    send_text("\n".join([*wanted.notes, *strange, *plan.lines, "drawing training images"]))
     images = make_images(model, clip, vae, concepts, AUTO, "", drawn_with(wanted))
     keep: Sequence[Concept] = ()
     if wanted.asks:
@@ -223,7 +227,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     result = result_line(targets, time.perf_counter() - start)
     send_text(result)
     # What became of it first: only so many lines of a report are seen on the node.
-    return Erased(fused, loras, [result, *moved, *in_parts(about)], targets)
+    return Erased(fused, loras, [*wanted.notes, result, *moved, *in_parts(about)], targets)
 
 
 def result_line(targets: Sequence, seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What an artist wants of Erase Concepts, and what it gives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...mace.formats.lora_set import LoraSet
@@ -13,7 +14,7 @@ class Wanted:
     own.  strengths: as in `mace.concepts.strengths`.  prior: what to keep, None for built-in captions where the weights
     need them.  find_aliases: whether the model is asked for them.  lean: -1 (gentle) to 1 (strong), see
     `mace.presets.leaning`.  compared: whether pictures before and after come last, for the estimate.  keep_near:
-    whether the words next to the concepts are preserved, see `kept_beside`.
+    whether the words next to the concepts are preserved, see `kept_beside`.  notes: lines for the artist, said first.
     """
 
     preset: Preset
@@ -26,6 +27,7 @@ class Wanted:
     lean: float = 0.0
     compared: bool = False
     keep_near: bool = False
+    notes: Sequence[str] = ()
 
     @property
     def asks(self) -> bool:
