@@ -18,7 +18,7 @@ from mace.method.fuse import ALL_TO_REFINED, TO_REFINED, FuseWeights
 # lambda2 by length of the list and by where the weights of Eq. 7 hold.
 GRID = {
     100: {TO_REFINED: (0.01, 0.1, 1.0), ALL_TO_REFINED: (0.01, 0.1, 1.0, 10.0)},
-    10: {TO_REFINED: (0.001,), ALL_TO_REFINED: (0.001, 0.01, 0.1)},
+    10: {TO_REFINED: (0.001, 1.0), ALL_TO_REFINED: (0.001, 0.01, 0.1, 1.0)},
 }
 # Pictures of what is erased, where the list is short.
 ERASED = 40

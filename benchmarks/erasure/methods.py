@@ -70,6 +70,7 @@ class Subject:
         if method == BASE:
             return {}
         if method in self._spent:
-            return {"all": self._spent[method]}
+            asked = ("images and masks", "find aliases") if self.found else ()
+            return {**{name: self.work.seconds[name] for name in asked}, "all": self._spent[method]}
         needed = ("refine", "images and masks", "find aliases") if self.found else ("refine",)
         return {name: value for name, value in self.work.seconds.items() if method != REFINED or name in needed}

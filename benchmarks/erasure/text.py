@@ -184,7 +184,8 @@ best; here nothing of the quarter that is judged is lost.
 ## Prompts of other forms
 
 Dog, airplane and ship, each erased alone, with words that have an embedding and words that have none, before and behind
-the name. Percent of pictures that show the class, four of each form, and of 17 others with the same form.
+the name. Percent of pictures that show the class, four of each form, and of 17 others with the same form. The prior
+holds some of the others' prompts as captions: 9 of the 17 names alone, 3 "in the forest".
 """,
         """
 
