@@ -105,12 +105,38 @@ def test_an_interrupt_keeps_what_is_drawn(comfy_host, evaluate, drawn, monkeypat
     assert len(drawn) == 3
 
 
+def test_fewer_pictures_are_drawn_at_once_where_memory_runs_out(comfy_host, evaluate, monkeypatch):
+    """The same pictures, and how many fit is remembered."""
+    import comfy.sample
+
+    few = dict(synonyms="", steps=2, batch_size=3)
+    forget(comfy_host)
+    evaluate(**few)
+    kept = comfy_host.module("nodes.host.gallery")._pictures._entries
+    expected = {key: picture.float() for key, (picture, *_) in kept.items()}
+    forget(comfy_host)
+    tried, sample = [], comfy.sample.sample
+
+    def short_of_memory(model, noise, *rest, **more):
+        tried.append(len(noise))
+        found = sample(model, noise, *rest, **more)
+        if len(noise) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return found
+
+    monkeypatch.setattr(comfy.sample, "sample", short_of_memory)
+    evaluate(**few)
+    assert expected.keys() == kept.keys() and len(kept) == 6
+    assert all(float((kept[key][0].float() - picture).abs().max()) <= 1 for key, picture in expected.items())
+    assert tried == [3, *[1] * 6]
+
+
 @pytest.mark.long
 def test_samplers_that_draw_noise_are_not_batched(comfy_host, demo, evaluate):
     """A picture is the one that a KSampler draws alone, whatever else is asked for."""
     forget(comfy_host)
-    assert comfy_host.module("nodes.host.gallery").draws_noise("euler_ancestral")
-    assert not any(comfy_host.module("nodes.host.gallery").draws_noise(name) for name in ("euler", "ddim", "uni_pc"))
+    draws_noise = comfy_host.module("nodes.host.sampler").draws_noise
+    assert draws_noise("euler_ancestral") and not any(map(draws_noise, ("euler", "ddim", "uni_pc")))
     evaluate(synonyms="", keep="cat", sampler_name="euler_ancestral")
     model, clip, vae = demo
     kept = [picture for picture, *_ in comfy_host.module("nodes.host.gallery")._pictures._entries.values()]

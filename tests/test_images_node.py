@@ -55,6 +55,37 @@ def test_a_longer_list_draws_only_what_is_new(comfy_host, demo, two, monkeypatch
     assert len(asked) == 5
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_fewer_are_drawn_at_once_where_memory_runs_out(comfy_host, demo, two, said, monkeypatch, sampler):
+    """The same pictures where the sampler draws no noise itself, else it is said; and how many fit is remembered."""
+    import comfy.sample
+
+    module = comfy_host.module("nodes.stages.images")
+    settings = dict(steps=2, count=5, sampler_name=sampler)
+    expected = images(comfy_host, demo, two, **settings)[0]
+    module._store.clear()
+    tried, sample = [], comfy.sample.sample
+
+    def short_of_memory(model, noise, *rest, **more):
+        tried.append((len(noise), more["seed"]))
+        found = sample(model, noise, *rest, **more)
+        if len(noise) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return found
+
+    monkeypatch.setattr(comfy.sample, "sample", short_of_memory)
+    found = images(comfy_host, demo, two, **settings)[0]
+    # Noise that the sampler draws itself is another for each part.
+    assert tried == [(5, 0), *[(2, 0), (2, 2), (1, 4)] * 2]
+    notes = [line for line in said if "memory ran out" in line]
+    if sampler == "ddim":
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.latents, other.latents, rtol=1e-3, atol=1e-3)
+        assert not notes
+    else:
+        assert len(notes) == 2 and sampler in notes[0]
+
+
 def test_own_images(comfy_host, demo):
     vae = demo[2]
     pictures = torch.rand(3, 64, 72, 4, generator=torch.Generator().manual_seed(0))

@@ -106,10 +106,13 @@ def test_models_of_other_layers(comfy_host, demo, monkeypatch):
         def __init__(self, change):
             self.change = change
 
-        def get_key_patches(self, prefix):
-            return self.change(demo[0].get_key_patches(prefix))
+    module = comfy_host.module("nodes.files.export_lora")
+    check, real = module.check_same, module.key_patches
 
-    check = comfy_host.module("nodes.files.export_lora").check_same
+    def patches_of(model):
+        return model.change(real(demo[0])) if isinstance(model, Other) else real(model)
+
+    monkeypatch.setattr(module, "key_patches", patches_of)
     key = "diffusion_model.out.2.weight"
 
     def reshaped(patches):

@@ -143,7 +143,9 @@ def test_fp8_keeps_the_changes_of_baselines_in_convolutions_too(comfy_host, demo
     import comfy.sd
     from comfy import model_management
 
-    trainee, fp8 = comfy_host.module("nodes.baselines.trainee"), comfy_host.module("nodes.host.model.fp8")
+    trainee, fp8, save = map(
+        comfy_host.module, ("nodes.baselines.trainee", "nodes.host.model.fp8", "nodes.files.save_model")
+    )
     with torch.inference_mode():
         model = comfy.sd.load_checkpoint_guess_config(
             str(comfy_host.demo_checkpoint), output_clip=False, model_options={"dtype": torch.float8_e4m3fn}
@@ -156,9 +158,13 @@ def test_fp8_keeps_the_changes_of_baselines_in_convolutions_too(comfy_host, demo
         draw = torch.Generator().manual_seed(0)
         changes = {key: 1e-3 * torch.randn(value.shape, generator=draw) for key, value in own.items()}
         done = trainee.with_changes(model, changes)
+        wide = save.upcast_fp8(done)
         picture = comfy_host.sample(done, demo[1], "a photo of the dog", steps=2)
         model_management.load_models_gpu([done], force_full_load=True)
         held = dict(done.model.named_parameters())
+    # The file in another format holds all of it, in what is no matrix and is small too.
+    for key in keys:
+        torch.testing.assert_close(wide[f"model.{key}"] - own[key], changes[key], rtol=1e-3, atol=1e-6)
     for key in keys[:2]:
         torch.testing.assert_close(held[key].float() - own[key], changes[key], rtol=1e-3, atol=1e-6)
     assert held[keys[2]].dtype == torch.float8_e4m3fn and torch.isfinite(picture).all()

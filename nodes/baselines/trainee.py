@@ -18,7 +18,7 @@ from ...mace.pipeline.batches import chunks
 from ..host.model.forward import trainable_copy
 from ..host.model.fp8 import FP8, fp8_note
 from ..host.model.predict import predict, sigmas_at
-from ..host.model.unet import ATTACHMENT, BASE_MODEL, REFINED_BY, REFINEMENT, add_changes, is_quantised
+from ..host.model.unet import ATTACHMENT, BASE_MODEL, REFINED_BY, REFINEMENT, add_changes, check_editable, key_patches
 from ..host.progress import LossProgress, listed
 from ..host.text import TextEncoder
 
@@ -58,7 +58,7 @@ class Trainee:
     """A copy of a MODEL (from `trainable_copy`) whose chosen weights train as float32 masters.
 
     Their layers compute in float32, since fp16 and bf16 would round small steps away (see mace.method.precision). The
-    copy's own weights keep their values: they are the original model. Raises ValueError for quantised weights.
+    copy's own weights keep their values: they are the original model.
     """
 
     def __init__(self, copy, part: Part, texts: Texts):
@@ -69,9 +69,6 @@ class Trainee:
                 f"{type(copy.model).__name__} has no weights of this kind: the baselines work on Stable Diffusion "
                 "UNets (SD1.x, SD2.x, SDXL and their fine-tunes)"
             )
-        strange = next((name for name, weight in self.own.items() if is_quantised(weight)), None)
-        if strange is not None:
-            raise ValueError(f"{strange} is quantised and cannot be trained: load the fp16, bf16 or fp32 model")
         self._stored = {name: weight.dtype for name, weight in self.own.items()}
         for name in dict.fromkeys(name.rpartition(".")[0] for name in self.own):
             layer = copy.model.get_submodule(name).float()
@@ -151,8 +148,9 @@ def train_baseline(
 
     prepare(trainee, progress) -> the loss of a step, as `mace.baselines.fitting.fit` takes it.  names: of the
     concepts, for the artist.  before: progress that `prepare` makes by itself. MODEL and the host stay as they were,
-    also when the host's interrupt ends training between two steps.
+    also when the host's interrupt ends training between two steps. Raises ValueError for quantised weights.
     """
+    check_editable(model, [name for name, _ in model.model.named_parameters() if part(name)])
     progress = LossProgress(settings.steps + before)
 
     def report(step: int, loss: Tensor) -> None:
@@ -176,7 +174,7 @@ def with_changes(model, changes: dict[str, Tensor]):
     """A clone of MODEL with the changes added as patches, kept where the host keeps the model when it is not in use."""
     clone = model.clone()
     patches = {name: ("diff", (change.to(model.offload_device),)) for name, change in changes.items()}
-    add_changes(clone, patches, 1.0, clone.get_key_patches("diffusion_model."))
+    add_changes(clone, patches, 1.0, key_patches(clone))
     return clone
 
 

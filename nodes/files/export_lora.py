@@ -19,6 +19,7 @@ from ..host.model.unet import (
     cross_attention_keys,
     effective_weight,
     is_unet,
+    key_patches,
     pooled_key,
     weight_key,
     with_patches,
@@ -46,7 +47,7 @@ def change(base, edited, keys: list[str], rank: int, step) -> Change:
 
     step(1) after each projection. Raises ValueError when none differs.
     """
-    before, after = (model.get_key_patches("diffusion_model.") for model in (base, edited))
+    before, after = (key_patches(model) for model in (base, edited))
     lora, missed, whole, worst = {}, 0.0, 0.0, (-1.0, "")
     for key in keys:
         model_management.throw_exception_if_processing_interrupted()
@@ -80,7 +81,7 @@ def check_same(base, edited) -> list[str]:
     else:
         port = pooled_key(base)
         keys = cross_attention_keys(base) + ([port] if port else [])
-    before, after = (model.get_key_patches("diffusion_model.") for model in (base, edited))
+    before, after = (key_patches(model) for model in (base, edited))
     if before.keys() != after.keys():
         raise ValueError("base and edited are different models: they have other layers")
     for key in before:
@@ -96,7 +97,7 @@ def check_same(base, edited) -> list[str]:
 
 
 def _distance(one: list, other: list, key: str, device: torch.device) -> float:
-    """||a - b|| / ||a|| of two weights with their patches; see `get_key_patches`."""
+    """||a - b|| / ||a|| of two weights with their patches; see `key_patches`."""
     if len(one) == len(other) and one[0][0] is other[0][0] and all(map(operator.is_, one[1:], other[1:])):
         return 0.0
     a, b = (with_patches(patches, key, device) for patches in (one, other))

@@ -18,7 +18,7 @@ from ..host import files
 from ..host.folders import file_names, path_of, path_or_raise
 from ..host.lora_files import CONFIG
 from ..host.model.family import family, res_blocks
-from ..host.model.unet import cross_attention_keys
+from ..host.model.unet import cross_attention_keys, matrix_shape
 from ..schema import FILES, ConceptsType, LorasType
 
 _NAMES = dict(zip(READ, ("ComfyUI", "kohya", "PEFT", "Diffusers"), strict=True))
@@ -66,8 +66,7 @@ def the_concept(concepts: tuple[Concept, ...] | None, metadata: Mapping[str, str
 
 def check_shapes(model, lora: Mapping, name: str) -> None:
     """Raise LoraSetError unless every pair (B, A) of a LoRA fits the MODEL's projection of its key."""
-    patches = model.get_key_patches("diffusion_model.")
-    known = {key: tuple(patches[key][0][0].shape) for key in cross_attention_keys(model)}
+    known = {key: matrix_shape(model, key) for key in cross_attention_keys(model)}
     for key, (up, down) in lora.items():
         shape = (up.shape[0], down.shape[1])
         if key not in known:

@@ -16,7 +16,7 @@ from ..host import files
 from ..host.model.family import family
 from ..host.model.fp8 import FP8
 from ..host.model.sampling import described, samples_as_saved, sampling_keys
-from ..host.model.unet import ATTACHMENT, effective_weight, is_quantised, weights_sha256
+from ..host.model.unet import ATTACHMENT, is_quantised, key_patches, weights_sha256, with_patches
 from ..host.model.unsaved import unsaved
 from ..host.prefixes import expanded, prefix_error
 from ..schema import FILES
@@ -70,12 +70,12 @@ def upcast_fp8(model) -> dict[str, torch.Tensor]:
     The host rounds a patched weight back to fp8, which is too coarse to hold an edit; a file in another
     format need not lose it. Raises ValueError for quantised weights, whose parts cannot be cast one by one.
     """
-    patches = model.get_key_patches("diffusion_model.")
+    patches = key_patches(model)
     quantised = next((key for key in patches if is_quantised(patches[key][0][0])), None)
     if quantised is not None:
         raise ValueError(f"{quantised} is quantised: choose dtype '{AS_LOADED}', or load the fp16, bf16 or fp32 model")
     return {
-        f"model.{key}": effective_weight(patches[key], key, model.load_device)
+        f"model.{key}": with_patches(patches[key], key, model.load_device)
         for key in model.patches
         if key in patches and patches[key][0][0].dtype in FP8
     }
@@ -99,6 +99,12 @@ def checkpoint_tensors(
     # The host goes by what the model was loaded as.
     state.pop("v_pred", None)
     state.update(extra)
+    packed = next((name for name, tensor in state.items() if getattr(tensor, "is_meta", False)), None)
+    if packed is not None:
+        raise ValueError(
+            f"{packed} is in a format of another pack that ComfyUI cannot save (GGUF is one): load the fp16, bf16 or "
+            "fp32 model"
+        )
     if dtype is not None:
         state.update(upcast_fp8(model))
     tensors: dict[str, torch.Tensor] = {}

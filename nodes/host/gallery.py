@@ -1,12 +1,10 @@
 """Pictures for an evaluation, and what a judge saw in them: both kept by content, so that only what is new is drawn."""
 
-import inspect
 from collections.abc import Hashable, Mapping, Sequence
 
 import comfy.sample
 import torch
 from comfy import model_management
-from comfy.k_diffusion import sampling as k_diffusion
 from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
@@ -15,9 +13,10 @@ from ...mace.messages import MessageError
 from .any_text import AnyText, text_to_draw_with
 from .kept.content import content_sha256, model_sha256, module_sha256
 from .kept.store import ContentStore
+from .networks import Batches
 from .progress import send_text
 from .prompts import tokens_of
-from .sampler import SHARE_OF_MEMORY, eight_bit, sampled
+from .sampler import SHARE_OF_MEMORY, draws_noise, eight_bit, sampled
 from .text import TextEncoder
 
 # Pictures drawn before the judge looks: on a small GPU, sampler and judge take turns in its memory.
@@ -30,12 +29,6 @@ _seen = ContentStore(SEEN_BYTES)
 
 # A prompt and the seed of its noise.
 Asked = tuple[str, int]
-
-
-def draws_noise(sampler_name: str) -> bool:
-    """Whether a sampler may draw noise at every step, which then depends on the batch it runs in."""
-    function = getattr(k_diffusion, f"sample_{sampler_name}", None)
-    return function is not None and "noise_sampler" in inspect.signature(function).parameters
 
 
 class Prompts:
@@ -77,14 +70,14 @@ class Gallery:
     """The pictures of one MODEL, as a KSampler with the seed and a batch of one draws each.
 
     judge: of `nodes.host.judges.judges`, None where nobody judges.  settings: width, height, steps, cfg, sampler_name,
-    scheduler.  batch: pictures drawn together; samplers that draw noise at every step draw them one by one.  title:
-    what progress calls the model.
+    scheduler.  batch: pictures drawn together, fewer where memory runs out; samplers that draw noise at every step draw
+    them one by one.  title: what progress calls the model.
     """
 
     def __init__(self, model, prompts: Prompts, vae, judge, settings: dict, batch: int, progress: ProgressBar, title):
         self.model, self.prompts, self.vae, self.judge = model, prompts, vae, judge
         self.settings, self.progress, self.title = settings, progress, title
-        self.batch = 1 if draws_noise(settings["sampler_name"]) else batch
+        self._together = Batches(1 if draws_noise(settings["sampler_name"]) else batch)
         self.drawn = 0
         content = prompts.encoder.content()
         self.key = content_sha256(model_sha256(model), module_sha256(vae.first_stage_model), content, settings)
@@ -117,12 +110,16 @@ class Gallery:
         missing = [place for place in wanted if pictures[place] is None]
         self.progress.update((len(asked) - len(missing)) * self.settings["steps"])
         together = not missing or self.prompts.fit_together(["", *(asked[place][0] for place in missing)])
-        batch = self.batch if together else 1
-        for start in range(0, len(missing), batch):
-            part = missing[start : start + batch]
-            pictures.update(
-                zip(part, self._draw([asked[place] for place in part], [keys[p] for p in part]), strict=True)
-            )
+        begin, drawn = self.progress.current, self.drawn
+
+        def draw(places: Tensor) -> list[Tensor]:
+            # Behind a batch that did not fit it stands further on.
+            self.progress.current = begin + (self.drawn - drawn) * self.settings["steps"]
+            part = places.tolist()
+            return self._draw([asked[place] for place in part], [keys[place] for place in part])
+
+        batches = self._together if together else Batches(1)
+        pictures.update(zip(missing, batches.run(torch.tensor(missing), draw), strict=True))
         return pictures
 
     def _block(self, asked: Sequence[Asked], shown: set[int]) -> tuple[list[dict], dict[int, Tensor]]:
@@ -131,8 +128,9 @@ class Gallery:
         wanted = [place for place in range(len(asked)) if seen[place] is None or place in shown]
         pictures = self._pictures_of(asked, keys, wanted)
         unseen = [place for place in wanted if seen[place] is None]
-        for start in range(0, len(unseen), self.batch):
-            part = unseen[start : start + self.batch]
+        batch = self._together.most
+        for start in range(0, len(unseen), batch):
+            part = unseen[start : start + batch]
             model_management.throw_exception_if_processing_interrupted()
             for place, found in zip(part, self.judge.see(torch.stack([pictures[p] for p in part])), strict=True):
                 seen[place] = found

@@ -49,27 +49,39 @@ class Network:
         self._patcher.detach()
 
 
-def in_batches(items: Tensor, most: int, run: Callable[[Tensor], Sequence]) -> list:
-    """What `run` gives for each of items [n, ...], at most `most` together; fewer where memory runs out.
+class Batches:
+    """Work on many items at once: at most `most` together, fewer from where memory ran out on."""
 
-    `run` loads its network itself: where not even one item fits, all models make way once, that network too. Raises the
-    host's interrupt between batches, and its out-of-memory error where one alone does not fit an empty device.
-    """
-    results: list = []
-    emptied = False
-    while len(results) < len(items):
-        model_management.throw_exception_if_processing_interrupted()
-        try:
-            results += run(items[len(results) : len(results) + most])
-            continue
-        except Exception as error:
-            model_management.raise_non_oom(error)
-            if most == 1 and emptied:
-                raise
-        # Behind the except block, whose traceback holds the tensors of the batch that failed.
-        if most == 1:
-            model_management.free_memory(1e30, model_management.get_torch_device())
-            emptied = True
-        most = max(1, min(most, len(items) - len(results)) // 2)
-        model_management.soft_empty_cache()
-    return results
+    def __init__(self, most: int):
+        self.most = most
+
+    def run(self, items: Tensor, work: Callable[[Tensor], Sequence]) -> list:
+        """What `work` gives for each of items [n, ...].
+
+        `work` loads its network itself: where not even one item fits, all models make way once, that network too.
+        Raises the host's interrupt between batches, and its out-of-memory error where one alone does not fit an empty
+        device.
+        """
+        results: list = []
+        emptied = False
+        while len(results) < len(items):
+            model_management.throw_exception_if_processing_interrupted()
+            try:
+                results += work(items[len(results) : len(results) + self.most])
+                continue
+            except Exception as error:
+                model_management.raise_non_oom(error)
+                if self.most == 1 and emptied:
+                    raise
+            # Behind the except block, whose traceback holds the tensors of the batch that failed.
+            if self.most == 1:
+                model_management.free_memory(1e30, model_management.get_torch_device())
+                emptied = True
+            self.most = max(1, min(self.most, len(items) - len(results)) // 2)
+            model_management.soft_empty_cache()
+        return results
+
+
+def in_batches(items: Tensor, most: int, run: Callable[[Tensor], Sequence]) -> list:
+    """What `run` gives for each of items [n, ...], at most `most` together. See `Batches.run`."""
+    return Batches(most).run(items, run)

@@ -17,9 +17,11 @@ from .model.unet import (
     BASE_MODEL,
     REFINED_BY,
     REFINEMENT,
+    check_editable,
     cross_attention_keys,
     effective_weight,
     is_unet,
+    key_patches,
     patched,
     pooled_key,
     weight_key,
@@ -85,7 +87,7 @@ class ModelWeights:
 
     def effective(self, keys: Iterable[str]) -> Iterator[Tensor]:
         """Weights with all their patches; see `effective_weight`."""
-        patches = self.model.get_key_patches("diffusion_model.")
+        patches = key_patches(self.model)
         return (effective_weight(patches[key], key, self.device) for key in keys)
 
     def edited(self, edit: Edit, step: Callable[[int], None]) -> tuple["ModelWeights", list[str]]:
@@ -112,12 +114,19 @@ def text_of(clip, model=None) -> TextEncoder | PortText:
 
 
 def text_and_weights(model, clip) -> tuple[TextEncoder | PortText, ModelWeights]:
-    """How a MODEL reads the text of a CLIP. Raises ValueError for one without text, and for another family's CLIP."""
+    """How a MODEL reads the text of a CLIP, to edit it.
+
+    Raises ValueError for a MODEL without text, for a quantised one, and for another family's CLIP.
+    """
     text = text_of(clip, model)
     if isinstance(text, PortText):
-        return text, ModelWeights(model, text.layout)
-    text.check_width(model)
-    return text, ModelWeights(model)
+        weights = ModelWeights(model, text.layout)
+    else:
+        text.check_width(model)
+        weights = ModelWeights(model)
+    # Before anything is encoded for it.
+    check_editable(model, weights.tokens())
+    return text, weights
 
 
 def captions_of(name: str, count: int, seed: int) -> CaptionSource:

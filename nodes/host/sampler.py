@@ -1,9 +1,12 @@
 """The host's sampler, and pictures as files hold them."""
 
+import inspect
+
 import comfy.sample
 import latent_preview
 import torch
 from comfy import model_management
+from comfy.k_diffusion import sampling as k_diffusion
 from comfy.utils import ProgressBar
 from torch import Tensor
 
@@ -15,7 +18,13 @@ def eight_bit(pictures: Tensor) -> Tensor:
     return (pictures[..., :3].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
 
 
-def sampled(model, noise, positive, negative, empty, settings: dict, seed: int, progress: ProgressBar, each: int = 1):
+def draws_noise(sampler_name: str) -> bool:
+    """Whether a sampler may draw noise at every step, which then depends on the batch it runs in."""
+    function = getattr(k_diffusion, f"sample_{sampler_name}", None)
+    return function is not None and "noise_sampler" in inspect.signature(function).parameters
+
+
+def sampled(model, noise, positive, negative, empty, settings: dict, seed: int, progress: ProgressBar, each: float = 1):
     """Latents of the host's sampler on the CPU, float32. settings: steps, cfg, sampler_name and scheduler.
 
     Advances progress by `each` a step, with the host's previews. Raises the host's interrupt.
@@ -26,7 +35,7 @@ def sampled(model, noise, positive, negative, empty, settings: dict, seed: int, 
     def callback(step, x0, x, total):
         model_management.throw_exception_if_processing_interrupted()
         preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
-        progress.update_absolute(start + (step + 1) * each, preview=preview)
+        progress.update_absolute(start + round((step + 1) * each), preview=preview)
 
     how = (settings[name] for name in ("steps", "cfg", "sampler_name", "scheduler"))
     latents = comfy.sample.sample(

@@ -15,7 +15,7 @@ from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.store import LastResult
 from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
-from .model.unet import cross_attention_keys, pooled_key
+from .model.unet import cross_attention_keys, matrix_shape, pooled_key
 from .prompts import check_prompt, parts_of, tokens_of
 from .tokenizers import token_name, tokenizer_options, vocabulary
 
@@ -188,8 +188,7 @@ class TextEncoder:
 
     def check_width(self, model) -> None:
         """Raise ValueError unless the MODEL reads embeddings of this encoder's width."""
-        state = model.model.state_dict()
-        expected = state[cross_attention_keys(model)[0]].shape[-1]
+        expected = matrix_shape(model, cross_attention_keys(model)[0])[1]
         if self.width != expected:
             raise ValueError(
                 f"this CLIP gives embeddings {self.width} wide and the model reads {expected}: connect the text "

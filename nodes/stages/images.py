@@ -21,8 +21,10 @@ from ..host.kept.content import content_sha256, model_sha256, module_sha256
 from ..host.kept.on_disk import written
 from ..host.kept.store import ContentStore
 from ..host.model.family import sized
+from ..host.networks import Batches
+from ..host.progress import send_text
 from ..host.prompts import tokens_of
-from ..host.sampler import SHARE_OF_MEMORY, eight_bit, sampled
+from ..host.sampler import SHARE_OF_MEMORY, draws_noise, eight_bit, sampled
 from ..host.text import TextEncoder
 
 _store = ContentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
@@ -42,18 +44,20 @@ def template_of(concept: Concept, prompt: str) -> str:
 class Sampling:
     """The host's sampler for training images, with what it depends on as a key.
 
-    settings: steps, cfg, sampler_name, scheduler, seed, count, width, height.
+    All of one concept are drawn together, fewer where memory runs out. settings: steps, cfg, sampler_name, scheduler,
+    seed, count, width, height.
     """
 
     def __init__(self, model, encoder: TextEncoder | AnyText, vae, negative: str, progress: ProgressBar, **settings):
         self.model, self.encoder, self.vae, self.negative, self.progress = model, encoder, vae, negative, progress
         self.settings = settings
+        self._together = Batches(settings["count"])
         self._key = (model_sha256(model), module_sha256(vae.first_stage_model), negative, settings)
 
     def images(self, concept: Concept, template: str) -> ConceptImages:
         """The images of one concept; the last ones made are kept, so that a longer list makes only what is new.
 
-        Every concept is sampled with the same seed in a batch of its own: which others are in the list changes
+        Every concept is sampled with the same seed in batches of its own: which others are in the list changes
         nothing. Advances progress by `steps`.
         """
         key = self._key_of(concept, template)
@@ -89,7 +93,25 @@ class Sampling:
             clip.encode_from_tokens_scheduled(tokens_of(clip, text, field))
             for text, field in ((prompt, "prompt"), (self.negative, "negative"))
         )
-        return sampled(self.model, noise, positive, negative, empty, s, s["seed"], self.progress)
+        begin, drawn = self.progress.current, []
+
+        def draw(rows: Tensor) -> Tensor:
+            if len(rows) < s["count"] and not drawn and draws_noise(s["sampler_name"]):
+                send_text(
+                    f"memory ran out, and fewer are drawn together: {s['sampler_name']} draws noise at every step, so "
+                    "the pictures are others than with more memory"
+                )
+            # Behind a batch that did not fit it stands further on.
+            self.progress.current = begin + s["steps"] * len(drawn) // s["count"]
+            # What noise a sampler draws itself is to be another for each part.
+            seed, each = s["seed"] + len(drawn), len(rows) / s["count"]
+            own = sampled(self.model, rows, positive, negative, empty[: len(rows)], s, seed, self.progress, each)
+            drawn.extend(own)
+            return own
+
+        latents = torch.stack(self._together.run(noise, draw))
+        self.progress.update_absolute(begin + s["steps"])
+        return latents
 
 
 def _finite(values: Tensor, concept: Concept) -> Tensor:

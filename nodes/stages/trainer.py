@@ -24,7 +24,7 @@ from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
 from ..host.model.forward import ModelDenoiser, load, trainable_copy
 from ..host.model.memory import how_many_fit, measure, step_aside
-from ..host.model.unet import cross_attention_keys
+from ..host.model.unet import check_editable, cross_attention_keys, matrix_shape
 from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
@@ -75,11 +75,11 @@ class Trainer:
         self.refined_on = refinement_digest(refinement)
         # First what a model has to be: the text encoders of others are not read by this one.
         self.keys = cross_attention_keys(model, options.projections)
+        check_editable(model, self.keys)
         self.encoder = TextEncoder(clip)
         self.encoder.check_width(model)
         self.pooled = self.encoder.has_pooled(model)
-        state = model.model.state_dict()
-        self.shapes = {key: tuple(state[key].shape) for key in self.keys}
+        self.shapes = {key: matrix_shape(model, key) for key in self.keys}
         self.lines: list[str] = []
         self._base = training_key(model)
         self._blocks = res_blocks(model)

@@ -2,13 +2,16 @@
 
 import hashlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import comfy.model_base
+from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..model.fp8 import Wide
+from ..model.predict import uncompiled
 from ..model.sampling import numbers_of
 from ..model.unet import ATTACHMENT, BASE_MODEL, REFINED_BY, weights_sha256
 from .modules import hooks_of, settings_of
@@ -68,6 +71,8 @@ def model_sha256(model) -> str:
 
 def _model_sha256(model, without: tuple[Tensor, ...], inside: tuple = ()) -> str:
     """As `model_sha256`, without the differences `without` among the patches. inside: see `values.Feeder`."""
+    # What is compiled is another with every compiling and every use; that it is, its options say.
+    compiled, model = model, uncompiled(model)
     network = model.model
     left_out = {id(tensor) for tensor in without}
     patches = {
@@ -88,10 +93,21 @@ def _model_sha256(model, without: tuple[Tensor, ...], inside: tuple = ()) -> str
     if not is_settled(type(sampling)) and (own := {k: v for k, v in vars(type(sampling)).items() if callable(v)}):
         how += [own]
     # What others hung on the network itself, past the MODEL.
-    hung = [[name, *hooks] for name, part in network.named_modules() if (hooks := hooks_of(part))]
-    how += [hung] if hung else []
-    parts = (_network_sha256(model), patches, model.model_options, {k: v for k, v in more.items() if v}, how)
-    return _digest(parts, (*inside, id(model)))
+    with _ejected(network):
+        hung = [[name, *hooks] for name, part in network.named_modules() if (hooks := hooks_of(part))]
+        how += [hung] if hung else []
+        parts = (_network_sha256(model), patches, model.model_options, {k: v for k, v in more.items() if v}, how)
+        return _digest(parts, (*inside, id(compiled)))
+
+
+@contextmanager
+def _ejected(network: nn.Module) -> Iterator[None]:
+    """Within, the network is without what a loaded MODEL puts into it, which that MODEL's clones share meanwhile."""
+    with ExitStack() as stack:
+        for loaded in model_management.current_loaded_models:
+            if loaded.model is not None and loaded.model.model is network:
+                stack.enter_context(loaded.model.use_ejected())
+        yield
 
 
 def _is_difference(change, tensors: set[int]) -> bool:

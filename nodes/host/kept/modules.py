@@ -49,6 +49,8 @@ def hooks_of(module: nn.Module) -> list:
         for name, value in vars(module).items()
         if callable(value)
         and not isinstance(value, nn.Module)
-        and isinstance(getattr(type(module), name, None), types.FunctionType)
+        and isinstance(own := getattr(type(module), name, None), types.FunctionType)
+        # What was put over a method and taken off again may leave the method itself there.
+        and not (getattr(value, "__self__", None) is module and value.__func__ is own)
     }
     return [part for part in (*hooks, over) if part]

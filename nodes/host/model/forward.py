@@ -13,8 +13,9 @@ from torch import Tensor
 from ....mace.pipeline.host import Attend, Attention
 from .fp8 import own_wide_layers
 from .memory import make_way
-from .predict import noisy, predict, together
+from .predict import noisy, predict, together, uncompiled
 from .unet import cross_attention_keys, is_quantised
+from .unsaved import unsaved
 
 _PLACE = re.compile(r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.")
 
@@ -34,12 +35,24 @@ def trainable_copy(model) -> Iterator:
 
     The host's weights are inference tensors, which cannot take part in a backward pass; and its dynamic memory manager
     takes weights off the device after each layer, while autograd still needs them. The copy leaves the device when
-    the block ends, however it ends. Raises ValueError when the host cannot copy the model.
+    the block ends, however it ends. Raises ValueError when the host cannot copy the model, or where other nodes put
+    something into it that a copy lacks or gradients cannot pass.
     """
+    injected = ", ".join(str(name) for name, parts in model.injections.items() if parts)
+    if injected:
+        raise ValueError(
+            f"the model has layers put into it that cannot be copied for training ({injected}): load LoRAs with Load "
+            "LoRA, not in bypass mode"
+        )
     with torch.inference_mode(False), torch.enable_grad():
         try:
-            copy = model.clone(disable_dynamic=True, force_deepcopy=True)
-        except (RuntimeError, OSError) as error:
+            copy = uncompiled(model).clone(disable_dynamic=True, force_deepcopy=True)
+        except (RuntimeError, OSError, MemoryError) as error:
+            if isinstance(error, MemoryError) or model_management.is_oom(error) or "alloc" in str(error):
+                raise ValueError(
+                    f"training needs a second copy of the model ({model.model_size() / 1e9:.1f} GB), and there is no "
+                    "room for it in memory: close other programs, or load the model in fp16 or bf16"
+                ) from error
             raise ValueError(
                 f"the model cannot be copied for training: {str(error).rstrip('.')}. Load it with a checkpoint loader "
                 "whose file is still there"
@@ -52,6 +65,14 @@ def trainable_copy(model) -> Iterator:
         try:
             load(copy)
             yield copy
+        except RuntimeError as error:
+            if "Inference tensors" not in str(error):
+                raise
+            raise ValueError(
+                "other nodes put layers with weights of their own into the model (hypernetworks and GLIGEN do), and "
+                f"gradients cannot pass them: connect the model without them. What is set on it: "
+                f"{'; '.join(unsaved(model))}"
+            ) from error
         finally:
             model_management.in_training = before
             copy.detach()

@@ -57,7 +57,7 @@ def computed_in(model) -> torch.dtype:
 def widen(clone, keys: list[str], patches: dict) -> None:
     """Exchanges the layers of those `keys` whose weights are plain fp8, in this clone of a MODEL alone.
 
-    patches: what its `get_key_patches` gives. Layers of other kinds (norms) stay, and the host rounds what is edited
+    patches: what `unet.key_patches` gives of it. Layers of other kinds (norms) stay, and the host rounds what is edited
     in them.
     """
     dtype = computed_in(clone)
@@ -108,7 +108,7 @@ def own_wide_layers(copy) -> None:
 
 
 def as_stored(model, key: str, weight: torch.Tensor) -> torch.Tensor:
-    """A weight from `get_key_patches` as its file had it, whether or not its wide layer stands in the model now."""
+    """A weight from `unet.key_patches` as its file had it, whether or not its wide layer stands in the model now."""
     layer = utils.get_attr(model.model, key.rpartition(".")[0])
     return weight.to(layer.stored) if isinstance(layer, Wide) else weight
 

@@ -11,6 +11,8 @@ import torch
 from comfy import model_prefetch, sampler_helpers, samplers
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import create_model_options_clone
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
 from ....mace.pipeline.attention_loss import in_order
@@ -59,6 +61,15 @@ def together(model, sigmas: Tensor) -> list[Tensor]:
     return [(sigmas == one).nonzero()[:, 0] for one in sigmas.unique()]
 
 
+def uncompiled(model):
+    """The MODEL without the host's torch.compile: what was compiled neither asks for a call's patches nor trains."""
+    if not model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
+        return model
+    found = model.clone()
+    found.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY)
+    return found
+
+
 @contextmanager
 def _running(model) -> Iterator[None]:
     """The host's own frame of a sampling run."""
@@ -96,6 +107,7 @@ def predict_given(
     model, x: Tensor, sigmas: Tensor, conditioning: list, replace: Callable[[dict], None] = lambda attn2: None
 ) -> Tensor:
     """As `predict`, for the host's CONDITIONING with one row a latent."""
+    model = uncompiled(model)
     options = create_model_options_clone(model.model_options)
     transformer = options.setdefault("transformer_options", {})
     replaced = transformer["patches_replace"] = {

@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import comfy.lora
 import comfy.model_base
 import torch
-from comfy import model_management
+from comfy import model_management, utils
+from comfy.model_patcher import get_key_weight
 
 from .fp8 import FP8, as_stored, widen
 from .ports import known_ports
@@ -67,6 +68,54 @@ def is_quantised(weight: torch.Tensor) -> bool:
     return weight.dtype not in _FLOATS + FP8 or type(weight).__name__ == "QuantizedTensor"
 
 
+def check_plain(key: str, weight: torch.Tensor) -> None:
+    """Raise ValueError for a quantised weight, whose `key` is told."""
+    if is_quantised(weight):
+        raise ValueError(
+            f"{key} is quantised ({weight.dtype}), and an edit needs the full weights: load the fp16, bf16 or fp32 "
+            "model"
+        )
+
+
+def check_editable(model, keys: Iterable[str]) -> None:
+    """Raise ValueError where one of the weights `keys` of a MODEL is quantised: the host would round an edit away."""
+    for key in keys:
+        check_plain(key, get_key_weight(model.model, key)[0])
+
+
+def matrix_shape(model, key: str) -> tuple[int, int]:
+    """(d_out, d) of a projection of a MODEL, as its layer says: quantised weights are packed."""
+    layer = utils.get_attr(model.model, key.rpartition(".")[0])
+    return layer.out_features, layer.in_features
+
+
+def key_patches(model) -> dict[str, list]:
+    """The diffusion model's weights and their patches, [(weight, convert), *patches] by key, as of `get_key_patches`.
+
+    The host's own asks for all that a model saves, and quantised layers save more than they hold (scales, formats).
+    """
+    return _split_state(model)[0]
+
+
+def _split_state(model) -> tuple[dict[str, list], dict[str, torch.Tensor]]:
+    """`key_patches`, and of what the diffusion model saves that which is no part of a layer."""
+    found, rest = {}, {}
+    for key, saved in model.model_state_dict("diffusion_model.").items():
+        try:
+            weight, _, convert = get_key_weight(model.model, key)
+        except AttributeError:
+            rest[key] = saved
+            continue
+        weight = model.backup[key].weight if key in model.backup else weight
+        weight = model.hook_backup[key][0] if key in model.hook_backup else weight
+        found[key] = [(weight, convert or _as_it_is), *model.patches.get(key, ())]
+    return found, rest
+
+
+def _as_it_is(weight: torch.Tensor, **_) -> torch.Tensor:
+    return weight
+
+
 def with_patches(patches: list, key: str, device: torch.device) -> torch.Tensor:
     """Any weight with all its patches in it, as a float32 copy on `device`. patches: see `effective_weight`."""
     weight, convert = patches[0]
@@ -77,15 +126,10 @@ def with_patches(patches: list, key: str, device: torch.device) -> torch.Tensor:
 def effective_weight(patches: list, key: str, device: torch.device) -> torch.Tensor:
     """A projection as the artist sees it, with all upstream patches in it, as a float32 copy on `device`.
 
-    patches: what `get_key_patches` gives for the key. Raises ValueError for quantised weights, for a weight
+    patches: what `key_patches` gives for the key. Raises ValueError for quantised weights, for a weight
     that is not finite and for anything but a matrix.
     """
-    weight = patches[0][0]
-    if is_quantised(weight):
-        raise ValueError(
-            f"{key} is quantised ({weight.dtype}); closed-form edits need the full weights: load the fp16, bf16 "
-            "or fp32 model"
-        )
+    check_plain(key, patches[0][0])
     copy = with_patches(patches, key, device)
     if copy.dim() != 2:
         raise ValueError(f"{key} is not a matrix but {tuple(copy.shape)}")
@@ -102,7 +146,7 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
     is too coarse for a difference); fp8 weights are held in a wider format (see .fp8). step(1) after each weight.
     """
     clone = model.clone()
-    all_patches = clone.get_key_patches("diffusion_model.")
+    all_patches = key_patches(clone)
     changes = {}
     for key in keys:
         model_management.throw_exception_if_processing_interrupted()
@@ -118,7 +162,7 @@ def patched(model, keys: list[str], delta: Callable, strength: float, step: Call
 def add_changes(clone, changes: dict[str, tuple], strength: float, patches: dict) -> None:
     """Adds patches to a clone of a MODEL, whose fp8 weights are held in a wider format first (see .fp8).
 
-    changes: the host's patches by weight.  patches: what the clone's `get_key_patches` gives. Raises ValueError for
+    changes: the host's patches by weight.  patches: what `key_patches` gives of the clone. Raises ValueError for
     weights that the host does not take patches of.
     """
     widen(clone, list(changes), patches)
@@ -155,7 +199,7 @@ def weights_sha256(model) -> str:
     Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.
     """
     digest = hashlib.sha256()
-    patches = model.get_key_patches("diffusion_model.")
+    patches, rest = _split_state(model)
     for key in sorted(patches):
         weight = as_stored(model, key, patches[key][0][0])
         if type(weight) in (torch.Tensor, torch.nn.Parameter):
@@ -166,4 +210,10 @@ def weights_sha256(model) -> str:
         digest.update(key.encode())
         for part in tensor_bytes(weight):
             digest.update(part)
+    for key in sorted(rest):
+        # Some packs add tensors of no content to what is saved, by which the host counts memory.
+        if not rest[key].is_meta:
+            digest.update(key.encode())
+            for part in tensor_bytes(rest[key]):
+                digest.update(part)
     return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""What other nodes put into a MODEL that a copy to train on lacks or gradients cannot pass, and no room for a copy."""
+
+import pytest
+import torch
+
+from tests.kinds import conditioning, latents
+from tests.test_forward import losses_of
+from tests.test_predict_others import batch_of, load, modules, plain, stack_of
+
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("one_thread")]
+
+# Fixtures of the other file, used here by name.
+__all__ = ["modules", "plain"]
+
+
+def test_what_was_compiled_is_looked_into_and_trained_as_it_is(comfy_host, modules, plain):
+    """The host's TorchCompileModel, whose graph asks for no patches of a call and holds the original's weights."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    compiled, again = (plain.clone(disable_dynamic=True) for _ in range(2))
+    for model in (compiled, again):
+        set_torch_compile_wrapper(model, "eager", {"guard_filter_fn": skip_torch_compile_dict})
+    key = comfy_host.module("nodes.host.kept.content").model_sha256
+    assert key(compiled) == key(again) != key(plain)
+    forward, contexts = modules["forward"], conditioning(plain)[0]
+    found = []
+    for model in (plain, compiled):
+        with torch.inference_mode():
+            maps = modules["attention_maps"].concept_maps(model, latents(2), contexts[0], [4, 5], None, "dog")
+        with forward.trainable_copy(model) as copy:
+            stacked = stack_of(copy, modules["unet"].cross_attention_keys(copy))
+            loss = losses_of(forward, copy, batch_of(forward, copy), stacked)
+            loss.sum().backward()
+        found.append((maps, loss.detach()))
+    torch.testing.assert_close(found[1], found[0])
+    assert compiled.get_all_wrappers("apply_model")
+
+
+def test_weights_of_others_that_gradients_cannot_pass_are_named(modules, plain, tmp_path):
+    from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
+
+    context = plain.model.model_config.unet_config["context_dim"]
+    layer = {"linear.weight": torch.eye(context), "linear.bias": torch.zeros(context)}
+    torch.save({context: [layer, layer]}, tmp_path / "hyper.pt")
+    model, forward = plain.clone(), modules["forward"]
+    with torch.inference_mode():
+        patch = load_hypernetwork_patch(str(tmp_path / "hyper.pt"), 1.0)
+    model.set_model_attn2_patch(patch)
+    model.set_model_attn1_patch(patch)
+    with pytest.raises(ValueError, match="gradients cannot pass them: .*hypernetwork"):
+        with forward.trainable_copy(model) as copy:
+            # What comes from other layers has gradients by then.
+            contexts = conditioning(copy)[0].requires_grad_(True)
+            forward.predict(copy, latents(1), torch.tensor([1.0]), contexts).sum().backward()
+
+
+def test_a_lora_in_bypass_mode_is_not_passed_over(comfy_host, modules, plain):
+    """Training says what to load in its place, and what it leaves on the network does not make it another MODEL."""
+    from comfy.sd import load_bypass_lora_for_models
+
+    layer = modules["unet"].cross_attention_keys(plain)[0].removesuffix(".weight")
+    d_out, d = modules["unet"].matrix_shape(plain, f"{layer}.weight")
+    draw = torch.Generator().manual_seed(0)
+    lora = {
+        f"{layer}.lora_up.weight": torch.randn(d_out, 2, generator=draw),
+        f"{layer}.lora_down.weight": torch.randn(2, d, generator=draw),
+    }
+    key = comfy_host.module("nodes.host.kept.content").model_sha256
+    before = key(plain)
+    with torch.inference_mode():
+        model = load_bypass_lora_for_models(plain, None, lora, 1.0, 0)[0]
+    assert key(model) != before
+    load(model)
+    with torch.inference_mode():
+        drawn = [modules["predict"].predict(model, latents(), torch.tensor([1.0]), conditioning(plain)[0])]
+        assert key(plain) == before != key(model)
+        drawn += [modules["predict"].predict(model, latents(), torch.tensor([1.0]), conditioning(plain)[0])]
+    assert torch.equal(*drawn)
+    load(plain)
+    assert key(plain) == before
+    with pytest.raises(ValueError, match="layers put into it .*bypass_lora.*Load LoRA"):
+        with modules["forward"].trainable_copy(model):
+            pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("out of memory"),
+        MemoryError(),
+    ],
+)
+def test_no_room_for_a_copy_is_told_as_that(modules, plain, error):
+    def load_again(**_):
+        raise error
+
+    model = plain.clone()
+    model.cached_patcher_init = (load_again, ())
+    with pytest.raises(ValueError, match=r"second copy of the model \(.* GB\), and there is no room"):
+        with modules["forward"].trainable_copy(model):
+            pass
