@@ -34,9 +34,13 @@ def content_sha256(*parts) -> str:
 
 
 def _digest(parts, inside: tuple) -> str:
-    digest = hashlib.sha256()
-    Feeder(digest, _known).feed(parts, inside)
-    return digest.hexdigest()
+    assigned: set[int] = set()
+    while True:
+        digest, known = hashlib.sha256(), len(assigned)
+        Feeder(digest, _known, assigned).feed(parts, inside)
+        # A cell may have been told before the function that assigns it came up.
+        if len(assigned) == known:
+            return digest.hexdigest()
 
 
 def _known(value, inside: tuple) -> tuple[str, list] | None:
