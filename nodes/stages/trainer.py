@@ -28,6 +28,7 @@ from ..host.model.unet import cross_attention_keys
 from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
+from .mask_making import source_of
 from .training_memory import MemoryMode
 from .training_plan import TrainingPlan
 
@@ -112,7 +113,8 @@ class Trainer:
         concept = images.concept
         record = self.options.record(concept.type, len(images))
         text = self.encoder.content(*concept.phrases, concept.mapping)
-        return content_sha256(self._base, text, concept, concept.prompts, images.latents, as_floats(masks), record)
+        shown, masked = images.source or images.latents, source_of(images, masks) or as_floats(masks)
+        return content_sha256(self._base, text, concept, concept.prompts, shown, masked, record)
 
     def known(self, key: str) -> tuple[ErasureLora | None, bool]:
         """(the LoRA trained before under this key or None, whether it was read from disk), which the run keeps."""

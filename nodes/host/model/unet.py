@@ -149,13 +149,14 @@ def _plain_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return copy.reshape(-1).view(torch.uint8)
 
 
-def weights_sha256(model) -> str:
-    """SHA-256 over the diffusion model's unpatched weights: names, dtypes and bytes in the names' order.
+def weights_sha256(model, prefix: str | None = "diffusion_model.") -> str:
+    """SHA-256 over a patcher's unpatched weights, the diffusion model's: names, dtypes and bytes in the names' order.
 
-    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.
+    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.  prefix: of
+    the names; None for all.
     """
     digest = hashlib.sha256()
-    patches = model.get_key_patches("diffusion_model.")
+    patches = model.get_key_patches(prefix)
     for key in sorted(patches):
         weight = as_stored(model, key, patches[key][0][0])
         if type(weight) in (torch.Tensor, torch.nn.Parameter):
