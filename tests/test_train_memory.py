@@ -177,6 +177,19 @@ def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store,
     same(node[0].loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
 
 
+def test_out_of_memory_in_the_middle_makes_no_step_again(comfy_host, demo, parts, store, monkeypatch):
+    """Two side by side fail in their third step: each alone goes on from the second."""
+    _, clip, _ = demo
+    refined, _, shown, loras = parts
+    together = count(1)
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1 or next(together) != 3)
+    node = train(comfy_host, clip, refined, shown)
+    assert tried == [1, 1, 2, 2, 2, 1, 1] and "2 side by side did not fit; 1 from there on" in report(node)
+    for one, other in zip(node[0].loras, loras.loras, strict=True):
+        assert len(one.losses) == 3
+        same(one, other, rtol=2e-2, atol=2e-4)
+
+
 def test_blocks_are_recomputed_where_one_alone_does_not_fit(comfy_host, demo, parts, store, monkeypatch):
     _, clip, _ = demo
     refined, _, shown, loras = parts
