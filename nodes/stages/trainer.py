@@ -204,8 +204,9 @@ class Trainer:
         found = self._memory.run_alone(copy, first.name, lambda: measure(copy.load_device, step))
         if found is None:
             return self._plan(copy, work, left)
-        self._each = found.memory
-        fitting = self.options.side_by_side or how_many_fit(copy.load_device, found.memory, self._most)
+        # The LoRA was there before the measuring, and AdamW's two moments of it come with its first step.
+        self._each = found.memory + 3 * sum(part.nbytes for pair in stacked.values() for part in pair)
+        fitting = self.options.side_by_side or how_many_fit(copy.load_device, self._each, self._most)
         self._most = min(fitting, len(work))
         self._said.begin(len(work), left, self._most, self._each, found.seconds)
 
