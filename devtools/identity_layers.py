@@ -26,6 +26,10 @@ class _Remembered:
         self.outputs: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self.held = 0
 
+    def __reduce__(self) -> str:
+        # Keys by content read what hangs on an encoder: what is remembered changes nothing of what it computes.
+        return "_remembered"
+
     def find(self, key: bytes) -> torch.Tensor | None:
         if key in self.outputs:
             self.outputs.move_to_end(key)

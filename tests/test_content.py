@@ -189,6 +189,37 @@ def test_what_other_packs_write_counts_by_value(content, case):
     assert content.content_sha256(made(0.5)) != content.content_sha256(made(0.25))
 
 
+MADE_IN_RUNS = """
+def pair(factor):
+    made = None
+    def step(x):
+        def keep():
+            nonlocal made
+            made = lambda: x
+        keep()
+    def use():
+        return made() * factor
+    return use, step
+
+def falling(factor):
+    def step():
+        nonlocal factor
+        factor = factor / 2
+        return factor
+    return step
+"""
+
+
+def test_what_a_function_makes_while_it_runs_is_no_part_of_it(content):
+    """Of a variable around it that it assigns, a function; a number there may be a setting, and counts."""
+    theirs = pack(MADE_IN_RUNS)
+    one = theirs.pair(0.5)
+    key = content.content_sha256(one)
+    one[1](3.0)
+    assert content.content_sha256(one) == key != content.content_sha256(theirs.pair(0.25))
+    assert content.content_sha256(theirs.falling(0.5)) != content.content_sha256(theirs.falling(0.25))
+
+
 def test_settings_of_a_module_of_the_pack(content, monkeypatch):
     settings = pack("FACTOR = 1.0")
     function = pack("def f(x): return x * settings.FACTOR").f

@@ -71,6 +71,33 @@ def test_a_models_key(comfy_host, demo, content):
     assert content.model_sha256(model) == base
 
 
+def test_a_text_encoders_key(demo, content):
+    """Weights, patches and functions that others put over its own; whether it is loaded, patched, does not matter."""
+    from comfy import model_management
+
+    clip = demo[1]
+    key = next(name for name in clip.patcher.model_state_dict() if name.endswith("layers.0.mlp.fc1.bias"))
+
+    def changed(value):
+        clone = clip.clone()
+        clone.add_patches({key: ("diff", (torch.full_like(clip.patcher.model_state_dict()[key], value),))})
+        return clone
+
+    layer = clip.cond_stage_model.get_submodule(key.removesuffix(".mlp.fc1.bias"))
+    own = vars(layer).pop("forward", None)
+    keys = [content.text_sha256(one) for one in (clip, changed(0.1), changed(0.2))]
+    layer.forward = types.MethodType(lambda layer, *given, **more: type(layer).forward(layer, *given, **more), layer)
+    keys.append(content.text_sha256(clip))
+    assert len(set(keys)) == len(keys)
+    model_management.load_models_gpu([changed(0.1).patcher], force_full_load=True)
+    assert content.text_sha256(clip) == keys[-1]
+    del layer.forward
+    assert content.text_sha256(clip.clone()) == keys[0] and content.text_sha256(changed(0.1)) == keys[1]
+    model_management.unload_all_models()
+    if own is not None:
+        layer.forward = own
+
+
 def sampling_of(model, factor):
     """Another pack's sampling: a class of its own with a method of its own."""
     theirs = type(model.model.model_sampling)

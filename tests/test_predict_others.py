@@ -95,6 +95,26 @@ def step_of_the_schedule(model):
     return patched
 
 
+def tome(model):
+    """Its second function takes from the first what that made of the last step."""
+    from comfy_extras.nodes_tomesd import TomePatchModel
+
+    return TomePatchModel.execute(model, 0.3)[0]
+
+
+def easy_cache(model):
+    """Holds what a sampling has seen."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    return EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False)[0]
+
+
+def lazy_cache(model):
+    from comfy_extras.nodes_easycache import LazyCacheNode
+
+    return LazyCacheNode.execute(model, 0.2, 0.15, 0.95, False)[0]
+
+
 OTHERS = [self_attention_guidance, hyper_tile, around_the_model, adapter]
 OTHERS += [pytest.param(make, marks=pytest.mark.long) for make in (deep_shrink, free_u, step_of_the_schedule)]
 
@@ -266,3 +286,21 @@ def test_attention_maps_of_fewer_at_once_where_memory_runs_out(modules, plain, m
     torch.testing.assert_close(maps(), whole, rtol=1e-4, atol=1e-6)
     assert tried == [3, *[1] * 9]
     assert asked[0] == 3 * plain.memory_required([1, *latents().shape[1:]]) > 0
+
+
+@pytest.mark.parametrize("make", [tome, easy_cache, lazy_cache])
+def test_what_they_hold_of_a_run_is_no_part_of_the_model(comfy_host, modules, plain, make):
+    """Its key stays through a sampling, masks and training: what was trained on it is found again."""
+    content, forward = comfy_host.module("nodes.host.kept.content"), modules["forward"]
+    other = make(plain)
+    key = content.model_sha256(other)
+    contexts, pooled = conditioning(other, 2)
+    list(own_sampling(other, latents(2), latents(2, seed=2), torch.tensor([6.0, 0.4, 0.0]), contexts, pooled))
+    assert content.model_sha256(other) == key
+    with torch.inference_mode():
+        modules["attention_maps"].concept_maps(other, latents(2), contexts[0], [4, 5], None, "dog")
+    assert content.model_sha256(other) == key
+    with forward.trainable_copy(other) as copy:
+        stacked = stack_of(copy, modules["unet"].cross_attention_keys(other))
+        losses_of(forward, copy, batch_of(forward, copy), stacked).sum().backward()
+    assert content.model_sha256(other) == key != content.model_sha256(plain)

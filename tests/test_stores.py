@@ -27,10 +27,14 @@ def test_stores_share_a_budget(comfy_host):
     assert budget.bytes == 0 and not len(other)
 
 
-# Hashes by what they are of, presets (lines of text), functions to call, folders and what was said of files.
+# Hashes by what they are of, names in code, presets (lines of text), functions to call, folders and what was said of
+# files.
 SMALL = {"nodes.host.kept.content._weights", "nodes.host.preset_files._read"}
 SMALL |= {"nodes.host.kept.store.moment_sources", "nodes.host.progress.listeners"}
 SMALL |= {"nodes.host.folders._beside", "nodes.host.folders._said"}
+SMALL |= {f"nodes.{name}" for name in ("host.kept.content._encoders", "host.kept.values._assigned_in")}
+# It has a small budget of its own, since it stays as long as masks do that the host keeps.
+SMALL |= {"nodes.stages.mask_making._sources"}
 
 
 def kept_by_modules(host):

@@ -23,7 +23,8 @@ class ConceptImages:
 
     latents: [n, channels, h, w] on the CPU, in the VAE's scale (before the model's process_latent_in).  pictures:
     uint8 [n, H, W, 3] on the CPU.  template: the prompt they show, with {} where the concept's phrase stands.  preset:
-    the one that the concept's list carries, "" for none (see `ConceptList`).
+    the one that the concept's list carries, "" for none (see `ConceptList`).  source: what they were made from, as a
+    key, since a device may draw the same pictures with other bits the next time; "" where only their bytes say it.
     """
 
     concept: Concept
@@ -32,13 +33,15 @@ class ConceptImages:
     pictures: Tensor = field(repr=False)
     template: str
     preset: str = ""
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def only(self, kept: Tensor) -> "ConceptImages":
         """The images where `kept`, a bool [n], says so."""
-        return replace(self, latents=self.latents[kept], pictures=self.pictures[kept])
+        source = self.source and f"{self.source} {kept.nonzero()[:, 0].tolist()}"
+        return replace(self, latents=self.latents[kept], pictures=self.pictures[kept], source=source)
 
     @property
     def as_image(self) -> Tensor:

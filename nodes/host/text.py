@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from comfy import model_management
@@ -13,6 +14,7 @@ from ...mace.method.prior import PROBE_PROMPTS, probe
 from ...mace.method.tokens import PairingError, fill, pair
 from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.store import LastResult
+from .kept.content import text_sha256
 from .kept.on_disk import kept_moments
 from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
 from .model.unet import cross_attention_keys, matrix_shape, pooled_key
@@ -219,7 +221,11 @@ class TextEncoder:
     def content(self, *phrases: str) -> tuple:
         """What the embeddings of prompts with these phrases depend on, by value, for `content.content_sha256`."""
         _, layer, options = self.identity
-        return (self.fingerprint, layer, options, [self.tokenize(phrase) for phrase in phrases])
+        return (self._sha256, layer, options, [self.tokenize(phrase) for phrase in phrases])
+
+    @cached_property
+    def _sha256(self) -> str:
+        return text_sha256(self.clip)
 
     @staticmethod
     def has_pooled(model) -> bool:

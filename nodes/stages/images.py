@@ -70,13 +70,13 @@ class Sampling:
         else:
             self.progress.update(self.settings["steps"])
         latents, pictures = found
-        return ConceptImages(concept, latents, pictures, template)
+        return ConceptImages(concept, latents, pictures, template, source=key)
 
     def kept(self, concept: Concept, template: str) -> tuple[str, ConceptImages | None]:
         """(what the images of a concept depend on, those that are kept, so that none are drawn)."""
         key = self._key_of(concept, template)
         found = _store.get(key)
-        return key, None if found is None else ConceptImages(concept, *found, template)
+        return key, None if found is None else ConceptImages(concept, *found, template, source=key)
 
     def _key_of(self, concept: Concept, template: str) -> str:
         content = self.encoder.content(concept.target, self.negative)
@@ -128,7 +128,8 @@ def own_images(vae, concept: Concept, template: str, pictures: Tensor) -> Concep
     """The artist's own pictures of one concept, encoded. Raises ValueError for what `read_pictures` refuses."""
     pictures = eight_bit(vae.vae_encode_crop_pixels(read_pictures(pictures, "images")))
     latents = _finite(vae.encode(pictures.float() / 255), concept).to("cpu", torch.float32)
-    return ConceptImages(concept, written([latents]), written([pictures]), template)
+    source = content_sha256(module_sha256(vae.first_stage_model), pictures)
+    return ConceptImages(concept, written([latents]), written([pictures]), template, source=source)
 
 
 def make_images(

@@ -16,10 +16,13 @@ from ...mace.masks.kept import as_bytes, as_floats
 from ...mace.masks.maps import UNION, feather, grow, mask_of_map, one_mask
 from ...mace.messages import MessageError
 from ...mace.method.tokens import fill
+from ...mace.pipeline.store import Budget
 from ..host.detectors.found import Found
 from ..host.detectors.model_files import AUTO, NO_SEGMENTER
 from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_of, segmenter_of
+from ..host.kept.content import content_sha256, model_sha256
 from ..host.kept.on_disk import written
+from ..host.kept.store import ContentStore
 from ..host.model.attention_maps import concept_maps
 from ..host.model.unet import is_unet
 from ..host.progress import send_text
@@ -28,6 +31,10 @@ from ..host.text import TextEncoder
 ATTENTION, EXTERNAL, BOXES, WHOLE = "attention", "external mask", "boxes", "whole image"
 SKIP, ERROR = "skip the image", "error"
 NOTHING_FOUND = (WHOLE, SKIP, ERROR)
+
+# What masks were made from, by their images and their bytes. It stays as long as the host may keep the masks.
+SOURCES_BYTES = 4 << 20
+_sources = ContentStore(SOURCES_BYTES, Budget(SOURCES_BYTES))
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,18 @@ def attention_masks(model, encoder: TextEncoder, images: ConceptImages) -> Tenso
     pooled = encoder.pooled([prompt]) if encoder.has_pooled(model) else None
     maps = concept_maps(model, images.latents, encoder.encode([prompt])[0], positions, pooled, target)
     return mask_of_map(maps, *images.pictures.shape[1:3])
+
+
+def source_of(images: ConceptImages, masks: Tensor) -> str | None:
+    """What the masks [n, H, W] of images were made from, as a key, where this process made them by attention.
+
+    A device may make the same masks with other bits the next time.  images, masks: as of `without_skipped`.
+    """
+    return _sources.get(_place(images, masks))
+
+
+def _place(images: ConceptImages, masks: Tensor) -> str:
+    return content_sha256(images.source or images.latents, as_floats(masks))
 
 
 def whole_image(images: ConceptImages) -> Tensor:
@@ -185,7 +204,7 @@ def make_masks(
     """
     s = settings or MaskSettings()
     progress = ProgressBar(len(images))
-    lines, masks, encoder = [], [], None
+    lines, masks, encoder, drawn_by = [], [], None, ""
     phrases = phrases_of(s.phrase, [entry.concept for entry in images])
     found: list[list[Found]] = [[] for _ in images]
     things: Iterable = [None] * len(images)
@@ -209,6 +228,7 @@ def make_masks(
             )
         encoder = TextEncoder(clip)
         encoder.check_width(model)
+        drawn_by = model_sha256(model)
     for entry, phrase, own, seen in zip(images, phrases, things, found, strict=True):
         warning: list[str] = []
         if backend == WHOLE or (entry.concept.type == "style" and backend != EXTERNAL):
@@ -221,6 +241,10 @@ def make_masks(
             made = feather(grow(made, s.grow), s.feather)
             made, warning = no_empty(made, entry, s.nothing_found)
             share, made = float(made.mean()), written([as_bytes(made)])
+            if backend == ATTENTION and made.any():
+                read = encoder.content(entry.concept.target, entry.concept.mapping)
+                source = content_sha256(drawn_by, read, entry.source or entry.latents, entry.template, s)
+                _sources.put(_place(*without_skipped(entry, made)[:2]), source, 2 * len(source))
         masks.append(made)
         lines.append(f"{entry.concept.target}: {share:.0%} of the image{_counted(seen)}")
         lines += warning

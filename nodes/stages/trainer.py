@@ -28,6 +28,7 @@ from ..host.model.unet import check_editable, cross_attention_keys, matrix_shape
 from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
+from .mask_making import source_of
 from .training_memory import MemoryMode
 from .training_plan import TrainingPlan
 
@@ -112,7 +113,8 @@ class Trainer:
         concept = images.concept
         record = self.options.record(concept.type, len(images))
         text = self.encoder.content(*concept.phrases, concept.mapping)
-        return content_sha256(self._base, text, concept, concept.prompts, images.latents, as_floats(masks), record)
+        shown, masked = images.source or images.latents, source_of(images, masks) or as_floats(masks)
+        return content_sha256(self._base, text, concept, concept.prompts, shown, masked, record)
 
     def known(self, key: str) -> tuple[ErasureLora | None, bool]:
         """(the LoRA trained before under this key or None, whether it was read from disk), which the run keeps."""
@@ -202,8 +204,9 @@ class Trainer:
         found = self._memory.run_alone(copy, first.name, lambda: measure(copy.load_device, step))
         if found is None:
             return self._plan(copy, work, left)
-        self._each = found.memory
-        fitting = self.options.side_by_side or how_many_fit(copy.load_device, found.memory, self._most)
+        # The LoRA was there before the measuring, and AdamW's two moments of it come with its first step.
+        self._each = found.memory + 3 * sum(part.nbytes for pair in stacked.values() for part in pair)
+        fitting = self.options.side_by_side or how_many_fit(copy.load_device, self._each, self._most)
         self._most = min(fitting, len(work))
         self._said.begin(len(work), left, self._most, self._each, found.seconds)
 

@@ -25,8 +25,9 @@ class TrainingPlan:
         beside the model.  seconds: a step of one.
         """
         self._concepts, self._left, self._each = concepts, left, each
-        alone = duration(left * seconds)
-        self._say(most, f"about {alone}" if most == 1 else f"{alone} if they trained one after the other")
+        # Side by side takes as long as one after the other at the most, and as long as one alone at the least.
+        shortest, longest = duration(left * seconds / most), duration(left * seconds)
+        self._say(most, f"about {longest}" if shortest == longest else f"{shortest} to {longest}")
 
     def begin_group(self) -> None:
         """Steps are timed within one group."""

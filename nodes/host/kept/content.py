@@ -18,6 +18,7 @@ from .modules import hooks_of, settings_of
 from .values import Feeder, is_settled
 
 _weights: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_encoders: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 # What a MODEL computes with besides its weights, their patches and its options.
 MORE = ("object_patches", "weight_wrapper_patches", "wrappers", "callbacks", "injections", "hook_patches")
 MORE += ("additional_models", "forced_hooks")
@@ -37,9 +38,13 @@ def content_sha256(*parts) -> str:
 
 
 def _digest(parts, inside: tuple) -> str:
-    digest = hashlib.sha256()
-    Feeder(digest, _known).feed(parts, inside)
-    return digest.hexdigest()
+    assigned: set[int] = set()
+    while True:
+        digest, known = hashlib.sha256(), len(assigned)
+        Feeder(digest, _known, assigned).feed(parts, inside)
+        # A cell may have been told before the function that assigns it came up.
+        if len(assigned) == known:
+            return digest.hexdigest()
 
 
 def _known(value, inside: tuple) -> tuple[str, list] | None:
@@ -80,8 +85,7 @@ def _model_sha256(model, without: tuple[Tensor, ...], inside: tuple = ()) -> str
         for key, own in model.patches.items()
         if (kept := [tuple(patch) for patch in own if not _is_difference(patch[1], left_out)])
     }
-    # Containers that hold nothing are as good as none: nodes leave them behind.
-    more = {name: _filled(getattr(model, name, None)) for name in MORE}
+    more = _more_of(model)
     # Wide layers hold the same weights.
     parts = more["object_patches"] or {}
     more["object_patches"] = {name: part for name, part in parts.items() if not isinstance(part, Wide)}
@@ -92,9 +96,8 @@ def _model_sha256(model, without: tuple[Tensor, ...], inside: tuple = ()) -> str
     # A pack's own sampling: what it does otherwise than the classes it is made of.
     if not is_settled(type(sampling)) and (own := {k: v for k, v in vars(type(sampling)).items() if callable(v)}):
         how += [own]
-    # What others hung on the network itself, past the MODEL.
     with _ejected(network):
-        hung = [[name, *hooks] for name, part in network.named_modules() if (hooks := hooks_of(part))]
+        hung = _hung_on(network)
         how += [hung] if hung else []
         parts = (_network_sha256(model), patches, model.model_options, {k: v for k, v in more.items() if v}, how)
         return _digest(parts, (*inside, id(compiled)))
@@ -108,6 +111,31 @@ def _ejected(network: nn.Module) -> Iterator[None]:
             if loaded.model is not None and loaded.model.model is network:
                 stack.enter_context(loaded.model.use_ejected())
         yield
+
+
+def _more_of(patcher) -> dict:
+    # Containers that hold nothing are as good as none: nodes leave them behind.
+    return {name: _filled(getattr(patcher, name, None)) for name in MORE}
+
+
+def _hung_on(network: nn.Module) -> list:
+    """What others hung on a network itself, past its patcher."""
+    return [[name, *hooks] for name, part in network.named_modules() if (hooks := hooks_of(part))]
+
+
+def text_sha256(clip) -> str:
+    """SHA-256 (hex) of all that a CLIP's encoders compute with but their output layer (clip skip): weights, patches,
+    options, and what other packs put into them.
+
+    Embeddings would differ with the device. The unpatched weights are read once for every loaded encoder.
+    """
+    module, patcher = clip.cond_stage_model, clip.patcher
+    if module not in _encoders:
+        _encoders[module] = weights_sha256(patcher, None)
+    more = {name: part for name, part in _more_of(patcher).items() if part}
+    return content_sha256(
+        _encoders[module], patcher.patches, patcher.model_options, more, type(module), _hung_on(module)
+    )
 
 
 def _is_difference(change, tensors: set[int]) -> bool:

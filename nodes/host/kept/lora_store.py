@@ -94,15 +94,21 @@ class LoraStore:
         path = self._path(key, kind)
         try:
             with safe_open(path, framework="pt") as opened:
-                found = parse({name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {})
-            os.utime(path)
+                # Views would keep the file mapped, and Windows replaces no file that is.
+                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}
+                found = parse(tensors, opened.metadata() or {})
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except OSError as error:  # it may pass: a drive that is away, a right that is missing
+            logging.warning("MACE: %s cannot be read: %s", path.name, error)
+            return None
+        except (SafetensorError, ValueError, KeyError) as error:
             logging.warning("MACE: %s cannot be read and is removed: %s", path.name, error)
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
         return found
 
     def _write(self, key: str, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:

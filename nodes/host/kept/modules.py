@@ -45,7 +45,8 @@ def hooks_of(module: nn.Module) -> list:
     """A module's forward hooks, and functions put over its own methods."""
     hooks = [list(getattr(module, name).values()) for name in _HOOKS]
     over = {
-        name: value
+        # Of the module's own methods the function alone: what the module holds counts where it is asked for.
+        name: value.__func__ if isinstance(value, types.MethodType) and value.__self__ is module else value
         for name, value in vars(module).items()
         if callable(value)
         and not isinstance(value, nn.Module)

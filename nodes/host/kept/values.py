@@ -3,12 +3,13 @@
 A function is its code, its defaults, what it closes over and the globals it names; an object its class and attributes,
 or what it would be pickled as; a class of another pack its attributes and bases. What comes with Python, torch, numpy,
 the host itself or this pack is told by its name, which says nothing of where the pack lies: what is kept on the disk is
-found again when it is moved, and with another Python. What can be told in no way is new every time, so that nothing is
-reused for it.
+found again when it is moved, and with another Python. What functions make while they run and put into a variable that
+they close over is no part of them. What can be told in no way is new every time, so that nothing is reused for it.
 """
 
 import copyreg
 import dataclasses
+import dis
 import enum
 import functools
 import logging
@@ -55,16 +56,20 @@ _HEAP = 1 << 9
 class Feeder:
     """Feeds values into a digest.
 
-    also(value): (kind, parts) of values that the caller knows better, or None.
+    also(value): (kind, parts) of values that the caller knows better, or None.  assigned: ids of the cells that
+    functions assign; those that come up are added, and a digest counts when none was.
     """
 
-    def __init__(self, digest, also=lambda value, inside: None):
+    def __init__(self, digest, also=lambda value, inside: None, assigned: set[int] | None = None):
         self._digest, self._also = digest, also
+        self._assigned = set() if assigned is None else assigned
         # Functions and classes name one another; each is told once.
         self._told: dict[int, int] = {}
 
     def feed(self, value, inside: tuple = ()) -> None:
         """inside: the ids of the objects that hold this one; one that holds itself counts by how far up it is."""
+        if isinstance(value, types.CellType):
+            value = self._held(value)
         if isinstance(value, Tensor):
             for raw in tensor_bytes(value):
                 self._digest.update(raw)
@@ -88,6 +93,8 @@ class Feeder:
                 self._say(f"told {self._told[id(value)]}")
                 return
             self._told[id(value)] = len(self._told)
+        if isinstance(value, types.FunctionType):
+            self._assigned |= _assigned_cells(value)
         kind, parts = self._also(value, inside) or _parts(value)
         self._say(kind)
         inside = (*inside, id(value))
@@ -98,6 +105,14 @@ class Feeder:
         else:
             for part in parts:
                 self.feed(part, inside)
+
+    def _held(self, cell: types.CellType):
+        """What a cell holds. Of one that functions assign, numbers and tensors count: they may be settings."""
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not filled yet
+            return None
+        return None if id(cell) in self._assigned and isinstance(held, types.FunctionType) else held
 
     def _say(self, words: str) -> None:
         self._digest.update(f"{words};".encode(errors="surrogatepass"))
@@ -200,7 +215,7 @@ def is_settled(value) -> bool:
 
 
 def _function_parts(function: types.FunctionType) -> tuple[str, list]:
-    cells = [_cell(cell) for cell in function.__closure__ or ()]
+    cells = function.__closure__ or ()
     parts = [_code(function.__code__), function.__defaults__, function.__kwdefaults__, cells]
     if (function.__module__ or "").partition(".")[0] not in _SETTLED:
         named = _globals_of(function)
@@ -248,11 +263,19 @@ def _class_parts(own: type) -> list:
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 
-def _cell(cell):
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
+def _assigned_cells(function: types.FunctionType) -> set[int]:
+    """The ids of the cells that a function assigns itself."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    assigned = _assigned_in(function.__code__) if function.__closure__ else ()
+    return {id(cell) for name, cell in cells if name in assigned}
+
+
+@functools.lru_cache(maxsize=256)
+def _assigned_in(code: types.CodeType) -> frozenset[str]:
+    """The variables of what stands around a function that it assigns, or a function within it."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
+    within = [_assigned_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    return frozenset(own.union(*within) & set(code.co_freevars))
 
 
 def _code(code: types.CodeType) -> list:

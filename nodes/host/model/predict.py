@@ -128,6 +128,10 @@ def call(model, x: Tensor, sigmas: Tensor, conditioning: list, options: dict, **
 
     options: model options of this call's own, which the host changes.  more: for the host's process_conds.
     """
+    transformer = options.get("transformer_options", {})
+    # The host's caches fill what stands there: a sampling gives them one of its own, and so does this.
+    if hasattr(cache := transformer.get("easycache"), "clone"):
+        transformer["easycache"] = cache.clone()
     conds = {"positive": sampler_helpers.convert_cond(conditioning)}
     with _running(model):
         sampler_helpers.prepare_model_patcher(model, conds, options)

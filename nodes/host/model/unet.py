@@ -25,6 +25,8 @@ BASE_MODEL, REFINEMENT = "mace_base", "mace_refinement"
 # The differences that refinements put on its weights, so that they can be told from what else is there.
 REFINED_BY = "mace_refined"
 
+# What the names of a MODEL's own weights begin with.
+DIFFUSION = "diffusion_model."
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -94,13 +96,13 @@ def key_patches(model) -> dict[str, list]:
 
     The host's own asks for all that a model saves, and quantised layers save more than they hold (scales, formats).
     """
-    return _split_state(model)[0]
+    return _split_state(model, DIFFUSION)[0]
 
 
-def _split_state(model) -> tuple[dict[str, list], dict[str, torch.Tensor]]:
-    """`key_patches`, and of what the diffusion model saves that which is no part of a layer."""
+def _split_state(model, prefix: str | None) -> tuple[dict[str, list], dict[str, torch.Tensor]]:
+    """`key_patches` of the weights with a prefix, and of what is saved with it that which is no part of a layer."""
     found, rest = {}, {}
-    for key, saved in model.model_state_dict("diffusion_model.").items():
+    for key, saved in model.model_state_dict(prefix).items():
         try:
             weight, _, convert = get_key_weight(model.model, key)
         except AttributeError:
@@ -193,13 +195,14 @@ def _plain_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return copy.reshape(-1).view(torch.uint8)
 
 
-def weights_sha256(model) -> str:
-    """SHA-256 over the diffusion model's unpatched weights: names, dtypes and bytes in the names' order.
+def weights_sha256(model, prefix: str | None = DIFFUSION) -> str:
+    """SHA-256 over a patcher's unpatched weights, the diffusion model's: names, dtypes and bytes in the names' order.
 
-    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.
+    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.  prefix: of
+    the names; None for all.
     """
     digest = hashlib.sha256()
-    patches, rest = _split_state(model)
+    patches, rest = _split_state(model, prefix)
     for key in sorted(patches):
         weight = as_stored(model, key, patches[key][0][0])
         if type(weight) in (torch.Tensor, torch.nn.Parameter):
