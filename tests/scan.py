@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 # Modules all of whose names may be used, and all that is below those of the host.
 MODULES = set(
-    "PIL argparse collections contextlib copyreg csv dataclasses datetime enum errno functools hashlib inspect "
+    "PIL argparse collections contextlib copyreg csv dataclasses datetime dis enum errno functools hashlib inspect "
     "itertools json logging math mmap operator pathlib pydantic random re regex signal statistics tempfile "
     "threading time tqdm types typing unicodedata uuid weakref zlib folder_paths latent_preview comfyui_version "
     "nodes devtools headless mace comfy comfy_aimdo comfy_api comfy_execution utils".split()

@@ -136,3 +136,12 @@ def test_loras_know_their_refinement_by_its_content(comfy_host, content, pooled)
     refinement = types.SimpleNamespace(transform_delta=delta, strength=0.5, projections="keys", pooled_delta=pooled)
     assert digest(refinement) == content.content_sha256(delta, 0.5, "keys", *([] if pooled is None else [pooled]))
     assert digest(None) == ""
+
+
+def test_a_text_encoder_loaded_again_is_the_same(comfy_host, content):
+    """The file lacks what projects its pooled text, which no UNet reads: there stands what the memory held before."""
+    first, again = (comfy_host.load_checkpoint(comfy_host.demo_checkpoint)[1] for _ in range(2))
+    for value, clip in enumerate((first, again)):
+        clip.cond_stage_model.clip_l.transformer.text_projection.weight.data.fill_(value)
+    assert content.text_sha256(first) == content.text_sha256(again)
+    assert content._is_read("clip_g.transformer.text_projection.weight")

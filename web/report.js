@@ -14,6 +14,15 @@ function addReport(node) {
   return addPanel(node, REPORT, element, { getMinHeight: () => HEIGHT });
 }
 
+// A node that had grown for the widget is as high as before again, so that a run is no step of undo.
+function removeProgress(node) {
+  const progress = widgetOf(node, PROGRESS);
+  if (!progress) return;
+  const fits = node.size[1] <= node.computeSize()[1];
+  node.removeWidget(progress);
+  if (fits) node.setSize([node.size[0], node.computeSize()[1]]);
+}
+
 function draw(node, ran) {
   const said = outputsOf(node)?.text?.join("\n");
   const found = widgetOf(node, REPORT);
@@ -21,8 +30,7 @@ function draw(node, ran) {
     if (found) node.removeWidget(found);
     return;
   }
-  const progress = ran && widgetOf(node, PROGRESS);
-  if (progress) node.removeWidget(progress);
+  if (ran) removeProgress(node);
   const { element } = found ?? addReport(node);
   element.value = said;
   grow(node);

@@ -123,6 +123,15 @@ def _hung_on(network: nn.Module) -> list:
     return [[name, *hooks] for name, part in network.named_modules() if (hooks := hooks_of(part))]
 
 
+def _is_read(name: str) -> bool:
+    """Whether what a UNet reads depends on a weight of a text encoder, by its name.
+
+    UNets read the pooled text of CLIP-G alone. Files of other encoders lack what projects it, and the host leaves
+    there what the memory held before.
+    """
+    return "text_projection" not in name or name.startswith("clip_g.")
+
+
 def text_sha256(clip) -> str:
     """SHA-256 (hex) of all that a CLIP's encoders compute with but their output layer (clip skip): weights, patches,
     options, and what other packs put into them.
@@ -131,7 +140,7 @@ def text_sha256(clip) -> str:
     """
     module, patcher = clip.cond_stage_model, clip.patcher
     if module not in _encoders:
-        _encoders[module] = weights_sha256(patcher, None)
+        _encoders[module] = weights_sha256(patcher, None, _is_read)
     more = {name: part for name, part in _more_of(patcher).items() if part}
     return content_sha256(
         _encoders[module], patcher.patches, patcher.model_options, more, type(module), _hung_on(module)

@@ -195,15 +195,15 @@ def _plain_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return copy.reshape(-1).view(torch.uint8)
 
 
-def weights_sha256(model, prefix: str | None = DIFFUSION) -> str:
+def weights_sha256(model, prefix: str | None = DIFFUSION, is_read: Callable[[str], bool] = lambda name: True) -> str:
     """SHA-256 over a patcher's unpatched weights, the diffusion model's: names, dtypes and bytes in the names' order.
 
     Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.  prefix: of
-    the names; None for all.
+    the names; None for all.  is_read: whether a weight counts, by its name.
     """
     digest = hashlib.sha256()
     patches, rest = _split_state(model, prefix)
-    for key in sorted(patches):
+    for key in filter(is_read, sorted(patches)):
         weight = as_stored(model, key, patches[key][0][0])
         if type(weight) in (torch.Tensor, torch.nn.Parameter):
             # As it was before other formats were read: checkpoints state this hash.
@@ -213,7 +213,7 @@ def weights_sha256(model, prefix: str | None = DIFFUSION) -> str:
         digest.update(key.encode())
         for part in tensor_bytes(weight):
             digest.update(part)
-    for key in sorted(rest):
+    for key in filter(is_read, sorted(rest)):
         # Some packs add tensors of no content to what is saved, by which the host counts memory.
         if not rest[key].is_meta:
             digest.update(key.encode())
