@@ -9,6 +9,7 @@ with a row for each refinement; each row is written to benchmarks/results as it 
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,14 +17,14 @@ from pathlib import Path
 from benchmarks.erasure.bench import LONG_LISTS
 from benchmarks.erasure.questions import Question, asked
 from benchmarks.erasure.tasks import mass_order
-from benchmarks.mass import COUNTS, FORMS, RESULTS, SEED, TEMPLATES
+from benchmarks.mass import FORMS, RESULTS, SEED, TEMPLATES
 from benchmarks.measure import Rows
 from benchmarks.small_model import SDXL, Small
 from devtools.cache import REPO
 from devtools.demo_prior import captions, sentences
 
 MODEL = REPO / "assets/demo/demo_sdxl.safetensors"
-MULTIPLES = (1, 0.1, 10)
+COUNTS, MULTIPLES = (10, 100, 1), (1, 10, 0.1)
 # Of what stays, how many-th is asked for; pictures of what is erased, where the list is short.
 EACH, ERASED = 2, 20
 
@@ -43,15 +44,14 @@ def rows_of(small: Small) -> Iterator[dict]:
     order = mass_order(small.words)
     kept = [name for name in small.words["concepts"] if name not in order][::EACH]
     preset = small.host.module("mace.presets.presets").PRESETS[LONG_LISTS]
-    for count in COUNTS:
+    for multiple, count in itertools.product(MULTIPLES, COUNTS):
         # Of one thing, one that has neighbours in the vocabulary.
         erased = order[:count] if count > 1 else ["dog"]
         weights = preset.own_weights(small.chosen(erased))
-        for multiple in MULTIPLES:
-            lambda1 = weights.lambda1 * multiple
-            model = small.refined(erased, (repr(lambda1), repr(weights.mu), weights.metric), "on", pooled=True)
-            about = {"concepts": count, "times the preset's": multiple, "lambda1": lambda1}
-            yield about | small.shares(model, questions_of(erased, kept))
+        lambda1 = weights.lambda1 * multiple
+        model = small.refined(erased, (repr(lambda1), repr(weights.mu), weights.metric), "on", pooled=True)
+        about = {"concepts": count, "times the preset's": multiple, "lambda1": lambda1}
+        yield about | small.shares(model, questions_of(erased, kept))
 
 
 def main() -> None:
