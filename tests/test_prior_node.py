@@ -1,7 +1,7 @@
 """Prior, Save Prior and Load Prior in the real host."""
 
-import json
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
