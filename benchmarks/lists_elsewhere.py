@@ -11,13 +11,12 @@ with a row for each refinement; each row is written to benchmarks/results as it 
 import argparse
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.erasure.bench import LONG_LISTS
-from benchmarks.erasure.questions import Question, asked
 from benchmarks.erasure.tasks import mass_order
-from benchmarks.mass import FORMS, RESULTS, SEED, TEMPLATES
+from benchmarks.mass import RESULTS, questions_of
 from benchmarks.measure import Rows
 from benchmarks.small_model import SDXL, Small
 from devtools.cache import REPO
@@ -27,16 +26,6 @@ MODEL = REPO / "assets/demo/demo_sdxl.safetensors"
 COUNTS, MULTIPLES = (10, 100, 1), (1, 10, 0.1)
 # Of what stays, how many-th is asked for; pictures of what is erased, where the list is short.
 EACH, ERASED = 2, 20
-
-
-def questions_of(erased: Sequence[str], kept: Sequence[str]) -> dict[str, list[Question]]:
-    """By group: what is erased, what stays, and the same in captions of other forms."""
-    forms = [FORMS[i % len(FORMS)].format(name) for i, name in enumerate(kept)]
-    return {
-        "erased": asked(erased, TEMPLATES[:1], seeds=max(1, ERASED // len(erased)), seed=SEED),
-        "others": asked(kept, TEMPLATES[1:], seed=SEED),
-        "captions": [Question(form, name, SEED) for form, name in zip(forms, kept, strict=True)],
-    }
 
 
 def rows_of(small: Small) -> Iterator[dict]:
@@ -51,7 +40,7 @@ def rows_of(small: Small) -> Iterator[dict]:
         lambda1 = weights.lambda1 * multiple
         model = small.refined(erased, (repr(lambda1), repr(weights.mu), weights.metric), "on", pooled=True)
         about = {"concepts": count, "times the preset's": multiple, "lambda1": lambda1}
-        yield about | small.shares(model, questions_of(erased, kept))
+        yield about | small.shares(model, questions_of(erased, kept, pictures=ERASED))
 
 
 def main() -> None:

@@ -46,6 +46,21 @@ GRIDS = {
 OWN_WORDS = ("own",)
 
 
+def questions_of(
+    erased: Sequence[str], kept: Sequence[str], forms: int = 1, pictures: int = 6
+) -> dict[str, list[Question]]:
+    """By group: what is erased, what stays, and the same in captions of other forms.
+
+    forms: captions of each.  pictures: of what is erased, where the list is short.
+    """
+    own = [(FORMS[(i + 2 * k) % len(FORMS)], name) for k in range(forms) for i, name in enumerate(kept)]
+    return {
+        "erased": asked(erased, TEMPLATES[:1], seeds=max(1, pictures // len(erased)), seed=SEED),
+        "others": asked(kept, TEMPLATES[1:], seed=SEED),
+        "captions": [Question(form.format(name), name, SEED) for form, name in own],
+    }
+
+
 class Mass:
     """The demo model, its whole prior, and what is asked."""
 
@@ -59,13 +74,8 @@ class Mass:
         self.kept = [name for name in bench.words["concepts"] if name not in self.order][::each]
 
     def questions(self, erased: Sequence[str]) -> dict[str, list[Question]]:
-        """By group: what is erased, what stays, and the same in captions of other forms."""
-        own = [(FORMS[(i + 2 * k) % len(FORMS)], name) for k in range(self.forms) for i, name in enumerate(self.kept)]
-        return {
-            "erased": asked(erased, TEMPLATES[:1], seeds=max(1, 6 // len(erased)), seed=SEED),
-            "others": asked(self.kept, TEMPLATES[1:], seed=SEED),
-            "captions": [Question(form.format(name), name, SEED) for form, name in own],
-        }
+        """See `questions_of`."""
+        return questions_of(erased, self.kept, self.forms)
 
     def synonyms(self) -> list[Question]:
         """The ten classes, asked for by their synonyms."""

@@ -203,5 +203,5 @@ class EraseConcepts(io.ComfyNode):
             ExecutionBlocker(None) if erased.loras is None else erased.loras,
             *sized(model, width, height),
             shown or chosen[0].target,
-            ui={"text": ("\n".join(erased.lines),), "concepts": erased.listed, **pictures},
+            ui={"text": ("\n".join([*notes, *erased.lines]),), "concepts": erased.listed, **pictures},
         )

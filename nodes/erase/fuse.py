@@ -149,12 +149,12 @@ class FuseLoras(io.ComfyNode):
         width=0,
         height=0,
     ) -> io.NodeOutput:
-        shown = read_prompt(preview_prompt, (refinement or loras).concepts)
+        concepts = (loras if refinement is None else refinement).concepts
+        shown = read_prompt(preview_prompt, concepts)
         if shown and (clip is None or vae is None):
             raise ValueError("preview_prompt is drawn with clip and vae: connect both, or leave it empty")
         # What the LoRAs were trained on; neither is there for imported ones, which the fusion refuses.
         source = loras.recipe if refinement is None else refinement
-        concepts = (loras if refinement is None else refinement).concepts
         name = preset_of(concepts) if refinement is not None else source.preset if source is not None else ""
         weights, named = (lambda2, lambda3, mu), []
         # Weights that stand there need no preset, which may be another machine's; then pull is the first.

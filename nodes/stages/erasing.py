@@ -188,9 +188,7 @@ def by_closed_form(model, clip, vae, concepts: tuple[Concept, ...], wanted: Want
         lines += ["Refinement:", *about, *lean_lines(wanted.lean)]
     else:
         lines.append("All strengths are 0: the model is as it was.")
-    return Erased(
-        erased, None, [*wanted.notes, result_line(targets, time.perf_counter() - start), *moved, *lines], targets
-    )
+    return Erased(erased, None, [result_line(targets, time.perf_counter() - start), *moved, *lines], targets)
 
 
 def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Erased:
@@ -227,7 +225,7 @@ def erase(model, clip, vae, concepts: tuple[Concept, ...], wanted: Wanted) -> Er
     result = result_line(targets, time.perf_counter() - start)
     send_text(result)
     # What became of it first: only so many lines of a report are seen on the node.
-    return Erased(fused, loras, [*wanted.notes, result, *moved, *in_parts(about)], targets)
+    return Erased(fused, loras, [result, *moved, *in_parts(about)], targets)
 
 
 def result_line(targets: Sequence, seconds: float) -> str:

@@ -14,7 +14,8 @@ class Wanted:
     own.  strengths: as in `mace.concepts.strengths`.  prior: what to keep, None for built-in captions where the weights
     need them.  find_aliases: whether the model is asked for them.  lean: -1 (gentle) to 1 (strong), see
     `mace.presets.leaning`.  compared: whether pictures before and after come last, for the estimate.  keep_near:
-    whether the words next to the concepts are preserved, see `kept_beside`.  notes: lines for the artist, said first.
+    whether the words next to the concepts are preserved, see `kept_beside`.  notes: lines for the artist that are said
+    at the start.
     """
 
     preset: Preset

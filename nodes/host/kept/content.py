@@ -85,10 +85,6 @@ def _model_sha256(model, without: tuple[Tensor, ...], inside: tuple = ()) -> str
         for key, own in model.patches.items()
         if (kept := [tuple(patch) for patch in own if not _is_difference(patch[1], left_out)])
     }
-    more = _more_of(model)
-    # Wide layers hold the same weights.
-    parts = more["object_patches"] or {}
-    more["object_patches"] = {name: part for name, part in parts.items() if not isinstance(part, Wide)}
     # The same weights can be told to predict another way, or to compute in another dtype.
     sampling, form = (model.get_model_object(name) for name in ("model_sampling", "latent_format"))
     how = [type(network), network.model_type, network.concat_keys, model.model_dtype(), network.manual_cast_dtype]
@@ -99,7 +95,7 @@ def _model_sha256(model, without: tuple[Tensor, ...], inside: tuple = ()) -> str
     with _ejected(network):
         hung = _hung_on(network)
         how += [hung] if hung else []
-        parts = (_network_sha256(model), patches, model.model_options, {k: v for k, v in more.items() if v}, how)
+        parts = (_network_sha256(model), patches, model.model_options, _more_of(model), how)
         return _digest(parts, (*inside, id(compiled)))
 
 
@@ -115,7 +111,11 @@ def _ejected(network: nn.Module) -> Iterator[None]:
 
 def _more_of(patcher) -> dict:
     # Containers that hold nothing are as good as none: nodes leave them behind.
-    return {name: _filled(getattr(patcher, name, None)) for name in MORE}
+    more = {name: _filled(getattr(patcher, name, None)) for name in MORE}
+    # Wide layers hold the same weights.
+    parts = more["object_patches"] or {}
+    more["object_patches"] = {name: part for name, part in parts.items() if not isinstance(part, Wide)}
+    return {name: part for name, part in more.items() if part}
 
 
 def _hung_on(network: nn.Module) -> list:
@@ -141,10 +141,8 @@ def text_sha256(clip) -> str:
     module, patcher = clip.cond_stage_model, clip.patcher
     if module not in _encoders:
         _encoders[module] = weights_sha256(patcher, None, _is_read)
-    more = {name: part for name, part in _more_of(patcher).items() if part}
-    return content_sha256(
-        _encoders[module], patcher.patches, patcher.model_options, more, type(module), _hung_on(module)
-    )
+    parts = (patcher.patches, patcher.model_options, _more_of(patcher), type(module), _hung_on(module))
+    return content_sha256(_encoders[module], *parts)
 
 
 def _is_difference(change, tensors: set[int]) -> bool:
