@@ -102,6 +102,13 @@ def tome(model):
     return TomePatchModel.execute(model, 0.3)[0]
 
 
+def projected_guidance(model):
+    """Keeps an average of what it saw."""
+    from comfy_extras.nodes_apg import APG
+
+    return APG.execute(model, 1.0, 5.0, -0.5)[0]
+
+
 def easy_cache(model):
     """Holds what a sampling has seen."""
     from comfy_extras.nodes_easycache import EasyCacheNode
@@ -288,7 +295,10 @@ def test_attention_maps_of_fewer_at_once_where_memory_runs_out(modules, plain, m
     assert asked[0] == 3 * plain.memory_required([1, *latents().shape[1:]]) > 0
 
 
-@pytest.mark.parametrize("make", [tome, easy_cache, lazy_cache])
+HOLD = [tome, easy_cache, lazy_cache, self_attention_guidance, projected_guidance]
+
+
+@pytest.mark.parametrize("make", HOLD)
 def test_what_they_hold_of_a_run_is_no_part_of_the_model(comfy_host, modules, plain, make):
     """Its key stays through a sampling, masks and training: what was trained on it is found again."""
     content, forward = comfy_host.module("nodes.host.kept.content"), modules["forward"]

@@ -32,7 +32,7 @@ def test_stores_share_a_budget(comfy_host):
 SMALL = {"nodes.host.kept.content._weights", "nodes.host.preset_files._read"}
 SMALL |= {"nodes.host.kept.store.moment_sources", "nodes.host.progress.listeners"}
 SMALL |= {"nodes.host.folders._beside", "nodes.host.folders._said"}
-SMALL |= {f"nodes.{name}" for name in ("host.kept.content._encoders", "host.kept.values._assigned_in")}
+SMALL |= {f"nodes.host.kept.{name}" for name in ("content._encoders", "left.assigned_in", "left._start")}
 # It has a small budget of its own, since it stays as long as masks do that the host keeps.
 SMALL |= {"nodes.stages.mask_making._sources"}
 

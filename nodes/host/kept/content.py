@@ -38,12 +38,12 @@ def content_sha256(*parts) -> str:
 
 
 def _digest(parts, inside: tuple) -> str:
-    assigned: set[int] = set()
+    came_up: set[int] = set()
     while True:
-        digest, known = hashlib.sha256(), len(assigned)
-        Feeder(digest, _known, assigned).feed(parts, inside)
-        # A cell may have been told before the function that assigns it came up.
-        if len(assigned) == known:
+        digest, known = hashlib.sha256(), len(came_up)
+        Feeder(digest, _known, came_up).feed(parts, inside)
+        # A variable may have been told before all functions that assign it came up.
+        if len(came_up) == known:
             return digest.hexdigest()
 
 

@@ -3,13 +3,12 @@
 A function is its code, its defaults, what it closes over and the globals it names; an object its class and attributes,
 or what it would be pickled as; a class of another pack its attributes and bases. What comes with Python, torch, numpy,
 the host itself or this pack is told by its name, which says nothing of where the pack lies: what is kept on the disk is
-found again when it is moved, and with another Python. What functions make while they run and put into a variable that
-they close over is no part of them. What can be told in no way is new every time, so that nothing is reused for it.
+found again when it is moved, and with another Python. What runs leave in functions and objects is no part of them (see
+`left`). What can be told in no way is new every time, so that nothing is reused for it.
 """
 
 import copyreg
 import dataclasses
-import dis
 import enum
 import functools
 import logging
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.unet import tensor_bytes
+from . import left
 from .modules import module_parts
 
 # What is nested deeper has no value of its own that could be told.
@@ -56,20 +56,18 @@ _HEAP = 1 << 9
 class Feeder:
     """Feeds values into a digest.
 
-    also(value): (kind, parts) of values that the caller knows better, or None.  assigned: ids of the cells that
-    functions assign; those that come up are added, and a digest counts when none was.
+    also(value): (kind, parts) of values that the caller knows better, or None.  came_up: ids of the codes of functions
+    that assign variables around them; those that come up are added, and a digest counts when none was.
     """
 
-    def __init__(self, digest, also=lambda value, inside: None, assigned: set[int] | None = None):
+    def __init__(self, digest, also=lambda value, inside: None, came_up: set[int] | None = None):
         self._digest, self._also = digest, also
-        self._assigned = set() if assigned is None else assigned
+        self._came_up = set() if came_up is None else came_up
         # Functions and classes name one another; each is told once.
         self._told: dict[int, int] = {}
 
     def feed(self, value, inside: tuple = ()) -> None:
         """inside: the ids of the objects that hold this one; one that holds itself counts by how far up it is."""
-        if isinstance(value, types.CellType):
-            value = self._held(value)
         if isinstance(value, Tensor):
             for raw in tensor_bytes(value):
                 self._digest.update(raw)
@@ -94,8 +92,11 @@ class Feeder:
                 return
             self._told[id(value)] = len(self._told)
         if isinstance(value, types.FunctionType):
-            self._assigned |= _assigned_cells(value)
-        kind, parts = self._also(value, inside) or _parts(value)
+            if left.assigned_in(value.__code__):
+                self._came_up.add(id(value.__code__))
+            kind, parts = _function_parts(value, self._came_up)
+        else:
+            kind, parts = self._also(value, inside) or _parts(value)
         self._say(kind)
         inside = (*inside, id(value))
         if isinstance(parts, Mapping):
@@ -105,14 +106,6 @@ class Feeder:
         else:
             for part in parts:
                 self.feed(part, inside)
-
-    def _held(self, cell: types.CellType):
-        """What a cell holds. Of one that functions assign, numbers and tensors count: they may be settings."""
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not filled yet
-            return None
-        return None if id(cell) in self._assigned and isinstance(held, types.FunctionType) else held
 
     def _say(self, words: str) -> None:
         self._digest.update(f"{words};".encode(errors="surrogatepass"))
@@ -143,8 +136,6 @@ def _parts(value) -> tuple[str, Mapping | list | tuple]:
         return f"array {value.dtype} {value.shape}", [np.ascontiguousarray(value).tobytes()]
     if isinstance(value, type):
         return f"class {_home(value)}.{value.__qualname__}", () if is_settled(value) else _class_parts(value)
-    if isinstance(value, types.FunctionType):
-        return _function_parts(value)
     if isinstance(value, types.MethodType | types.BuiltinFunctionType):
         return "method", [getattr(value, "__func__", value.__name__), value.__self__]
     if isinstance(value, functools.partial):
@@ -175,7 +166,9 @@ def _object_parts(value) -> tuple[str, Mapping | list]:
     # Classes written in Python keep what they hold where it can be seen; a subclass of anything else may not.
     if hasattr(value, "__dict__") and all(base.__flags__ & _HEAP for base in own.__mro__[:-1]):
         slots = {slot for base in own.__mro__ for slot in _slots(base) if hasattr(value, slot)}
-        return name, {**{slot: getattr(value, slot) for slot in slots}, **vars(value), **more}
+        held = {**{slot: getattr(value, slot) for slot in slots}, **vars(value)}
+        passing = left.left_by_calls(own) if callable(value) else ()
+        return name, {**{attribute: part for attribute, part in held.items() if attribute not in passing}, **more}
     if isinstance(value, Mapping):
         return name, [dict(value), vars(value), *more.values()]
     reduced = _reduced(value)
@@ -214,9 +207,9 @@ def is_settled(value) -> bool:
     return found is value
 
 
-def _function_parts(function: types.FunctionType) -> tuple[str, list]:
-    cells = function.__closure__ or ()
-    parts = [_code(function.__code__), function.__defaults__, function.__kwdefaults__, cells]
+def _function_parts(function: types.FunctionType, came_up: set[int]) -> tuple[str, list]:
+    held = left.closure_of(function, came_up)
+    parts = [_code(function.__code__), function.__defaults__, function.__kwdefaults__, held]
     if (function.__module__ or "").partition(".")[0] not in _SETTLED:
         named = _globals_of(function)
         parts += [named] if named else []
@@ -225,7 +218,7 @@ def _function_parts(function: types.FunctionType) -> tuple[str, list]:
 
 def _globals_of(function: types.FunctionType) -> dict:
     """The values of the globals that a function names, and of what it names in modules of its pack."""
-    names = set(_names_in(function.__code__))
+    names = set(left.names_in(function.__code__))
     found = {}
     for name in names & set(function.__globals__):
         value = function.__globals__[name]
@@ -235,13 +228,6 @@ def _globals_of(function: types.FunctionType) -> dict:
         elif not (isinstance(value, types.FunctionType | type) and is_settled(value)):
             found[name] = value
     return found
-
-
-def _names_in(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for part in code.co_consts:
-        if isinstance(part, types.CodeType):
-            yield from _names_in(part)
 
 
 def _class_parts(own: type) -> list:
@@ -261,21 +247,6 @@ def _class_parts(own: type) -> list:
 
 
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-
-
-def _assigned_cells(function: types.FunctionType) -> set[int]:
-    """The ids of the cells that a function assigns itself."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    assigned = _assigned_in(function.__code__) if function.__closure__ else ()
-    return {id(cell) for name, cell in cells if name in assigned}
-
-
-@functools.lru_cache(maxsize=256)
-def _assigned_in(code: types.CodeType) -> frozenset[str]:
-    """The variables of what stands around a function that it assigns, or a function within it."""
-    own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
-    within = [_assigned_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    return frozenset(own.union(*within) & set(code.co_freevars))
 
 
 def _code(code: types.CodeType) -> list:
