@@ -1,5 +1,6 @@
 """Keys by content of MODELs, with what other packs hang on them."""
 
+import copy
 import types
 
 import pytest
@@ -96,6 +97,55 @@ def test_a_text_encoders_key(demo, content):
     model_management.unload_all_models()
     if own is not None:
         layer.forward = own
+
+
+def other_dtype(model):
+    from comfy_extras.nodes_model_advanced import ModelComputeDtype
+
+    return ModelComputeDtype().patch(model, "bf16")[0]
+
+
+def other_function(model):
+    network, changed = model.model.diffusion_model, model.clone()
+    function = types.MethodType(lambda network, *given, **more: type(network).forward(network, *given, **more), network)
+    changed.add_object_patch("diffusion_model.forward", function)
+    return changed
+
+
+def other_part(model):
+    """With a tensor of its own, and a patch on the weight in it."""
+    name, changed = "diffusion_model.input_blocks.0.0", model.clone()
+    part = copy.deepcopy(model.get_model_object(name))
+    part.extra = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    changed.add_object_patch(name, part)
+    changed.add_patches({f"{name}.weight": ("diff", (torch.full_like(part.weight, 0.1),))})
+    return changed
+
+
+def new_attribute(model):
+    changed = model.clone()
+    changed.add_object_patch("diffusion_model.put_there", 1.0)
+    return changed
+
+
+@pytest.mark.parametrize("make", [other_dtype, other_function, other_part, new_attribute])
+def test_what_is_loaded_puts_into_the_network_is_its_own(comfy_host, demo, content, make):
+    """Whether it is loaded, was loaded or is not, and also where it was before any key was asked for."""
+    from comfy import model_management, utils
+
+    keys = [content.model_sha256(one) for one in (demo[0], make(demo[0]))]
+    plain = comfy_host.load_checkpoint(comfy_host.demo_checkpoint)[0]
+    changed = make(plain)
+    model_management.load_models_gpu([changed], force_full_load=True)
+    standing = {name: utils.get_attr(plain.model, name) for name in changed.object_patches}
+    backup = dict(plain.backup)
+    assert [content.model_sha256(one) for one in (plain, changed)] == keys and len(set(keys)) == 2
+    # All is back in its place.
+    assert standing == changed.object_patches and plain.backup == backup
+    assert set(plain.object_patches_backup) == set(standing)
+    model_management.load_models_gpu([plain], force_full_load=True)
+    assert [content.model_sha256(one) for one in (plain, changed)] == keys
+    assert content.content_sha256(plain.model.diffusion_model) == content.content_sha256(demo[0].model.diffusion_model)
 
 
 def sampling_of(model, factor):

@@ -2,14 +2,13 @@
 
 import hashlib
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 
 import comfy.model_base
-from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ..model.bare import bare_network
 from ..model.fp8 import Wide
 from ..model.predict import uncompiled
 from ..model.sampling import numbers_of
@@ -85,28 +84,18 @@ def _model_sha256(model, without: tuple[Tensor, ...], inside: tuple = ()) -> str
         for key, own in model.patches.items()
         if (kept := [tuple(patch) for patch in own if not _is_difference(patch[1], left_out)])
     }
-    # The same weights can be told to predict another way, or to compute in another dtype.
-    sampling, form = (model.get_model_object(name) for name in ("model_sampling", "latent_format"))
-    how = [type(network), network.model_type, network.concat_keys, model.model_dtype(), network.manual_cast_dtype]
-    how += [type(sampling).__mro__[1:], sampling.state_dict(), numbers_of(sampling), type(form), vars(form)]
-    # A pack's own sampling: what it does otherwise than the classes it is made of.
-    if not is_settled(type(sampling)) and (own := {k: v for k, v in vars(type(sampling)).items() if callable(v)}):
-        how += [own]
-    with _ejected(network):
+    with bare_network(model):
+        # The same weights can be told to predict another way, or to compute in another dtype.
+        sampling, form = (model.get_model_object(name) for name in ("model_sampling", "latent_format"))
+        how = [type(network), network.model_type, network.concat_keys, model.model_dtype(), network.manual_cast_dtype]
+        how += [type(sampling).__mro__[1:], sampling.state_dict(), numbers_of(sampling), type(form), vars(form)]
+        # A pack's own sampling: what it does otherwise than the classes it is made of.
+        if not is_settled(type(sampling)) and (own := {k: v for k, v in vars(type(sampling)).items() if callable(v)}):
+            how += [own]
         hung = _hung_on(network)
         how += [hung] if hung else []
         parts = (_network_sha256(model), patches, model.model_options, _more_of(model), how)
         return _digest(parts, (*inside, id(compiled)))
-
-
-@contextmanager
-def _ejected(network: nn.Module) -> Iterator[None]:
-    """Within, the network is without what a loaded MODEL puts into it, which that MODEL's clones share meanwhile."""
-    with ExitStack() as stack:
-        for loaded in model_management.current_loaded_models:
-            if loaded.model is not None and loaded.model.model is network:
-                stack.enter_context(loaded.model.use_ejected())
-        yield
 
 
 def _more_of(patcher) -> dict:
@@ -141,8 +130,9 @@ def text_sha256(clip) -> str:
     module, patcher = clip.cond_stage_model, clip.patcher
     if module not in _encoders:
         _encoders[module] = weights_sha256(patcher, None, _is_read)
-    parts = (patcher.patches, patcher.model_options, _more_of(patcher), type(module), _hung_on(module))
-    return content_sha256(_encoders[module], *parts)
+    with bare_network(patcher):
+        parts = (patcher.patches, patcher.model_options, _more_of(patcher), type(module), _hung_on(module))
+        return content_sha256(_encoders[module], *parts)
 
 
 def _is_difference(change, tensors: set[int]) -> bool:

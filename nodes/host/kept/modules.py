@@ -37,6 +37,7 @@ def settings_of(module: nn.Module) -> list:
         and not name.startswith(_OF_THE_HOST)
         and not name.endswith(("_comfy_model_dtype", "_lowvram_function"))
         and not isinstance(value, Tensor | nn.Module)
+        and not _is_own(module, name, value)
     }
     return [part for part in (own, *hooks_of(module)) if part]
 
@@ -50,8 +51,13 @@ def hooks_of(module: nn.Module) -> list:
         for name, value in vars(module).items()
         if callable(value)
         and not isinstance(value, nn.Module)
-        and isinstance(own := getattr(type(module), name, None), types.FunctionType)
-        # What was put over a method and taken off again may leave the method itself there.
-        and not (getattr(value, "__self__", None) is module and value.__func__ is own)
+        and isinstance(getattr(type(module), name, None), types.FunctionType)
+        and not _is_own(module, name, value)
     }
     return [part for part in (*hooks, over) if part]
+
+
+def _is_own(module: nn.Module, name: str, value) -> bool:
+    """Whether a module's own method lies among its attributes: what was put over one and taken off may leave it."""
+    own = isinstance(value, types.MethodType) and value.__self__ is module
+    return own and value.__func__ is getattr(type(module), name, None)

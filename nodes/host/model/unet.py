@@ -10,6 +10,7 @@ import torch
 from comfy import model_management, utils
 from comfy.model_patcher import get_key_weight
 
+from .bare import bare_network
 from .fp8 import FP8, as_stored, widen
 from .ports import known_ports
 
@@ -198,11 +199,13 @@ def _plain_bytes(tensor: torch.Tensor) -> torch.Tensor:
 def weights_sha256(model, prefix: str | None = DIFFUSION, is_read: Callable[[str], bool] = lambda name: True) -> str:
     """SHA-256 over a patcher's unpatched weights, the diffusion model's: names, dtypes and bytes in the names' order.
 
-    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too.  prefix: of
-    the names; None for all.  is_read: whether a weight counts, by its name.
+    Of any format, also those that cannot be edited: nodes that only draw with the model ask for it too. Parts that are
+    put in place of its own while it is loaded do not count.  prefix: of the names; None for all.  is_read: whether a
+    weight counts, by its name.
     """
     digest = hashlib.sha256()
-    patches, rest = _split_state(model, prefix)
+    with bare_network(model):
+        patches, rest = _split_state(model, prefix)
     for key in filter(is_read, sorted(patches)):
         weight = as_stored(model, key, patches[key][0][0])
         if type(weight) in (torch.Tensor, torch.nn.Parameter):
