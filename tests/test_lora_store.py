@@ -42,3 +42,34 @@ def test_only_what_is_damaged_is_removed(comfy_host, kept, monkeypatch):
         assert kept.state(KEY).step == 2
     path.write_bytes(path.read_bytes()[:20])
     assert kept.state(KEY) is None and not path.exists()
+
+
+def test_on_a_full_disk_a_lora_takes_the_place_of_states_then_of_others(comfy_host, kept, monkeypatch):
+    """As safetensors says it; where there is another reason nothing goes."""
+    module = comfy_host.module("nodes.host.kept.lora_store")
+    concept, write = comfy_host.module("mace.concepts.concept").Concept("dog", "sky", "object"), module.save_file
+    trained = module.ErasureLora(concept, {"key": (torch.ones(2, 1), torch.ones(1, 3))}, torch.ones(1))
+    kept.put_state("b" * 64, kept.state(KEY))
+    other = module.LoraStore(kept.folder)
+    for letter in "cd":
+        other.put_lora(letter * 64, trained, (1,))
+    room, said = [4], "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def limited(*given):
+        if len(list(kept.folder.iterdir())) >= room[0]:
+            raise module.SafetensorError(said)
+        write(*given)
+
+    def names():
+        return sorted(path.name[0] + path.name[65:70] for path in kept.folder.iterdir())
+
+    monkeypatch.setattr(module, "save_file", limited)
+    kept.put_lora(KEY, trained, (1,))
+    assert names() == ["alora.", "bstate", "clora.", "dlora."] and kept.problem is None and not kept.removed
+    kept.put_lora("e" * 64, trained, (1,))
+    assert names() == ["alora.", "clora.", "dlora.", "elora."]
+    kept.put_lora("f" * 64, trained, (1,))
+    assert len(names()) == 4 and names()[0] == "alora." and len(kept.removed) == 1 and kept.problem is None
+    before, said = names(), "Error while serializing: I/O error: Permission denied (os error 13)"
+    kept.put_lora("0" * 64, trained, (1,))
+    assert names() == before and "Permission denied" in kept.problem

@@ -1,5 +1,7 @@
 """Train Erasure LoRA in the real host, on the trained demo model."""
 
+import os
+
 import pytest
 import torch
 
@@ -169,6 +171,19 @@ def test_a_trained_lora_outlives_the_process(comfy_host, demo, parts, store):
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert "1 LoRAs trained, 1 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2]))
     assert sorted(path.suffix for path in folder.iterdir()) == [".safetensors"] * 2
+
+
+def test_what_only_memory_holds_is_put_on_disk(comfy_host, demo, parts, store):
+    """After the folder was emptied; and what is used from memory counts as read."""
+    train(comfy_host, demo[1], parts[0], parts[2])
+    folder = comfy_host.module("nodes.host.kept.lora_store").store().folder
+    first, second = sorted(folder.iterdir())
+    first.unlink()
+    os.utime(second, (0, 0))
+    assert "0 LoRAs trained, 2 of 2 kept" in report(train(comfy_host, demo[1], parts[0], parts[2]))
+    assert first.exists() and second.stat().st_mtime > 0
+    store.clear()
+    assert "2 of them read from disk" in report(train(comfy_host, demo[1], parts[0], parts[2]))
 
 
 def test_the_folder_of_loras_is_bounded_and_may_be_missing(comfy_host, demo, parts, tmp_path):

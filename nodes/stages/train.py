@@ -47,7 +47,7 @@ def train_loras(
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
     for plan, key in zip(plans, keys, strict=False):
         _keep_plan(plan, key)
-    kept = {key: trainer.known(key) for key in keys}
+    kept = trainer.known(keys)
     found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
     work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
     progress.skip(sum(count for key, count in zip(keys, steps, strict=True) if key in found))
@@ -56,7 +56,7 @@ def train_loras(
     read = sum(from_disk for _, from_disk in kept.values())
     if read:
         lines.append(f"{read} of them read from disk")
-    lines += trainer.lines
+    lines += trainer.lines + trainer.kept_lines
     if refinement is None:
         lines.append("the model is not refined: connect CFR Refine's model, since MACE trains on it")
     else:

@@ -116,13 +116,19 @@ class Trainer:
         shown, masked = images.source or images.latents, source_of(images, masks) or as_floats(masks)
         return content_sha256(self._base, text, concept, concept.prompts, shown, masked, record)
 
-    def known(self, key: str) -> tuple[ErasureLora | None, bool]:
-        """(the LoRA trained before under this key or None, whether it was read from disk), which the run keeps."""
-        self._disk.held.add(key)
+    def known(self, keys: Sequence[str]) -> dict[str, tuple[ErasureLora | None, bool]]:
+        """(the LoRA trained before or None, whether it was read from disk) by key. The run keeps all of them."""
+        self._disk.held.update(keys)
+        return {key: self._known(key) for key in keys}
+
+    def _known(self, key: str) -> tuple[ErasureLora | None, bool]:
         if self.options.again:
             return None, False
         found = _store.get(key)
         if found is not None:
+            # The folder may have been emptied, or could not be written then.
+            if not self._disk.mark_read(key):
+                self._disk.put_lora(key, found, self._blocks)
             return found, False
         found = self._disk.lora(key)
         if found is not None:
@@ -156,11 +162,14 @@ class Trainer:
                 self._plan(copy, work, left)
             for (settings, step), items in queue.items():
                 done |= self._groups(copy, settings, step, items)
-        if self._disk.removed:
-            self.lines.append(f"{len(self._disk.removed)} of other runs, longest not used, removed from disk for room")
-        if self._disk.problem:
-            self.lines.append(self._disk.problem)
         return done
+
+    @property
+    def kept_lines(self) -> list[str]:
+        """What the store on disk has to say of the run."""
+        removed = len(self._disk.removed)
+        lines = [f"{removed} of other runs, longest not used, removed from disk for room"] if removed else []
+        return [*lines, self._disk.problem] if self._disk.problem else lines
 
     def _groups(self, copy, settings: TrainSettings, step: int, items: Sequence) -> dict[str, ErasureLora]:
         """LoRAs of (work, state) of the same settings at the same step, in groups that fit."""

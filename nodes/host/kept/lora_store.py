@@ -1,12 +1,13 @@
 """Trained LoRAs, and trainings that were stopped, on disk by content key: they outlive the process."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import folder_paths
@@ -24,6 +25,8 @@ from ....mace.method.train import TrainState
 LIMIT_BYTES = 2 << 30
 LORA, STATE, PLANNED = "lora", "state", "planned"
 _KEY = re.compile(r"[0-9a-f]{64}")
+# ERROR_DISK_FULL is Windows' own.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), 112}
 _SIDES, _PARTS = ("up", "down"), ("mean", "square")
 
 
@@ -32,7 +35,7 @@ class LoraStore:
 
     Files of the keys in `held`, those of the run in progress, stay also beyond the limit.  removed: keys whose files
     went to make room.  A folder that cannot be written is no error: then nothing outlives the process, and `problem`
-    says why.
+    says why. On a disk that is full a LoRA takes the place of what the run can do without.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT_BYTES):
@@ -70,6 +73,16 @@ class LoraStore:
     def has_lora(self, key: str) -> bool:
         """Whether a LoRA lies under this key."""
         return self._path(key, LORA).exists()
+
+    def mark_read(self, key: str, kind: str = LORA) -> bool:
+        """Whether a file lies under this key, which counts as read now."""
+        try:
+            os.utime(self._path(key, kind))
+        except FileNotFoundError:
+            return False
+        except OSError:  # it is there, and only cannot be marked
+            pass
+        return True
 
     def planned(self, plan: str) -> str | None:
         """The key of what was planned so, or None."""
@@ -112,8 +125,22 @@ class LoraStore:
         return found
 
     def _write(self, key: str, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
-        path = self._path(key, kind)
         self.held.add(key)
+        in_the_way = self._in_the_way(key) if kind == LORA else iter(())
+        while (error := self._try_to_write(self._path(key, kind), tensors, metadata)) is not None:
+            path = next(in_the_way, None) if _is_full(error) else None
+            if path is None:
+                self.problem = f"trained LoRAs cannot be kept in {self.folder}: {error}"
+                logging.warning("MACE: %s", self.problem)
+                return False
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        return True
+
+    def _try_to_write(
+        self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> OSError | SafetensorError | None:
+        """What failed, or None."""
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,31 +148,56 @@ class LoraStore:
             os.replace(temporary, path)
             self._make_room()
         except (OSError, SafetensorError) as error:
-            self.problem = f"trained LoRAs cannot be kept in {self.folder}: {error}"
-            logging.warning("MACE: %s", self.problem)
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            return False
-        return True
+            return error
+        return None
 
-    def _make_room(self) -> None:
-        """Remove the files longest not read, beyond the limit; and what a killed process left half written."""
+    def _in_the_way(self, key: str) -> Iterator[Path]:
+        """What goes for a LoRA where the disk is full: the run's states, its own first, then files of other runs."""
+        paths = [path for _, path in self._oldest_first()]
+        states = [path for path in paths if _key_of(path) in self.held and path.name.endswith(f".{STATE}.safetensors")]
+        yield from sorted(states, key=lambda path: _key_of(path) != key)
+        for path in paths:
+            if _key_of(path) not in self.held:
+                self.removed |= {_key_of(path)} - {""}
+                yield path
+
+    def _oldest_first(self) -> list[tuple[int, Path]]:
+        """(bytes, path) of the folder's files, those not read for the longest time first."""
         kept = []
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("*"):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 kept.append((status.st_mtime, status.st_size, path))
-        left = sum(size for _, size, _ in kept)
-        for _, size, path in sorted(kept, key=lambda entry: entry[0]):
+        return [(size, path) for _, size, path in sorted(kept, key=lambda entry: entry[0])]
+
+    def _make_room(self) -> None:
+        """Remove the files longest not read, beyond the limit; and what a killed process left half written."""
+        files = self._oldest_first()
+        left = sum(size for size, _ in files)
+        for size, path in files:
             if left <= self._limit:
                 return
-            key = path.name.partition(".")[0]
+            key = _key_of(path)
             if key not in self.held:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
                     left -= size
                     if key:
                         self.removed.add(key)
+
+
+def _key_of(path: Path) -> str:
+    """The key of a kept file; "" of one half written."""
+    return path.name.partition(".")[0]
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    """Whether a disk had no room left. Safetensors says the system's number in words."""
+    said = re.search(r"os error (\d+)", str(error))
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    return number in _FULL
 
 
 def _state_from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TrainState:
