@@ -226,6 +226,17 @@ def test_a_run_removes_nothing_of_its_own(comfy_host, demo, parts, store, monkey
     node = train(comfy_host, demo[1], parts[0], longer)
     assert "1 LoRAs trained, 2 of 3 kept" in report(node) and "removed from disk" not in report(node)
     assert set(names) < {path.name for path in (tmp_path / "loras").iterdir()}
+    # Nor for the plans of Erase Concepts, which are written before it trains.
+    store.clear()
+    plans, options = [f"{n:064x}" for n in (2, 3)], comfy_host.module("mace.pipeline.train_options").TrainOptions
+    masks = [torch.ones(2, 64, 64)] * 2
+    given = (parts[0], demo[1], parts[2], masks, options(rank=2, steps=1), plans)
+    trained = comfy_host.module("nodes.stages.train").train_loras
+    assert trained(*given)[1][0].startswith("2 LoRAs trained")
+    store.clear()
+    _, lines = trained(*given[:-1], [f"{n:064x}" for n in (4, 5)])
+    assert lines[1] == "2 of them read from disk"
+    assert {limited[-1].planned(f"{n:064x}") is None for n in (4, 5)} == {False}
 
 
 def test_another_clip_than_the_refinements_is_refused(comfy_host, demo, parts):

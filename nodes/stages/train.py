@@ -45,9 +45,10 @@ def train_loras(
 
     trainer = Trainer(model, clip, options, refinement, report, progress.skip)
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
-    for plan, key in zip(plans, keys, strict=False):
-        _keep_plan(plan, key)
     kept = trainer.known(keys)
+    for plan, key in zip(plans, keys, strict=False):
+        _plans.put(plan, key, len(plan) + len(key))
+        trainer.keep_plan(plan, key)
     found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
     work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
     progress.skip(sum(count for key, count in zip(keys, steps, strict=True) if key in found))
@@ -79,12 +80,6 @@ def train_loras(
         lines.append(loss_line(lora))
     recipe = None if refinement is None else recipe_of(refinement, trainer.refined_on)
     return LoraSet(tuple(loras), recipe, res_blocks(model), family(model)), lines
-
-
-def _keep_plan(plan: str, key: str) -> None:
-    if _plans.get(plan) != key:
-        _plans.put(plan, key, len(plan) + len(key))
-        lora_store.store().put_planned(plan, key)
 
 
 def steps_left(plan: str, steps: int) -> int:

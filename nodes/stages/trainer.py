@@ -135,6 +135,12 @@ class Trainer:
             _keep(key, found)
         return found, found is not None
 
+    def keep_plan(self, plan: str, key: str) -> None:
+        """Keep on disk the key that a plan came to; behind `known`, so that no LoRA of the run goes for it."""
+        self._disk.held.add(plan)
+        if self._disk.planned(plan) != key:
+            self._disk.put_planned(plan, key)
+
     def run(self, work: Sequence[Work]) -> dict[str, ErasureLora]:
         """LoRAs by key. Each group goes into the store when it is done, and where it stands every KEEP_EVERY steps.
 
