@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.host
 
@@ -16,7 +18,7 @@ def kept(comfy_host, tmp_path):
     state = comfy_host.module("mace.method.train").TrainState
     up, down, mean, square = (torch.ones(2, 3) for _ in range(4))
     store = comfy_host.module("nodes.host.kept.lora_store").LoraStore(tmp_path / "loras")
-    store.put_state(KEY, state(torch.ones(2), {"key": (up, down)}, {"key": ((mean, square), None)}))
+    store.put_state(KEY, state(torch.ones(2), {"key": (up, down)}, {"key": ((mean, square), None)}), "one list")
     return store
 
 
@@ -25,6 +27,22 @@ def test_nothing_of_a_file_is_mapped_after_reading(kept):
     """Windows replaces and removes no file that is mapped, and the next state goes in its place."""
     found = kept.state(KEY)
     assert found.step == 2 and str(kept.folder) not in MAPS.read_text()
+
+
+def test_a_state_says_what_its_training_was_begun_on(comfy_host, kept):
+    """Also after it went on with another refinement. One that does not say so, of an earlier version, is read too."""
+    module = comfy_host.module("nodes.host.kept.lora_store")
+    later = module.LoraStore(kept.folder)
+    later.put_state(KEY, later.state(KEY), "another list")
+    again = module.LoraStore(kept.folder)
+    assert again.state(KEY).step == 2 and again.begun_on == {KEY: "one list"}
+    (path,) = kept.folder.iterdir()
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    module.save_file(tensors, path, {"keys": metadata["keys"]})
+    earlier = module.LoraStore(kept.folder)
+    assert earlier.state(KEY).step == 2 and earlier.begun_on == {}
 
 
 def test_only_what_is_damaged_is_removed(comfy_host, kept, monkeypatch):
@@ -49,7 +67,7 @@ def test_on_a_full_disk_a_lora_takes_the_place_of_states_then_of_others(comfy_ho
     module = comfy_host.module("nodes.host.kept.lora_store")
     concept, write = comfy_host.module("mace.concepts.concept").Concept("dog", "sky", "object"), module.save_file
     trained = module.ErasureLora(concept, {"key": (torch.ones(2, 1), torch.ones(1, 3))}, torch.ones(1))
-    kept.put_state("b" * 64, kept.state(KEY))
+    kept.put_state("b" * 64, kept.state(KEY), "")
     other = module.LoraStore(kept.folder)
     for letter in "cd":
         other.put_lora(letter * 64, trained, (1,))

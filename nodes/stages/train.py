@@ -67,9 +67,12 @@ def train_loras(
             lines.append(f"refined, but without images and so without a LoRA: {', '.join(bare)}")
     if options.focus and not trainer.can_focus:
         lines.append("focus has no effect: the refinement has no prior with captions")
-    elsewhere = [lora.concept.target for lora in found.values() if lora.refined_on != trainer.refined_on]
-    if elsewhere:
-        lines.append(f"trained when the list was another one, and kept: {', '.join(elsewhere)}")
+    another = {"trained when the list was another one, and kept": found}
+    another["begun when the list was another one, and finished"] = trained
+    for words, own in another.items():
+        elsewhere = [lora.concept.target for lora in own.values() if lora.refined_on != trainer.refined_on]
+        if elsewhere:
+            lines.append(f"{words}: {', '.join(elsewhere)}")
     moments = {}
     if refinement is not None:
         moments = {normalised(c.target): m for c, m in zip(refinement.concepts, refinement.moments, strict=True)}

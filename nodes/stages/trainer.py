@@ -271,7 +271,7 @@ class Trainer:
 
         def keep(reached: Sequence[TrainState]) -> None:
             for item, state in zip(items, reached, strict=True):
-                self._disk.put_state(item.key, state)
+                self._disk.put_state(item.key, state, self.refined_on)
 
         trained, history = train(
             [_example(item, own) for item, own in zip(items, materials, strict=True)],
@@ -294,7 +294,7 @@ class Trainer:
                 history[:, place].clone(),
                 self.options.record(item.images.concept.type, len(item.images)),
                 None,
-                self.refined_on,
+                self._disk.begun_on.get(item.key, self.refined_on),
             )
             for place, (item, lora) in enumerate(zip(items, trained, strict=True))
         ]

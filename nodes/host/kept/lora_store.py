@@ -24,6 +24,7 @@ from ....mace.method.train import TrainState
 # A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL, where it stands in training three times that.
 LIMIT_BYTES = 2 << 30
 LORA, STATE, PLANNED = "lora", "state", "planned"
+BEGUN_ON = "refined_on"
 _KEY = re.compile(r"[0-9a-f]{64}")
 # ERROR_DISK_FULL is Windows' own.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), 112}
@@ -34,14 +35,16 @@ class LoraStore:
     """Files of a folder, up to `limit` bytes; those not read for the longest time go first.
 
     Files of the keys in `held`, those of the run in progress, stay also beyond the limit.  removed: keys whose files
-    went to make room.  A folder that cannot be written is no error: then nothing outlives the process, and `problem`
-    says why. On a disk that is full a LoRA takes the place of what the run can do without.
+    went to make room.  begun_on: by key, the refinement (see `Recipe.digest`) that a state's training was begun on, where
+    it says so.  A folder that cannot be written is no error: then nothing outlives the process, and `problem` says why.
+    On a disk that is full a LoRA takes the place of what the run can do without.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT_BYTES):
         self.folder, self._limit = folder, limit
         self.held: set[str] = set()
         self.removed: set[str] = set()
+        self.begun_on: dict[str, str] = {}
         self.problem: str | None = None
 
     def lora(self, key: str) -> ErasureLora | None:
@@ -58,17 +61,25 @@ class LoraStore:
 
     def state(self, key: str) -> TrainState | None:
         """Where the training under this key was stopped, or None."""
-        return self._read(key, STATE, _state_from_file)
 
-    def put_state(self, key: str, state: TrainState) -> None:
-        """Keep where a training stands."""
+        def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TrainState:
+            found = _state_from_file(tensors, metadata)
+            if BEGUN_ON in metadata:
+                self.begun_on[key] = metadata[BEGUN_ON]
+            return found
+
+        return self._read(key, STATE, parse)
+
+    def put_state(self, key: str, state: TrainState, refined_on: str) -> None:
+        """Keep where a training stands.  refined_on: the refinement it goes on with, if it was not begun on another."""
         tensors = {"losses": state.losses}
         for name, pair in state.pairs.items():
             for side, parameter, moments in zip(_SIDES, pair, state.moments[name], strict=True):
                 tensors[f"{side}.{name}"] = parameter
                 for part, tensor in zip(_PARTS, moments or (), strict=False):
                     tensors[f"{side}.{part}.{name}"] = tensor
-        self._write(key, STATE, tensors, {"keys": json.dumps(list(state.pairs))})
+        begun_on = self.begun_on.setdefault(key, refined_on)
+        self._write(key, STATE, tensors, {"keys": json.dumps(list(state.pairs)), BEGUN_ON: begun_on})
 
     def has_lora(self, key: str) -> bool:
         """Whether a LoRA lies under this key."""
@@ -94,6 +105,7 @@ class LoraStore:
 
     def forget(self, key: str) -> None:
         """Remove what is kept under this key."""
+        self.begun_on.pop(key, None)
         for kind in (LORA, STATE):
             with contextlib.suppress(OSError):
                 self._path(key, kind).unlink(missing_ok=True)
