@@ -64,6 +64,27 @@ def test_an_interrupt_in_the_last_step_loses_none(comfy_host, demo, parts, store
         same(one, other, rtol=2e-2, atol=2e-4)
 
 
+def test_again_that_is_left_on_goes_on(comfy_host, demo, parts, store, monkeypatch):
+    """It forgets what was kept before once, and not what it has trained itself; switched off and on, anew."""
+    from comfy import model_management
+
+    _, clip, _ = demo
+    train(comfy_host, clip, parts[0], parts[2])
+    again = dict(side_by_side="1", again=True)
+
+    def stop(self, names, step, losses, steps):
+        if (names, step) == (["ship"], 2):
+            raise model_management.InterruptProcessingException
+
+    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
+        patched.setattr(comfy_host.module("nodes.host.progress").LossProgress, "report", stop)
+        train(comfy_host, clip, parts[0], parts[2], **again)
+    resumed = report(train(comfy_host, clip, parts[0], parts[2], **again))
+    assert "1 LoRAs trained, 1 of 2 kept" in resumed and "1 go on from step 2" in resumed
+    assert "0 LoRAs trained, 2 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2]))
+    assert "2 LoRAs trained, 0 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2], **again))
+
+
 def test_what_was_begun_on_another_list_says_so(comfy_host, demo, parts, listed, store, monkeypatch):
     """Interrupted on the refinement of one list, finished on that of a longer one: it is of the first."""
     from comfy import model_management

@@ -33,6 +33,7 @@ def store(comfy_host, tmp_path, monkeypatch):
     before, size = store._entries.copy(), store.bytes
     monkeypatch.setattr(disk, "store", lambda: disk.LoraStore(tmp_path / "loras"))
     store.clear()
+    comfy_host.module("nodes.stages.trainer")._forgotten.clear()
     yield store
     store._entries, store.bytes = before, size
 

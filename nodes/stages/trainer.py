@@ -38,6 +38,8 @@ MOST_SIDE_BY_SIDE = 32
 KEEP_EVERY = 25
 
 _store = ContentStore(LORA_STORE_BYTES)
+# Keys that a run with `again` has forgotten, until one without it asks for them: what was trained since is kept as any.
+_forgotten: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,12 @@ class Trainer:
         return {key: self._known(key) for key in keys}
 
     def _known(self, key: str) -> tuple[ErasureLora | None, bool]:
-        if self.options.again:
-            return None, False
+        if not self.options.again:
+            _forgotten.discard(key)
+        elif key not in _forgotten:
+            _forgotten.add(key)
+            _store.forget(key)
+            self._disk.forget(key)
         found = _store.get(key)
         if found is not None:
             # The folder may have been emptied, or could not be written then.
@@ -153,8 +159,6 @@ class Trainer:
         # Concepts of one group have the same settings and stand at the same step.
         queue: dict[tuple[TrainSettings, int], list[tuple[Work, TrainState | None]]] = {}
         for item in work:
-            if self.options.again:
-                self._disk.forget(item.key)
             state = self._disk.state(item.key)
             settings = self.options.settings(item.images.concept.type)
             queue.setdefault((settings, state.step if state else 0), []).append((item, state))

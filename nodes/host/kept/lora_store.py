@@ -35,9 +35,9 @@ class LoraStore:
     """Files of a folder, up to `limit` bytes; those not read for the longest time go first.
 
     Files of the keys in `held`, those of the run in progress, stay also beyond the limit.  removed: keys whose files
-    went to make room.  begun_on: by key, the refinement (see `Recipe.digest`) that a state's training was begun on, where
-    it says so.  A folder that cannot be written is no error: then nothing outlives the process, and `problem` says why.
-    On a disk that is full a LoRA takes the place of what the run can do without.
+    went to make room.  begun_on: by key, the refinement (see `Recipe.digest`) that a state was begun on, where it says
+    so.  A folder that cannot be written is no error: then nothing outlives the process, and `problem` says why. On a
+    disk that is full a LoRA takes the place of what the run can do without.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT_BYTES):

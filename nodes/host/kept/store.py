@@ -54,6 +54,11 @@ class ContentStore:
                 self.drop_oldest()
             self._budget.trim()
 
+    def forget(self, key: Hashable) -> None:
+        """Remove what is kept under this key."""
+        with self._budget.lock:
+            self.bytes -= self._entries.pop(key, (None, 0, 0))[1]
+
     @property
     def oldest(self) -> int:
         """When the entry that goes first was used last."""
