@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kinds import conditioning, latents
+from tests.kinds import conditioning, latents, unet
 from tests.test_forward import losses_of
 from tests.test_predict_others import batch_of, load, modules, plain, stack_of
 
@@ -99,5 +99,85 @@ def test_no_room_for_a_copy_is_told_as_that(modules, plain, error):
     model = plain.clone()
     model.cached_patcher_init = (load_again, ())
     with pytest.raises(ValueError, match=r"second copy of the model \(.* GB\), and there is no room"):
+        with modules["forward"].trainable_copy(model):
+            pass
+
+
+def made(stored, held):
+    """A MODEL of a file in one dtype, whose weights the host holds in another; None for the same."""
+    import comfy.sd
+
+    state = unet("sd15", stored).model.diffusion_model.state_dict()
+
+    def load_again(disable_dynamic=True):
+        with torch.inference_mode():
+            return comfy.sd.load_diffusion_model_state_dict(dict(state), model_options={"dtype": held} if held else {})
+
+    model = load_again()
+    model.cached_patcher_init = (load_again, ())
+    return model
+
+
+def read_again(model, change):
+    """The MODEL as if its file had been changed since: change(weights by name)."""
+    found, (make, _) = model.clone(), model.cached_patcher_init
+
+    def load_again(**more):
+        again = make(**more)
+        with torch.inference_mode():
+            change(again.model.state_dict())
+        return again
+
+    found.cached_patcher_init = (load_again, ())
+    return found
+
+
+def test_a_file_that_changed_since_it_was_loaded_is_not_trained_on(modules, plain):
+    """Also where it was erased from in its place: cross-attention keys and values alone, by a LoRA."""
+    key = modules["unet"].cross_attention_keys(plain)[-1]
+
+    def merge(state):
+        d_out, d = state[key].shape
+        state[key] += 1e-3 * torch.linspace(0.5, 1, d_out)[:, None] * torch.ones(d)
+
+    loaded = read_again(plain, merge)
+    # What the host put into the network that is loaded is no part of its file, as the same change shows.
+    loaded.add_patches({key: ("diff", (torch.ones_like(plain.model.state_dict()[key]),))})
+    load(loaded)
+    with pytest.raises(ValueError, match="file has changed since it was loaded.*Unload Models and Execution Cache"):
+        with modules["forward"].trainable_copy(loaded):
+            pass
+    loaded.cached_patcher_init = plain.cached_patcher_init
+    with modules["forward"].trainable_copy(loaded):
+        pass
+    load(plain)
+
+
+@pytest.mark.parametrize(
+    ("stored", "held"),
+    [(torch.float16, None), (torch.float32, torch.bfloat16), (torch.float16, torch.float8_e4m3fn)],
+    ids=["fp16", "fp32 held in bf16", "fp16 held in fp8"],
+)
+def test_a_file_that_is_the_same_is_trained_on_in_any_dtype(modules, stored, held):
+    """With wide layers of fp8 weights in the network, where there are such."""
+    model = made(stored, held)
+    key = modules["unet"].cross_attention_keys(model)[0]
+    with torch.inference_mode():
+        changed = modules["unet"].patched(model, [key], lambda key, weight: 0.1 * weight, 1.0, lambda step: None)
+    for loaded in (model, changed):
+        load(loaded)
+        with modules["forward"].trainable_copy(changed):
+            pass
+
+
+def test_a_damaged_file_is_told_as_that(modules, plain, tmp_path):
+    from comfy.sd import load_diffusion_model
+
+    damaged, model = tmp_path / "unet.safetensors", plain.clone()
+    damaged.write_bytes(b"\x40" + bytes(7) + b"not json")
+    model.cached_patcher_init = (load_diffusion_model, (str(damaged),))
+    with pytest.raises(
+        ValueError, match="cannot be copied for training: .*checkpoint loader whose file is still there"
+    ):
         with modules["forward"].trainable_copy(model):
             pass
