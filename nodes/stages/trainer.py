@@ -23,7 +23,7 @@ from ..host.kept.content import base_of, content_sha256, training_key
 from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
 from ..host.model.forward import ModelDenoiser, load, trainable_copy
-from ..host.model.memory import how_many_fit, measure, step_aside
+from ..host.model.memory import how_many_fit, is_out_of_memory, measure, step_aside
 from ..host.model.unet import check_editable, cross_attention_keys, matrix_shape
 from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
@@ -220,7 +220,8 @@ class Trainer:
             with self._memory.on(copy):
                 return self._train(copy, settings, items, states)
         except Exception as error:
-            model_management.raise_non_oom(error)
+            if not is_out_of_memory(error):
+                raise
         # Behind the except block, whose traceback holds the tensors; and never again as many in this run.
         model_management.soft_empty_cache()
         self._most = max(len(items) // 2, 1)

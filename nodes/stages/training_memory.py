@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from comfy import model_management
 
+from ..host.model.memory import is_out_of_memory
 from ..host.model.recompute import recomputed_blocks
 
 
@@ -31,7 +32,8 @@ class MemoryMode:
             with self.on(copy):
                 return run()
         except Exception as error:
-            model_management.raise_non_oom(error)
+            if not is_out_of_memory(error):
+                raise
             if self._recompute:
                 raise RuntimeError(
                     f"out of memory while training {name!r} alone, with save_memory on: use smaller images"

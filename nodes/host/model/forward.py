@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ....mace.pipeline.host import Attend, Attention
 from .fp8 import FP8, own_wide_layers
-from .memory import make_way
+from .memory import is_out_of_memory, make_way
 from .predict import noisy, predict, together, uncompiled
 from .unet import cross_attention_keys, is_quantised, key_patches
 from .unsaved import unsaved
@@ -81,7 +81,7 @@ def _read_again(model):
         return uncompiled(model).clone(disable_dynamic=True, force_deepcopy=True)
     # A file that is damaged by now fails in as many ways as there are readers.
     except Exception as error:
-        if isinstance(error, MemoryError) or model_management.is_oom(error) or "alloc" in str(error):
+        if is_out_of_memory(error):
             raise ValueError(
                 f"training needs a second copy of the model ({model.model_size() / 1e9:.1f} GB), and there is no room "
                 "for it in memory: close other programs, or load the model in fp16 or bf16"
