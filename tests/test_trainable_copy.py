@@ -103,6 +103,22 @@ def test_no_room_for_a_copy_is_told_as_that(modules, plain, error):
             pass
 
 
+def test_no_room_for_the_copy_on_the_device_is_told_with_what_is_free(modules, plain, monkeypatch):
+    from comfy import model_management
+
+    def full(models, **_):
+        loaded.extend(models)
+        raise torch.OutOfMemoryError("out of memory")
+
+    loaded = []
+    monkeypatch.setattr(model_management, "load_models_gpu", full)
+    monkeypatch.setattr(model_management, "get_free_memory", lambda device: 2 * 10**6)
+    with pytest.raises(ValueError, match="takes [0-9.]+ [MG]B of the device's memory, and 2 MB are free: close other"):
+        with modules["forward"].trainable_copy(plain):
+            pass
+    assert len(loaded) == 1 and not model_management.in_training
+
+
 def made(stored, held):
     """A MODEL of a file in one dtype, whose weights the host holds in another; None for the same."""
     import comfy.sd

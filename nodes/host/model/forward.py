@@ -11,6 +11,7 @@ from comfy import model_management
 from torch import Tensor
 
 from ....mace.pipeline.host import Attend, Attention
+from ..progress import size
 from .fp8 import FP8, own_wide_layers
 from .memory import is_out_of_memory, make_way
 from .predict import noisy, predict, together, uncompiled
@@ -60,7 +61,7 @@ def trainable_copy(model) -> Iterator:
         before = model_management.in_training
         model_management.in_training = True
         try:
-            load(copy)
+            _place(copy)
             yield copy
         except RuntimeError as error:
             if "Inference tensors" not in str(error):
@@ -73,6 +74,23 @@ def trainable_copy(model) -> Iterator:
         finally:
             model_management.in_training = before
             copy.detach()
+
+
+def _place(copy) -> None:
+    """`load`, for the first time. Raises ValueError, with what is free, where the device has no room for the copy."""
+    try:
+        return load(copy)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Behind the except block, whose traceback holds tensors; and without the part of the copy that had come.
+    copy.detach()
+    model_management.soft_empty_cache()
+    free = model_management.get_free_memory(copy.load_device)
+    raise ValueError(
+        f"the copy of the model to train on takes {size(copy.model_size())} of the device's memory, and {size(free)} "
+        "are free: close other programs, load the model in fp16 or bf16, or take a smaller model"
+    )
 
 
 def _read_again(model):
