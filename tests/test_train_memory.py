@@ -178,6 +178,47 @@ def test_the_copy_stays_where_all_texts_are_kept(comfy_host, demo, parts, store,
     assert len(aside) == 2
 
 
+def fails_at(monkeypatch, module, name, calls):
+    """A function of a module runs out of memory in these calls of it, counted from 1."""
+    number, function = count(1), getattr(module, name)
+
+    def limited(*given, **more):
+        if next(number) in calls:
+            raise APPLES
+        return function(*given, **more)
+
+    monkeypatch.setattr(module, name, limited)
+
+
+@pytest.mark.parametrize("call", [1, 3], ids=["while measuring", "in the group"])
+def test_where_encoding_does_not_fit_beside_the_copy_it_makes_way(comfy_host, demo, parts, store, monkeypatch, call):
+    """As a whole, and once; how many train side by side stays."""
+    training, aside = comfy_host.module("nodes.stages.training_memory"), []
+    monkeypatch.setattr(training, "step_aside", lambda copy, needed: aside.append(needed))
+    fails_at(monkeypatch, comfy_host.module("nodes.stages.trainer"), "material", {call})
+    node = train(comfy_host, demo[1], parts[0], parts[2])
+    assert aside == [float("inf")] and "fit" not in report(node) and "2 side by side" in report(node)
+    for one, other in zip(node[0].loras, parts[3].loras, strict=True):
+        same(one, other, rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "said"),
+    [
+        ("material", {1, 2}, "encoding the prompts of dog: close other .* Load CLIP"),
+        ("material", {3, 4}, "encoding the prompts of dog, ship: close other"),
+        ("initial", {1, 2}, "training 'dog' alone, with save_memory on: use smaller images, or close"),
+        ("load", {1, 2}, "training 'dog' alone, with save_memory on: use smaller images, or close"),
+    ],
+)
+def test_out_of_memory_outside_the_network_says_what_to_do(
+    comfy_host, demo, parts, store, monkeypatch, name, calls, said
+):
+    fails_at(monkeypatch, comfy_host.module("nodes.stages.trainer"), name, calls)
+    with pytest.raises(RuntimeError, match=f"out of memory while {said}"):
+        train(comfy_host, demo[1], parts[0], parts[2])
+
+
 def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):
     """A size that failed is not tried again in the run."""
     _, clip, _ = demo

@@ -1,12 +1,14 @@
 """Training within the device's memory: as it is, or with the model's blocks computed a second time."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from comfy import model_management
 
-from ..host.model.memory import is_out_of_memory
+from ..host.model.memory import is_out_of_memory, step_aside
 from ..host.model.recompute import recomputed_blocks
+from ..host.progress import listed
 
 
 class MemoryMode:
@@ -23,6 +25,18 @@ class MemoryMode:
         """The mode, on a model that is trained."""
         return recomputed_blocks(copy.model) if self._recompute else nullcontext()
 
+    def run_together(self, copy, run: Callable):
+        """What run() gives, of several concepts; None where memory did not hold it."""
+        try:
+            with self.on(copy):
+                return run()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Behind the except block, whose traceback holds the tensors.
+        model_management.soft_empty_cache()
+        return None
+
     def run_alone(self, copy, name: str, run: Callable):
         """What run() gives, of one concept; None where memory did not hold it and blocks are recomputed from now on.
 
@@ -36,9 +50,33 @@ class MemoryMode:
                 raise
             if self._recompute:
                 raise RuntimeError(
-                    f"out of memory while training {name!r} alone, with save_memory on: use smaller images"
+                    f"out of memory while training {name!r} alone, with save_memory on: use smaller images, or "
+                    "close other programs"
                 ) from error
         model_management.soft_empty_cache()
         self._recompute = True
         self._lines.append("one concept does not fit without save_memory: it is on")
         return None
+
+
+def encode_beside(copy, names: Sequence[str], encode: Callable):
+    """What encode() gives, of concepts' prompts; where memory does not hold it beside the copy, the copy makes way.
+
+    Raises RuntimeError, naming the concepts, where it does not fit an empty device either.
+    """
+    try:
+        return encode()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Behind the except block, whose traceback holds the tensors.
+    step_aside(copy, math.inf)
+    try:
+        return encode()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"out of memory while encoding the prompts of {listed(names)}: close other programs, or load the text "
+            "encoder with Load CLIP and its device set to cpu"
+        ) from error
