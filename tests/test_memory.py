@@ -82,9 +82,11 @@ def test_every_device_says_in_its_own_words_that_memory_ran_out(memory, error, i
     assert memory.is_out_of_memory(error) == is_one
 
 
-@pytest.mark.parametrize(("free", "each", "fit"), [(13, 1, 8), (13, 3, 2), (2, 1, 1), (1000, 1, 32), (13, 0, 32)])
+@pytest.mark.parametrize(
+    ("free", "each", "fit"), [(13, 1, 8), (13, 3, 2), (2, 1, 0), (4, 1, 0), (5, 1, 1), (1000, 1, 32), (13, 0, 32)]
+)
 def test_how_many_fit_of_what_is_free(memory, monkeypatch, free, each, fit):
-    """85 percent of what the host leaves of it, by hand; one is always tried, and no more than asked for."""
+    """85 percent of what the host leaves of it, by hand, and no more than asked for."""
     monkeypatch.setattr(memory.model_management, "get_free_memory", lambda device: free * MILLION)
     monkeypatch.setattr(memory.model_management, "EXTRA_RESERVED_VRAM", 3 * MILLION)
     assert memory.how_many_fit(CPU, each * MILLION, 32) == fit

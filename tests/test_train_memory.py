@@ -166,6 +166,27 @@ def test_as_many_train_side_by_side_as_fit(comfy_host, demo, parts, store, monke
     assert tried == [1] * 6 and "2 concepts, 1 side by side, 1.0 GB beside the model, about 60 min" in said
 
 
+@pytest.mark.parametrize(("free", "fits"), [(10**9, "2 side by side"), (10**8, "1 side by side")])
+def test_what_is_measured_is_held_against_what_is_free(comfy_host, demo, parts, store, monkeypatch, said, free, fits):
+    """Where steps spill into the computer's memory no error comes: blocks are recomputed before. Then one takes less,
+    and where that is too much too, it is said."""
+    from comfy import model_management
+
+    measured = comfy_host.module("nodes.host.model.memory").Measured
+    recomputed = []
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: recomputed.append(saving) or True)
+    sizes = iter([measured(10**9, 1.0), measured(3 * 10**8, 2.0)])
+    monkeypatch.setattr(
+        comfy_host.module("nodes.stages.trainer"), "measure", lambda device, step: step() or next(sizes)
+    )
+    monkeypatch.setattr(model_management, "get_free_memory", lambda *a, **k: free)
+    monkeypatch.setattr(model_management, "EXTRA_RESERVED_VRAM", 0)
+    told = report(train(comfy_host, demo[1], parts[0], parts[2], steps="1"))
+    assert tried[:2] == [1, 1] and recomputed[0] is False and all(recomputed[1:])
+    assert "one concept does not fit without save_memory: it is on" in told and fits in told
+    assert ("one concept takes more memory than is free: steps may take long" in told) == (free < 3 * 10**8)
+
+
 def test_the_copy_stays_where_all_texts_are_kept(comfy_host, demo, parts, store, monkeypatch):
     """It makes way for the text encoder only where a prompt has to be encoded."""
     aside, trainer = [], comfy_host.module("nodes.stages.trainer")

@@ -23,7 +23,7 @@ from ..host.kept.content import base_of, content_sha256, training_key
 from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
 from ..host.model.forward import ModelDenoiser, load, trainable_copy
-from ..host.model.memory import Measured, how_many_fit, measure, step_aside
+from ..host.model.memory import measure, step_aside
 from ..host.model.unet import check_editable, cross_attention_keys, matrix_shape
 from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
@@ -194,15 +194,15 @@ class Trainer:
         found = self._memory.run_alone(copy, first.name, partial(self._measured, copy, settings, first, own))
         if found is None:
             return self._plan(copy, work, left)
-        measured, lora = found
-        # The LoRA was there before the measuring, and AdamW's two moments of it come with its first step.
-        self._each = measured.memory + 3 * lora
-        fitting = self.options.side_by_side or how_many_fit(copy.load_device, self._each, self._most)
-        self._most = min(fitting, len(work))
-        self._said.begin(len(work), left, self._most, self._each, measured.seconds)
+        self._each, seconds = found
+        fitting = self._memory.how_many(copy.load_device, self._each, self._most)
+        if not fitting:
+            return self._plan(copy, work, left)
+        self._most = min(self.options.side_by_side or fitting, len(work))
+        self._said.begin(len(work), left, self._most, self._each, seconds)
 
-    def _measured(self, copy, settings: TrainSettings, item: Work, own: Material) -> tuple[Measured, int]:
-        """(a step of one concept, bytes of its LoRA)."""
+    def _measured(self, copy, settings: TrainSettings, item: Work, own: Material) -> tuple[int, float]:
+        """(bytes that one concept takes beside the model, seconds of a step of it)."""
         example = _example(item, own)
         drawn = next(draws(example, settings))
         stacked = initial([example], self.shapes, settings, dtype=torch.float32, device=copy.load_device)
@@ -210,7 +210,8 @@ class Trainer:
         # Encoding may have brought the text encoder back, and the copy may have made way for it.
         load(copy)
         measured = measure(copy.load_device, lambda: losses_of([drawn], stacked).sum().backward())
-        return measured, sum(part.nbytes for pair in stacked.values() for part in pair)
+        # The LoRA was there before the measuring, and AdamW's two moments of it come with its first step.
+        return measured.memory + 3 * sum(part.nbytes for pair in stacked.values() for part in pair), measured.seconds
 
     def _group(self, copy, settings: TrainSettings, step: int, group: Sequence) -> list[ErasureLora] | None:
         """LoRAs of concepts side by side; None when they did not fit, and fewer are to be tried."""

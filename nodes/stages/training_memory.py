@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from comfy import model_management
 
-from ..host.model.memory import is_out_of_memory, step_aside
+from ..host.model.memory import how_many_fit, is_out_of_memory, step_aside
 from ..host.model.recompute import recomputed_blocks
 from ..host.progress import listed
 
@@ -54,9 +55,26 @@ class MemoryMode:
                     "close other programs"
                 ) from error
         model_management.soft_empty_cache()
+        self._save()
+        return None
+
+    def how_many(self, device: torch.device, each: int, most: int) -> int:
+        """How many concepts of `each` bytes are to train side by side, from 1 to `most`.
+
+        0 where not even one fits and blocks are recomputed from now on, with which one takes less.
+        """
+        fitting = how_many_fit(device, each, most)
+        if not fitting and self._recompute:
+            self._lines.append("one concept takes more memory than is free: steps may take long")
+            return 1
+        if not fitting:
+            # Where the system lends a device the computer's memory no error would say so.
+            self._save()
+        return fitting
+
+    def _save(self) -> None:
         self._recompute = True
         self._lines.append("one concept does not fit without save_memory: it is on")
-        return None
 
 
 def encode_beside(copy, names: Sequence[str], encode: Callable):

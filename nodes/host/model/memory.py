@@ -115,9 +115,9 @@ def step_aside(copy, needed: float) -> None:
 
 
 def how_many_fit(device: torch.device, each: int, most: int) -> int:
-    """How many pieces of work of `each` bytes the free memory of a device holds, from 1 to `most`.
+    """How many pieces of work of `each` bytes the free memory of a device holds, from 0 to `most`.
 
     What the host keeps free for other programs (--reserve-vram) stays free.
     """
     free = max(model_management.get_free_memory(device) - model_management.extra_reserved_memory(), 0)
-    return int(min(max(free * SHARE_OF_FREE // max(each, 1), 1), most))
+    return int(min(free * SHARE_OF_FREE // max(each, 1), most))
