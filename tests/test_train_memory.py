@@ -240,23 +240,34 @@ def test_out_of_memory_outside_the_network_says_what_to_do(
         train(comfy_host, demo[1], parts[0], parts[2])
 
 
-def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):
-    """A size that failed is not tried again in the run."""
+def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch, said):
+    """A size that failed is not tried again in the run, and the plan is said anew, with the time of what is left."""
     _, clip, _ = demo
     refined, _, shown, loras = parts
+    measured = comfy_host.module("nodes.host.model.memory").Measured(10**8, 600.0)
+    monkeypatch.setattr(comfy_host.module("nodes.stages.trainer"), "measure", lambda device, step: measured)
     tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1, APPLES)
     node = train(comfy_host, clip, refined, shown)
     assert tried.count(2) == 1 and "2 side by side did not fit; 1 from there on" in report(node)
+    plans = [line for line in said if line.startswith("2 concepts, ")]
+    assert "2 side by side, 0.2 GB beside the model, 30 min to 60 min" in plans[0]
+    assert "1 side by side, 0.1 GB beside the model, about 60 min" in plans[1]
+    assert "concepts, 2 side by side" not in report(node) and report(node).count("concepts, 1 side by side") == 1
     same(node[0].loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
 
 
-def test_out_of_memory_in_the_middle_makes_no_step_again(comfy_host, demo, parts, store, monkeypatch):
+def test_out_of_memory_in_the_middle_makes_no_step_again(comfy_host, demo, parts, store, monkeypatch, said):
     """Two side by side fail in their third step: each alone goes on from the second."""
     _, clip, _ = demo
     refined, _, shown, loras = parts
     together = count(1)
     tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1 or next(together) != 3)
+    trainer = comfy_host.module("nodes.stages.trainer")
+    measure = trainer.measure
+    monkeypatch.setattr(trainer, "measure", lambda *given: replace(measure(*given), seconds=600.0))
     node = train(comfy_host, clip, refined, shown)
+    first, last = (line for line in said if "beside the model" in line)
+    assert "30 min to 60 min" in first and "about 20 min" in last
     assert tried == [1, 1, 2, 2, 2, 1, 1] and "2 side by side did not fit; 1 from there on" in report(node)
     for one, other in zip(node[0].loras, loras.loras, strict=True):
         assert len(one.losses) == 3

@@ -172,8 +172,9 @@ class Trainer:
                 reached = [(item, self._disk.state(item.key)) for item, _ in group]
                 steps = {state.step if state else 0 for _, state in reached}
                 # Where the disk keeps nothing all stand where they stood.
-                again = reached if len(steps) == 1 else group
-                done |= self._groups(copy, settings, steps.pop() if len(steps) == 1 else step, again)
+                at, again = (steps.pop(), reached) if len(steps) == 1 else (step, group)
+                self._said.begin_again(self._most, (at - step) * len(group))
+                done |= self._groups(copy, settings, at, again)
                 continue
             self._said.end_group((settings.steps - step) * len(group))
             for (item, _), lora in zip(group, trained, strict=True):
@@ -242,7 +243,6 @@ class Trainer:
     def _train(
         self, copy, settings: TrainSettings, items: Sequence[Work], states: Sequence[TrainState] | None
     ) -> list[ErasureLora]:
-        names = [item.name for item in items]
         materials = self._materials(copy, items)
         focus = None
         if self.options.focus and self.can_focus:
@@ -253,7 +253,7 @@ class Trainer:
 
         def report(step: int, values: Tensor) -> None:
             model_management.throw_exception_if_processing_interrupted()
-            self.report(names, step, values)
+            self.report([item.name for item in items], step, values)
             self._said.end_step(len(items), self._most)
 
         def keep(reached: Sequence[TrainState]) -> None:
