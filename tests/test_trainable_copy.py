@@ -119,6 +119,22 @@ def test_no_room_for_the_copy_on_the_device_is_told_with_what_is_free(modules, p
     assert len(loaded) == 1 and not model_management.in_training
 
 
+def test_the_copy_of_a_model_in_dynamic_memory_is_plain(modules, plain):
+    """The host's own manager needs a device; what it says of itself is what the host makes clones by."""
+    from comfy.model_patcher import ModelPatcher
+
+    class Dynamic(ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+    model = plain.clone()
+    model.__class__ = Dynamic
+    assert type(model.clone()) is Dynamic
+    with modules["forward"].trainable_copy(model) as copy:
+        assert type(copy) is ModelPatcher and not copy.is_dynamic()
+        assert copy.model is not model.model
+
+
 def made(stored, held):
     """A MODEL of a file in one dtype, whose weights the host holds in another; None for the same."""
     import comfy.sd
