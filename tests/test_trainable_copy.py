@@ -119,6 +119,20 @@ def test_no_room_for_the_copy_on_the_device_is_told_with_what_is_free(modules, p
     assert len(loaded) == 1 and not model_management.in_training
 
 
+def test_modules_of_others_are_frozen_while_the_copy_trains(modules, plain):
+    """What a node put in a layer's place is shared with its MODEL: it has no gradient afterwards, and is as it was."""
+    layer = modules["unet"].cross_attention_keys(plain)[0].replace("attn2.to_k.weight", "attn1.to_q")
+    width = plain.get_model_object(layer).in_features
+    model, theirs = plain.clone(), torch.nn.Linear(width, width, bias=False)
+    model.add_object_patch(layer, theirs)
+    with modules["forward"].trainable_copy(model) as copy:
+        assert not any(parameter.requires_grad for parameter in copy.model.parameters())
+        contexts = conditioning(copy)[0].requires_grad_(True)
+        modules["forward"].predict(copy, latents(1), torch.tensor([1.0]), contexts).sum().backward()
+        assert contexts.grad.any()
+    assert theirs.weight.grad is None and theirs.weight.requires_grad
+
+
 def test_the_copy_of_a_model_in_dynamic_memory_is_plain(modules, plain):
     """The host's own manager needs a device; what it says of itself is what the host makes clones by."""
     from comfy.model_patcher import ModelPatcher

@@ -58,10 +58,13 @@ def trainable_copy(model) -> Iterator:
                 "and Execution Cache in ComfyUI's menu, or restart ComfyUI"
             )
         copy.model.requires_grad_(False)
-        before = model_management.in_training
+        before, frozen = model_management.in_training, []
         model_management.in_training = True
         try:
             _place(copy)
+            # Only now are other nodes' own modules in it, which their MODEL shares.
+            frozen += [parameter for parameter in copy.model.parameters() if parameter.requires_grad]
+            copy.model.requires_grad_(False)
             yield copy
         except RuntimeError as error:
             if "Inference tensors" not in str(error):
@@ -74,6 +77,10 @@ def trainable_copy(model) -> Iterator:
         finally:
             model_management.in_training = before
             copy.detach()
+            # Some of them may be inference tensors, which nothing else can do this to.
+            with torch.inference_mode():
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
 
 
 def _place(copy) -> None:
