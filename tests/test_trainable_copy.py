@@ -1,5 +1,8 @@
 """What other nodes put into a MODEL that a copy to train on lacks or gradients cannot pass, and no room for a copy."""
 
+from contextlib import nullcontext
+from types import MethodType
+
 import pytest
 import torch
 
@@ -131,6 +134,29 @@ def test_modules_of_others_are_frozen_while_the_copy_trains(modules, plain):
         modules["forward"].predict(copy, latents(1), torch.tensor([1.0]), contexts).sum().backward()
         assert contexts.grad.any()
     assert theirs.weight.grad is None and theirs.weight.requires_grad
+
+
+@pytest.mark.parametrize("within", ["", ".middle_block.1.transformer_blocks.0"], ids=["network", "block"])
+def test_a_method_bound_to_a_part_of_the_model_runs_that_of_the_copy(modules, plain, within):
+    """As nodes do that replace a network's forward. Also with recomputed blocks, which leave it where it was."""
+    path = f"diffusion_model{within}"
+    owner, ran = plain.get_model_object(path), []
+
+    def forward(self, *given, **more):
+        ran.append(self)
+        return 0.5 * type(self).forward(self, *given, **more)
+
+    model = plain.clone()
+    model.add_object_patch(f"{path}.forward", MethodType(forward, owner))
+    with modules["forward"].trainable_copy(model) as copy:
+        own = copy.get_model_object(path)
+        for run in (nullcontext(), modules["recompute"].recomputed_blocks(copy.model), nullcontext()):
+            ran.clear()
+            contexts = conditioning(copy)[0].requires_grad_(True)
+            with run:
+                modules["forward"].predict(copy, latents(1), torch.tensor([1.0]), contexts).sum().backward()
+            assert ran and {*map(id, ran)} == {id(own)} and contexts.grad.any()
+    assert model.object_patches[f"{path}.forward"].__self__ is owner
 
 
 def test_the_copy_of_a_model_in_dynamic_memory_is_plain(modules, plain):

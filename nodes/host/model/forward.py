@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 
 import torch
 from comfy import model_management
@@ -51,6 +52,7 @@ def trainable_copy(model) -> Iterator:
     with torch.inference_mode(False), torch.enable_grad():
         copy = _read_again(model)
         own_wide_layers(copy)
+        _bind_to_its_own(copy, model.model)
         _in_the_hosts_dtypes(copy.model)
         if not _same_weights(model, copy):
             raise ValueError(
@@ -70,9 +72,9 @@ def trainable_copy(model) -> Iterator:
             if "Inference tensors" not in str(error):
                 raise
             raise ValueError(
-                "other nodes put layers with weights of their own into the model (hypernetworks and GLIGEN do), and "
-                f"gradients cannot pass them: connect the model without them. What is set on it: "
-                f"{'; '.join(unsaved(model))}"
+                "other nodes put layers with weights of their own into the model (hypernetworks and GLIGEN do), or "
+                "functions that run the original network, and gradients cannot pass them: connect the model without "
+                f"them. What is set on it: {'; '.join(unsaved(model))}"
             ) from error
         finally:
             model_management.in_training = before
@@ -143,6 +145,15 @@ def _same_weights(model, copy) -> bool:
         if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
             return False
     return found
+
+
+def _bind_to_its_own(copy, network: torch.nn.Module) -> None:
+    """Methods that other nodes put into the model, bound to a part of its `network`, to the same part of the copy's."""
+    paths = {part: path for path, part in network.named_modules()}
+    for name, method in copy.object_patches.items():
+        if isinstance(method, MethodType) and isinstance(method.__self__, torch.nn.Module) and method.__self__ in paths:
+            own = copy.model.get_submodule(paths[method.__self__])
+            copy.object_patches[name] = MethodType(method.__func__, own)
 
 
 def _in_the_hosts_dtypes(network: torch.nn.Module) -> None:
