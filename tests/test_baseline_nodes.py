@@ -196,3 +196,13 @@ def test_bad_settings(comfy_host):
         assert comfy_host.validate(node, learning_rate="auto") is True
         assert "learning_rate: 'fast'" in comfy_host.validate(node, learning_rate="fast")
     assert "needs {}" in comfy_host.validate("MACE_BaselineESD", prompt="a dog")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("MPS backend out of memory")])
+def test_out_of_memory_says_what_to_do(comfy_host, run, monkeypatch, error):
+    def fit(*given):
+        raise error
+
+    monkeypatch.setattr(comfy_host.module("nodes.baselines.trainee"), "fit", fit)
+    with pytest.raises(RuntimeError, match="out of memory: use smaller pictures"):
+        run("FMN")

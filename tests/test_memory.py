@@ -65,9 +65,28 @@ def test_the_peak_is_what_the_allocator_says(memory, recomputed):
     assert (found < 5 * MILLION) == recomputed
 
 
-@pytest.mark.parametrize(("free", "each", "fit"), [(13, 1, 8), (13, 3, 2), (2, 1, 1), (1000, 1, 32), (13, 0, 32)])
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18.02 GB, max allowed: 18.13 GB)"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried"), True),
+        (OSError("The paging file is too small for this operation to complete. (os error 1455)"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("not enough memory in the shop"), False),
+    ],
+)
+def test_every_device_says_in_its_own_words_that_memory_ran_out(memory, error, is_one):
+    assert memory.is_out_of_memory(error) == is_one
+
+
+@pytest.mark.parametrize(
+    ("free", "each", "fit"), [(13, 1, 8), (13, 3, 2), (2, 1, 0), (4, 1, 0), (5, 1, 1), (1000, 1, 32), (13, 0, 32)]
+)
 def test_how_many_fit_of_what_is_free(memory, monkeypatch, free, each, fit):
-    """85 percent of what the host leaves of it, by hand; one is always tried, and no more than asked for."""
+    """85 percent of what the host leaves of it, by hand, and no more than asked for."""
     monkeypatch.setattr(memory.model_management, "get_free_memory", lambda device: free * MILLION)
     monkeypatch.setattr(memory.model_management, "EXTRA_RESERVED_VRAM", 3 * MILLION)
     assert memory.how_many_fit(CPU, each * MILLION, 32) == fit

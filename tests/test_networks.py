@@ -5,6 +5,8 @@ import torch
 
 pytestmark = pytest.mark.host
 
+NO_MEMORY = torch.cuda.OutOfMemoryError("no memory")
+
 
 @pytest.fixture
 def networks(comfy_host):
@@ -22,21 +24,22 @@ def network(networks):
     made.release()
 
 
-def too_much(limit, tried):
+def too_much(limit, tried, error=NO_MEMORY):
     """Work that runs out of memory with more than `limit()` items."""
 
     def work(part):
         tried.append(len(part))
         if len(part) > limit():
-            raise torch.cuda.OutOfMemoryError("no memory")
+            raise error
         return part.tolist()
 
     return work
 
 
-def test_less_memory_means_smaller_batches(networks):
+@pytest.mark.parametrize("error", [NO_MEMORY, RuntimeError("MPS backend out of memory")])
+def test_less_memory_means_smaller_batches(networks, error):
     tried = []
-    assert networks.in_batches(torch.arange(5), 4, too_much(lambda: 1, tried)) == [0, 1, 2, 3, 4]
+    assert networks.in_batches(torch.arange(5), 4, too_much(lambda: 1, tried, error)) == [0, 1, 2, 3, 4]
     assert tried == [4, 2, 1, 1, 1, 1, 1]
 
 

@@ -173,6 +173,33 @@ def test_a_report_may_stop_the_run():
     assert seen == [(1, (3,)), (2, (3,)), (3, (3,))]
 
 
+def test_a_step_that_the_optimizer_did_not_finish_is_not_kept(monkeypatch):
+    """Memory runs out when a part of the parameters has been moved: the state would be of neither step."""
+    kept, calls, step = [], [], torch.optim.AdamW.step
+
+    def torn(self):
+        calls.append(1)
+        if len(calls) == 4:
+            for parameter in self.param_groups[0]["params"][2:]:
+                parameter.grad = None
+            step(self)
+            raise torch.OutOfMemoryError("no memory")
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", torn)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(
+            EXAMPLES,
+            SHAPES,
+            Network().losses_of(EXAMPLES),
+            TrainSettings(steps=6),
+            keep=kept.append,
+            keep_every=2,
+            **FLOAT64,
+        )
+    assert [states[0].step for states in kept] == [2]
+
+
 def test_errors():
     with pytest.raises(ValueError, match="rank and steps"):
         TrainSettings(rank=0)

@@ -105,7 +105,12 @@ def test_what_was_begun_on_another_list_says_so(comfy_host, demo, parts, listed,
     assert "trained when the list was another one, and kept: dog, ship" in again and "begun" not in again
 
 
-def counting(host, monkeypatch, fits):
+NO_MEMORY = torch.cuda.OutOfMemoryError("no memory")
+# Apple's, which the host does not take for one.
+APPLES = RuntimeError("MPS backend out of memory (MPS allocated: 18.02 GB, max allowed: 18.13 GB)")
+
+
+def counting(host, monkeypatch, fits, error=NO_MEMORY):
     """The sizes of the batches tried; fits(size, whether blocks are recomputed) says which are no out-of-memory."""
     module, training = (host.module(name) for name in ("mace.pipeline.material", "nodes.stages.training_memory"))
     tried, recomputed, losses, blocks = [], [False], module.losses, training.recomputed_blocks
@@ -120,7 +125,7 @@ def counting(host, monkeypatch, fits):
     def limited(copy, batch, *rest):
         tried.append(len(batch.latents))
         if not fits(len(batch.latents), recomputed[0]):
-            raise torch.cuda.OutOfMemoryError("no memory")
+            raise error
         return losses(copy, batch, *rest)
 
     monkeypatch.setattr(module, "losses", limited)
@@ -202,6 +207,27 @@ def test_as_many_train_side_by_side_as_fit(comfy_host, demo, parts, store, monke
     assert tried == [1] * 6 and "2 concepts, 1 side by side, 1.0 GB beside the model, about 60 min" in said
 
 
+@pytest.mark.parametrize(("free", "fits"), [(10**9, "2 side by side"), (10**8, "1 side by side")])
+def test_what_is_measured_is_held_against_what_is_free(comfy_host, demo, parts, store, monkeypatch, said, free, fits):
+    """Where steps spill into the computer's memory no error comes: blocks are recomputed before. Then one takes less,
+    and where that is too much too, it is said."""
+    from comfy import model_management
+
+    measured = comfy_host.module("nodes.host.model.memory").Measured
+    recomputed = []
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: recomputed.append(saving) or True)
+    sizes = iter([measured(10**9, 1.0), measured(3 * 10**8, 2.0)])
+    monkeypatch.setattr(
+        comfy_host.module("nodes.stages.trainer"), "measure", lambda device, step: step() or next(sizes)
+    )
+    monkeypatch.setattr(model_management, "get_free_memory", lambda *a, **k: free)
+    monkeypatch.setattr(model_management, "EXTRA_RESERVED_VRAM", 0)
+    told = report(train(comfy_host, demo[1], parts[0], parts[2], steps="1"))
+    assert tried[:2] == [1, 1] and recomputed[0] is False and all(recomputed[1:])
+    assert "one concept does not fit without save_memory: it is on" in told and fits in told
+    assert ("one concept takes more memory than is free: steps may take long" in told) == (free < 3 * 10**8)
+
+
 def test_the_copy_stays_where_all_texts_are_kept(comfy_host, demo, parts, store, monkeypatch):
     """It makes way for the text encoder only where a prompt has to be encoded."""
     aside, trainer = [], comfy_host.module("nodes.stages.trainer")
@@ -214,23 +240,75 @@ def test_the_copy_stays_where_all_texts_are_kept(comfy_host, demo, parts, store,
     assert len(aside) == 2
 
 
-def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch):
-    """A size that failed is not tried again in the run."""
+def fails_at(monkeypatch, module, name, calls):
+    """A function of a module runs out of memory in these calls of it, counted from 1."""
+    number, function = count(1), getattr(module, name)
+
+    def limited(*given, **more):
+        if next(number) in calls:
+            raise APPLES
+        return function(*given, **more)
+
+    monkeypatch.setattr(module, name, limited)
+
+
+@pytest.mark.parametrize("call", [1, 3], ids=["while measuring", "in the group"])
+def test_where_encoding_does_not_fit_beside_the_copy_it_makes_way(comfy_host, demo, parts, store, monkeypatch, call):
+    """As a whole, and once; how many train side by side stays."""
+    training, aside = comfy_host.module("nodes.stages.training_memory"), []
+    monkeypatch.setattr(training, "step_aside", lambda copy, needed: aside.append(needed))
+    fails_at(monkeypatch, comfy_host.module("nodes.stages.trainer"), "material", {call})
+    node = train(comfy_host, demo[1], parts[0], parts[2])
+    assert aside == [float("inf")] and "fit" not in report(node) and "2 side by side" in report(node)
+    for one, other in zip(node[0].loras, parts[3].loras, strict=True):
+        same(one, other, rtol=2e-2, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "said"),
+    [
+        ("material", {1, 2}, "encoding the prompts of dog: close other .* Load CLIP"),
+        ("material", {3, 4}, "encoding the prompts of dog, ship: close other"),
+        ("initial", {1, 2}, "training 'dog' alone, with save_memory on: use smaller images, or close"),
+        ("load", {1, 2}, "training 'dog' alone, with save_memory on: use smaller images, or close"),
+    ],
+)
+def test_out_of_memory_outside_the_network_says_what_to_do(
+    comfy_host, demo, parts, store, monkeypatch, name, calls, said
+):
+    fails_at(monkeypatch, comfy_host.module("nodes.stages.trainer"), name, calls)
+    with pytest.raises(RuntimeError, match=f"out of memory while {said}"):
+        train(comfy_host, demo[1], parts[0], parts[2])
+
+
+def test_out_of_memory_trains_fewer_side_by_side(comfy_host, demo, parts, store, monkeypatch, said):
+    """A size that failed is not tried again in the run, and the plan is said anew, with the time of what is left."""
     _, clip, _ = demo
     refined, _, shown, loras = parts
-    tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1)
+    measured = comfy_host.module("nodes.host.model.memory").Measured(10**8, 600.0)
+    monkeypatch.setattr(comfy_host.module("nodes.stages.trainer"), "measure", lambda device, step: measured)
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1, APPLES)
     node = train(comfy_host, clip, refined, shown)
     assert tried.count(2) == 1 and "2 side by side did not fit; 1 from there on" in report(node)
+    plans = [line for line in said if line.startswith("2 concepts, ")]
+    assert "2 side by side, 0.2 GB beside the model, 30 min to 60 min" in plans[0]
+    assert "1 side by side, 0.1 GB beside the model, about 60 min" in plans[1]
+    assert "concepts, 2 side by side" not in report(node) and report(node).count("concepts, 1 side by side") == 1
     same(node[0].loras[0], loras.loras[0], rtol=2e-2, atol=2e-4)
 
 
-def test_out_of_memory_in_the_middle_makes_no_step_again(comfy_host, demo, parts, store, monkeypatch):
+def test_out_of_memory_in_the_middle_makes_no_step_again(comfy_host, demo, parts, store, monkeypatch, said):
     """Two side by side fail in their third step: each alone goes on from the second."""
     _, clip, _ = demo
     refined, _, shown, loras = parts
     together = count(1)
     tried = counting(comfy_host, monkeypatch, lambda size, saving: size == 1 or next(together) != 3)
+    trainer = comfy_host.module("nodes.stages.trainer")
+    measure = trainer.measure
+    monkeypatch.setattr(trainer, "measure", lambda *given: replace(measure(*given), seconds=600.0))
     node = train(comfy_host, clip, refined, shown)
+    first, last = (line for line in said if "beside the model" in line)
+    assert "30 min to 60 min" in first and "about 20 min" in last
     assert tried == [1, 1, 2, 2, 2, 1, 1] and "2 side by side did not fit; 1 from there on" in report(node)
     for one, other in zip(node[0].loras, loras.loras, strict=True):
         assert len(one.losses) == 3
@@ -240,7 +318,7 @@ def test_out_of_memory_in_the_middle_makes_no_step_again(comfy_host, demo, parts
 def test_blocks_are_recomputed_where_one_alone_does_not_fit(comfy_host, demo, parts, store, monkeypatch):
     _, clip, _ = demo
     refined, _, shown, loras = parts
-    tried = counting(comfy_host, monkeypatch, lambda size, saving: saving)
+    tried = counting(comfy_host, monkeypatch, lambda size, saving: saving, APPLES)
     node = train(comfy_host, clip, refined, shown)
     assert "one concept does not fit without save_memory: it is on" in report(node)
     assert tried[0] == 1 and tried[-1] == 2
@@ -248,6 +326,6 @@ def test_blocks_are_recomputed_where_one_alone_does_not_fit(comfy_host, demo, pa
 
 
 def test_out_of_memory_with_everything_saved_says_what_to_do(comfy_host, demo, parts, store, monkeypatch):
-    counting(comfy_host, monkeypatch, lambda size, saving: False)
+    counting(comfy_host, monkeypatch, lambda size, saving: False, APPLES)
     with pytest.raises(RuntimeError, match="training .dog. alone, with save_memory on: use smaller images"):
         train(comfy_host, demo[1], parts[0], parts[2])

@@ -186,9 +186,9 @@ def train(
     the LoRAs, sample c in those of concept c alone. report(step, losses [C]) is called after each step and may
     raise to stop: nothing but the parameters made here was changed. directions: see `initial`. states: of all
     concepts, of one and the same step, to go on from.  keep(states) is called every `keep_every` steps (0: never) but
-    the last, and when training is stopped, after the last too.  computes_in: the model's dtype (see
-    mace.method.precision).  options: dtype and device of the parameters. Raises ValueError when a loss or a gradient is
-    not finite.
+    the last, and when training is stopped, after the last too, but not inside the optimizer's step.  computes_in: the
+    model's dtype (see mace.method.precision).  options: dtype and device of the parameters. Raises ValueError when a
+    loss or a gradient is not finite.
     """
     stacked = initial(examples, shapes, settings, directions, **options)
     parameters = [p for pair in stacked.values() for p in pair if p.requires_grad]
@@ -200,20 +200,22 @@ def train(
         history = list(torch.stack([state.losses for state in states], dim=1))
     scale = LossScale(len(examples), computes_in, parameters[0].device)
     drawn_by_step = zip(*(draws(example, settings) for example in examples), strict=True)
-    first = len(history) + 1
+    first, is_whole = len(history) + 1, True
     try:
         for step, drawn in enumerate(islice(drawn_by_step, first - 1, None), start=first):
             losses = _backward(examples, losses_of, list(drawn), stacked, optimizer, scale, settings.clip, step)
+            is_whole = False
             optimizer.step()
             history.append(losses.detach().cpu())
+            is_whole = True
             report(step, history[-1])
             if keep_every and step % keep_every == 0 and step < settings.steps:
                 keep(states_of(stacked, optimizer, history))
     except ValueError:
         raise
     except BaseException:
-        # Between two steps, or before the parameters of one were touched.
-        if keep_every and first <= len(history):
+        # Between two steps, or before the parameters of one were touched: an optimizer that failed has moved some.
+        if keep_every and is_whole and first <= len(history):
             keep(states_of(stacked, optimizer, history))
         raise
     trained = [

@@ -17,6 +17,7 @@ from ...mace.formats.provenance import concept_record
 from ...mace.pipeline.batches import chunks
 from ..host.model.forward import trainable_copy
 from ..host.model.fp8 import FP8, fp8_note
+from ..host.model.memory import is_out_of_memory
 from ..host.model.predict import predict, sigmas_at
 from ..host.model.unet import ATTACHMENT, BASE_MODEL, REFINED_BY, REFINEMENT, add_changes, check_editable, key_patches
 from ..host.progress import LossProgress, listed
@@ -164,7 +165,8 @@ def train_baseline(
             history = fit(trainee.masters, prepare(trainee, progress), settings, report, computes_in)
             return trainee.changes(), history
     except Exception as error:
-        model_management.raise_non_oom(error)
+        if not is_out_of_memory(error):
+            raise
         raise RuntimeError(
             "out of memory: use smaller pictures or a smaller batch, or train the cross-attentions alone"
         ) from error

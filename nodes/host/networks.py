@@ -7,6 +7,8 @@ from comfy import model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from .model.memory import is_out_of_memory
+
 
 class Held(nn.Module):
     """A network as a part, since the host marks the device on the module, where some have it read-only."""
@@ -70,7 +72,8 @@ class Batches:
                 results += work(items[len(results) : len(results) + self.most])
                 continue
             except Exception as error:
-                model_management.raise_non_oom(error)
+                if not is_out_of_memory(error):
+                    raise
                 if self.most == 1 and emptied:
                     raise
             # Behind the except block, whose traceback holds the tensors of the batch that failed.

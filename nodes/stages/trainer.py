@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from comfy import model_management
@@ -23,13 +23,13 @@ from ..host.kept.content import base_of, content_sha256, training_key
 from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
 from ..host.model.forward import ModelDenoiser, load, trainable_copy
-from ..host.model.memory import how_many_fit, measure, step_aside
+from ..host.model.memory import measure, step_aside
 from ..host.model.unet import check_editable, cross_attention_keys, matrix_shape
 from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
 from .mask_making import source_of
-from .training_memory import MemoryMode
+from .training_memory import MemoryMode, encode_beside
 from .training_plan import TrainingPlan
 
 LORA_STORE_BYTES = 512 << 20
@@ -191,8 +191,9 @@ class Trainer:
                 reached = [(item, self._disk.state(item.key)) for item, _ in group]
                 steps = {state.step if state else 0 for _, state in reached}
                 # Where the disk keeps nothing all stand where they stood.
-                again = reached if len(steps) == 1 else group
-                done |= self._groups(copy, settings, steps.pop() if len(steps) == 1 else step, again)
+                at, again = (steps.pop(), reached) if len(steps) == 1 else (step, group)
+                self._said.begin_again(self._most, (at - step) * len(group))
+                done |= self._groups(copy, settings, at, again)
                 continue
             self._said.end_group((settings.steps - step) * len(group))
             for (item, _), lora in zip(group, trained, strict=True):
@@ -209,57 +210,58 @@ class Trainer:
         first = work[0]
         settings = self.options.settings(first.images.concept.type)
         own, *_ = self._materials(copy, [first])
-        example = _example(first, own)
+        send_text("measuring what one concept takes")
+        found = self._memory.run_alone(copy, first.name, partial(self._measured, copy, settings, first, own))
+        if found is None:
+            return self._plan(copy, work, left)
+        self._each, seconds = found
+        fitting = self._memory.how_many(copy.load_device, self._each, self._most)
+        if not fitting:
+            return self._plan(copy, work, left)
+        self._most = min(self.options.side_by_side or fitting, len(work))
+        self._said.begin(len(work), left, self._most, self._each, seconds)
+
+    def _measured(self, copy, settings: TrainSettings, item: Work, own: Material) -> tuple[int, float]:
+        """(bytes that one concept takes beside the model, seconds of a step of it)."""
+        example = _example(item, own)
         drawn = next(draws(example, settings))
         stacked = initial([example], self.shapes, settings, dtype=torch.float32, device=copy.load_device)
         losses_of = loss_function(ModelDenoiser(copy), [own], self.options.form)
         # Encoding may have brought the text encoder back, and the copy may have made way for it.
         load(copy)
-
-        def step() -> None:
-            losses_of([drawn], stacked).sum().backward()
-
-        send_text("measuring what one concept takes")
-        found = self._memory.run_alone(copy, first.name, lambda: measure(copy.load_device, step))
-        if found is None:
-            return self._plan(copy, work, left)
+        measured = measure(copy.load_device, lambda: losses_of([drawn], stacked).sum().backward())
         # The LoRA was there before the measuring, and AdamW's two moments of it come with its first step.
-        self._each = found.memory + 3 * sum(part.nbytes for pair in stacked.values() for part in pair)
-        fitting = self.options.side_by_side or how_many_fit(copy.load_device, self._each, self._most)
-        self._most = min(fitting, len(work))
-        self._said.begin(len(work), left, self._most, self._each, found.seconds)
+        return measured.memory + 3 * sum(part.nbytes for pair in stacked.values() for part in pair), measured.seconds
 
     def _group(self, copy, settings: TrainSettings, step: int, group: Sequence) -> list[ErasureLora] | None:
         """LoRAs of concepts side by side; None when they did not fit, and fewer are to be tried."""
         items = [item for item, _ in group]
         states = [state for _, state in group] if step else None
+        run = partial(self._train, copy, settings, items, states)
         if len(items) == 1:
-            return self._memory.run_alone(copy, items[0].name, lambda: self._train(copy, settings, items, states))
-        try:
-            with self._memory.on(copy):
-                return self._train(copy, settings, items, states)
-        except Exception as error:
-            model_management.raise_non_oom(error)
-        # Behind the except block, whose traceback holds the tensors; and never again as many in this run.
-        model_management.soft_empty_cache()
-        self._most = max(len(items) // 2, 1)
-        self.lines.append(f"{len(items)} side by side did not fit; {self._most} from there on")
-        return None
+            return self._memory.run_alone(copy, items[0].name, run)
+        trained = self._memory.run_together(copy, run)
+        if trained is None:
+            # Never again as many in this run.
+            self._most = max(len(items) // 2, 1)
+            self.lines.append(f"{len(items)} side by side did not fit; {self._most} from there on")
+        return trained
 
     def _materials(self, copy, items: Sequence[Work]) -> list[Material]:
         prompts = [fill(*reading) for item in items for reading in item.images.concept.readings]
         if not self.encoder.has_kept(prompts, self.pooled):
             step_aside(copy, self.encoder.clip.patcher.model_size())
-        with torch.inference_mode():
-            encoded = [
-                material(self.encoder, item.images, item.masks, self.options.end_of_text, self.pooled) for item in items
-            ]
-        return [entry.clone() for entry in encoded]
+
+        def encode() -> list[Material]:
+            own = (self.options.end_of_text, self.pooled)
+            with torch.inference_mode():
+                return [material(self.encoder, item.images, item.masks, *own) for item in items]
+
+        return [entry.clone() for entry in encode_beside(copy, [item.name for item in items], encode)]
 
     def _train(
         self, copy, settings: TrainSettings, items: Sequence[Work], states: Sequence[TrainState] | None
     ) -> list[ErasureLora]:
-        names = [item.name for item in items]
         materials = self._materials(copy, items)
         focus = None
         if self.options.focus and self.can_focus:
@@ -270,7 +272,7 @@ class Trainer:
 
         def report(step: int, values: Tensor) -> None:
             model_management.throw_exception_if_processing_interrupted()
-            self.report(names, step, values)
+            self.report([item.name for item in items], step, values)
             self._said.end_step(len(items), self._most)
 
         def keep(reached: Sequence[TrainState]) -> None:

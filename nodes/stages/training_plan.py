@@ -17,6 +17,7 @@ class TrainingPlan:
         self._ended: list[float] = []
         self._is_timed = False
         self._concepts = self._left = self._each = 0
+        self._seconds = 0.0
 
     def begin(self, concepts: int, left: int, most: int, each: int, seconds: float) -> None:
         """Say it from one step of one concept.
@@ -24,9 +25,17 @@ class TrainingPlan:
         left: steps to be made, of all concepts together.  most: concepts side by side.  each: bytes that one takes
         beside the model.  seconds: a step of one.
         """
-        self._concepts, self._left, self._each = concepts, left, each
+        self._concepts, self._left, self._each, self._seconds = concepts, left, each, seconds
+        self.begin_again(most, 0)
+
+    def begin_again(self, most: int, made: int) -> None:
+        """Say it for another `most`, after a group that did not fit had made so many steps, of all its concepts."""
+        self._left -= made
+        self._is_timed = False
+        if not self._concepts:
+            return
         # Side by side takes as long as one after the other at the most, and as long as one alone at the least.
-        shortest, longest = duration(left * seconds / most), duration(left * seconds)
+        shortest, longest = (duration(self._left * self._seconds / count) for count in (most, 1))
         self._say(most, f"about {longest}" if shortest == longest else f"{shortest} to {longest}")
 
     def begin_group(self) -> None:

@@ -5,19 +5,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 
 import torch
 from comfy import model_management
 from torch import Tensor
 
 from ....mace.pipeline.host import Attend, Attention
-from .fp8 import own_wide_layers
-from .memory import make_way
+from ..progress import size
+from .fp8 import FP8, own_wide_layers
+from .memory import is_out_of_memory, make_way
 from .predict import noisy, predict, together, uncompiled
-from .unet import cross_attention_keys, is_quantised
+from .unet import cross_attention_keys, is_quantised, key_patches
 from .unsaved import unsaved
 
 _PLACE = re.compile(r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.")
+
+# Of a weight that is compared: an edit changes every row, or nearly.
+ROWS = 4
 
 
 def place(key: str) -> tuple[str, int, int]:
@@ -35,8 +40,8 @@ def trainable_copy(model) -> Iterator:
 
     The host's weights are inference tensors, which cannot take part in a backward pass; and its dynamic memory manager
     takes weights off the device after each layer, while autograd still needs them. The copy leaves the device when
-    the block ends, however it ends. Raises ValueError when the host cannot copy the model, or where other nodes put
-    something into it that a copy lacks or gradients cannot pass.
+    the block ends, however it ends. Raises ValueError when the host cannot copy the model or finds other weights in its
+    file by now, or where other nodes put something into it that a copy lacks or gradients cannot pass.
     """
     injected = ", ".join(str(name) for name, parts in model.injections.items() if parts)
     if injected:
@@ -45,37 +50,110 @@ def trainable_copy(model) -> Iterator:
             "LoRA, not in bypass mode"
         )
     with torch.inference_mode(False), torch.enable_grad():
-        try:
-            copy = uncompiled(model).clone(disable_dynamic=True, force_deepcopy=True)
-        except (RuntimeError, OSError, MemoryError) as error:
-            if isinstance(error, MemoryError) or model_management.is_oom(error) or "alloc" in str(error):
-                raise ValueError(
-                    f"training needs a second copy of the model ({model.model_size() / 1e9:.1f} GB), and there is no "
-                    "room for it in memory: close other programs, or load the model in fp16 or bf16"
-                ) from error
-            raise ValueError(
-                f"the model cannot be copied for training: {str(error).rstrip('.')}. Load it with a checkpoint loader "
-                "whose file is still there"
-            ) from error
+        copy = _read_again(model)
         own_wide_layers(copy)
+        _bind_to_its_own(copy, model.model)
         _in_the_hosts_dtypes(copy.model)
+        if not _same_weights(model, copy):
+            raise ValueError(
+                "the model's file has changed since it was loaded, and training reads it again: choose Unload Models "
+                "and Execution Cache in ComfyUI's menu, or restart ComfyUI"
+            )
         copy.model.requires_grad_(False)
-        before = model_management.in_training
+        before, frozen = model_management.in_training, []
         model_management.in_training = True
         try:
-            load(copy)
+            _place(copy)
+            # Only now are other nodes' own modules in it, which their MODEL shares.
+            frozen += [parameter for parameter in copy.model.parameters() if parameter.requires_grad]
+            copy.model.requires_grad_(False)
             yield copy
         except RuntimeError as error:
             if "Inference tensors" not in str(error):
                 raise
             raise ValueError(
-                "other nodes put layers with weights of their own into the model (hypernetworks and GLIGEN do), and "
-                f"gradients cannot pass them: connect the model without them. What is set on it: "
-                f"{'; '.join(unsaved(model))}"
+                "other nodes put layers with weights of their own into the model (hypernetworks and GLIGEN do), or "
+                "functions that run the original network, and gradients cannot pass them: connect the model without "
+                f"them. What is set on it: {'; '.join(unsaved(model))}"
             ) from error
         finally:
             model_management.in_training = before
             copy.detach()
+            # Some of them may be inference tensors, which nothing else can do this to.
+            with torch.inference_mode():
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+
+
+def _place(copy) -> None:
+    """`load`, for the first time. Raises ValueError, with what is free, where the device has no room for the copy."""
+    try:
+        return load(copy)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Behind the except block, whose traceback holds tensors; and without the part of the copy that had come.
+    copy.detach()
+    model_management.soft_empty_cache()
+    free = model_management.get_free_memory(copy.load_device)
+    raise ValueError(
+        f"the copy of the model to train on takes {size(copy.model_size())} of the device's memory, and {size(free)} "
+        "are free: close other programs, load the model in fp16 or bf16, or take a smaller model"
+    )
+
+
+def _read_again(model):
+    """A plain patcher of the MODEL's own, whose weights the host reads from its file anew."""
+    try:
+        return uncompiled(model).clone(disable_dynamic=True, force_deepcopy=True)
+    # A file that is damaged by now fails in as many ways as there are readers.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ValueError(
+                f"training needs a second copy of the model ({model.model_size() / 1e9:.1f} GB), and there is no room "
+                "for it in memory: close other programs, or load the model in fp16 or bf16"
+            ) from error
+        raise ValueError(
+            f"the model cannot be copied for training: {str(error).rstrip('.')}. Load it with a checkpoint loader "
+            "whose file is still there, and whole"
+        ) from error
+
+
+def _same_weights(model, copy) -> bool:
+    """Whether a fresh copy has the MODEL's own weights, by a few rows of each.
+
+    Left out are those that other nodes replaced, quantised ones, and those that the host rounds to fp8 for the copy
+    alone.
+    """
+    replaced = model.object_patches_backup
+    theirs, ours = (key_patches(one) for one in (model, copy))
+    found = False
+    for key, (own, *_) in ours.items():
+        if key not in theirs or any(key == name or key.startswith(f"{name}.") for name in replaced):
+            continue
+        found = True
+        weights = [theirs[key][0][0], own[0]]
+        if any(type(weight) not in (Tensor, torch.nn.Parameter) or is_quantised(weight) for weight in weights):
+            continue
+        if weights[0].shape != weights[1].shape:
+            return False
+        dtype = weights[1].dtype
+        if dtype in FP8 and weights[0].dtype != dtype:
+            continue
+        # Where one stands in another dtype than the file's, in the same for both.
+        first, second = (torch.atleast_1d(weight)[:ROWS].to("cpu", dtype).float() for weight in weights)
+        if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+            return False
+    return found
+
+
+def _bind_to_its_own(copy, network: torch.nn.Module) -> None:
+    """Methods that other nodes put into the model, bound to a part of its `network`, to the same part of the copy's."""
+    paths = {part: path for path, part in network.named_modules()}
+    for name, method in copy.object_patches.items():
+        if isinstance(method, MethodType) and isinstance(method.__self__, torch.nn.Module) and method.__self__ in paths:
+            own = copy.model.get_submodule(paths[method.__self__])
+            copy.object_patches[name] = MethodType(method.__func__, own)
 
 
 def _in_the_hosts_dtypes(network: torch.nn.Module) -> None:

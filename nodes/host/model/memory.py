@@ -13,6 +13,15 @@ from torch.utils._pytree import tree_leaves
 
 # Of the memory that is free: allocators split it up, and other programs take some.
 SHARE_OF_FREE = 0.85
+# How Apple's devices, CPUs and Windows' files say that memory ran out, which the host does not take for that.
+_NO_MEMORY = ("MPS backend out of memory", "can't allocate memory", "not enough memory", "os error 1455")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of any device."""
+    if isinstance(error, MemoryError) or model_management.is_oom(error):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,9 @@ def step_aside(copy, needed: float) -> None:
 
 
 def how_many_fit(device: torch.device, each: int, most: int) -> int:
-    """How many pieces of work of `each` bytes the free memory of a device holds, from 1 to `most`.
+    """How many pieces of work of `each` bytes the free memory of a device holds, from 0 to `most`.
 
     What the host keeps free for other programs (--reserve-vram) stays free.
     """
     free = max(model_management.get_free_memory(device) - model_management.extra_reserved_memory(), 0)
-    return int(min(max(free * SHARE_OF_FREE // max(each, 1), 1), most))
+    return int(min(free * SHARE_OF_FREE // max(each, 1), most))

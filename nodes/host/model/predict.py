@@ -93,8 +93,8 @@ def predict(
 
     contexts: text embeddings [B, N, d].  pooled: pooled text [B, c], None where the model reads none.  replace: may put
     patches into the attn2 replace patches of this call, {(block, number, index): patch}; others' are in there; samples
-    that `together` parts are not given with it. Where autograd is on, self-attention runs in PyTorch's kernel. The
-    MODEL's own options are left as they are.
+    that `together` parts are not given with it. Outside inference mode, where models train, self-attention runs in
+    PyTorch's kernel. The MODEL's own options are left as they are.
     """
     parts = []
     for rows in (parted := together(model, sigmas)):
@@ -118,7 +118,8 @@ def predict_given(
     # samples waits for the device.
     levels = sigmas if len(sigmas) == 1 else sigmas.unique().flip(0)
     transformer["sample_sigmas"] = torch.cat([levels, sigmas.new_zeros(1)])
-    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+    # Also without gradients: what is trained towards attends as what trains does. The host samples in inference mode.
+    if not torch.is_inference_mode_enabled():
         transformer["optimized_attention_override"] = in_pytorch
     return call(model, x, sigmas, conditioning, options)
 

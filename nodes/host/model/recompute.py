@@ -18,13 +18,18 @@ def recomputed_blocks(network: nn.Module) -> Iterator[None]:
     Gradients stay the same. What replace patches leave behind, such as a loss, is part of the graph all the same.
     """
     blocks = [block for block in network.modules() if isinstance(block, BasicTransformerBlock | ResBlock)]
+    # Other nodes may have given one a forward of its own.
+    theirs = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(_recomputed, block.forward)
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, own in zip(blocks, theirs, strict=True):
+            if own is None:
+                del block.forward
+            else:
+                block.forward = own
 
 
 def _recomputed(forward, *inputs, **options):
