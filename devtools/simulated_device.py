@@ -6,6 +6,8 @@ what happens as memory ends; not what a card's own kernels give, nor the manager
 
 import os
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -66,6 +68,8 @@ def _register() -> None:
     torch._register_device_module(NAME, module)
     torch.utils.generate_methods_for_privateuse1_backend()
     # What the host imports to see whether there is such a device.
-    sys.modules["torch_npu"] = ModuleType("torch_npu")
+    sys.modules["torch_npu"] = extension = module_from_spec(ModuleSpec("torch_npu", None))
+    # transformers imports kernels of that extension by name, for an attention that is never chosen here.
+    extension.__getattr__ = lambda name: None
     # The torch of such a device is none for CUDA, by which the host would know a card of NVIDIA's.
     torch.version.cuda = None

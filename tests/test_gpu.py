@@ -68,6 +68,17 @@ def test_the_host_runs_on_the_device_with_its_own_memory_manager(gpu_host, gpu_m
     assert all(model.is_dynamic() for model, _, _ in gpu_models.values())
 
 
+def test_the_device_mixes_with_no_other_and_ends():
+    """What the tests of this lane rest on."""
+    ours = torch.ones(3, 3, device=DEVICE)
+    with pytest.raises(RuntimeError, match="same device"):
+        ours @ torch.ones(3, 3)
+    free, total = statistics.mem_get_info()
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(total + 1, dtype=torch.uint8, device=DEVICE)
+    assert 0 < free <= total
+
+
 def test_the_copy_is_plain_whole_and_trains(gpu_host, gpu_demo):
     model, clip, _ = gpu_demo
     before = weights_hash(model)
