@@ -7,10 +7,10 @@ pack's node in the real host, once, one after the other, so that a stage finds w
 the device, moments and pictures that are kept (`new` counts what is not). A stage that fails says so in its row, and
 what does not need it goes on. The weights are random (see devtools.random_models), so nothing is said of erasing.
 
-peak: on CUDA the most that torch had allocated, on a CPU the process's resident high-water mark; extra: that above what
-was there before the stage; device: the most that was taken of the GPU, by anyone, asked every 10 ms (the host's dynamic
-memory manager keeps weights outside of torch's allocator). Before every stage torch's cache is emptied. The last line
-is one JSON object; --out keeps a file up to date with it after every stage.
+peak: on a device the most that torch had allocated, on a CPU the process's resident high-water mark; extra: that above
+what was there before the stage; device: the most that was taken of the GPU, by anyone, asked every 10 ms (the host's
+dynamic memory manager keeps weights outside of torch's allocator). Before every stage torch's cache is emptied. The
+last line is one JSON object; --out keeps a file up to date with it after every stage.
 """
 
 import json
@@ -28,7 +28,7 @@ from unittest import mock
 import torch
 
 from benchmarks.full_size_options import ALIASES, FUSE, IMAGES, PRECISIONS, REFINE, TRAIN, read_options
-from benchmarks.full_size_table import COLUMNS, CUDA, Peak, line
+from benchmarks.full_size_table import COLUMNS, DEVICE, Peak, line, statistics
 from benchmarks.measure import load, timed
 from devtools import random_models
 from devtools.inprocess import REPO, InProcessHost
@@ -54,12 +54,12 @@ class Bench:
         self.arguments, self.base, self.rows, self.made = arguments, base, [], {}
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != REPO]
         comfy = Path(os.environ["MACE_COMFYUI"])
-        self.host = InProcessHost(comfy, REPO, base, None, cpu=not CUDA, dynamic=arguments.dynamic)
+        self.host = InProcessHost(comfy, REPO, base, None, cpu=not DEVICE, dynamic=arguments.dynamic)
         self.pack = self.host.module
         self.ballast = torch.empty(0, dtype=torch.uint8)
-        if CUDA and arguments.ballast is not None:
-            free, _ = torch.cuda.mem_get_info()
-            self.ballast = torch.empty(max(free - int(arguments.ballast * 2**30), 0), dtype=torch.uint8, device="cuda")
+        if DEVICE and arguments.ballast is not None:
+            free, _ = statistics.mem_get_info()
+            self.ballast = torch.empty(max(free - int(arguments.ballast * 2**30), 0), dtype=torch.uint8, device=DEVICE)
 
     def __getitem__(self, name):
         if name not in self.made:
@@ -75,8 +75,8 @@ class Bench:
             try:
                 with torch.inference_mode():
                     found = call(row)
-                if CUDA:
-                    torch.cuda.synchronize()
+                if DEVICE:
+                    statistics.synchronize()
                 row["seconds"] = time.perf_counter() - start
                 if keep is not None:
                     self.made[keep] = found
@@ -262,7 +262,7 @@ class Bench:
     def result(self):
         a = self.arguments
         options = {name: value.name if isinstance(value, Path) else value for name, value in vars(a).items()}
-        device = torch.cuda.get_device_name() if CUDA else platform.processor() or platform.machine()
+        device = statistics.get_device_name() if DEVICE else platform.processor() or platform.machine()
         about = {"benchmark": "full_size", "kind": a.kind, "device": device, "torch": torch.__version__}
         return about | {"threads": torch.get_num_threads(), "load": load(), "options": options, "rows": self.rows}
 

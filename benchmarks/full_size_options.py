@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.full_size_table import CUDA
 from devtools import random_models
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,7 +36,12 @@ def read_options(about: str) -> argparse.Namespace:
     add("--refine", type=int, nargs="*", default=[1, 10, 100], help="how many concepts to refine (up to 100)")
     add("--fuse", type=int, default=100, help="LoRAs of rank 1 with random values to fuse; 0 for none")
     add("--captions", type=int, default=200, help="captions of the prior")
-    add("--dynamic", action=argparse.BooleanOptionalAction, default=CUDA, help="the host's dynamic memory manager")
+    add(
+        "--dynamic",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="the host's dynamic memory manager",
+    )
     add("--ballast", type=float, metavar="GB", help="fill the GPU first, so that only so many GiB are free")
     add("--checkpoint", type=Path, help="the file to use, made where it is not there; default: a temporary one")
     add("--out", type=Path, help="a JSON file to keep up to date after every stage")

@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import can_measure_memory, resident
+from devtools.simulated_device import find_device
 
-CUDA = torch.cuda.is_available()
+DEVICE = find_device()
+# torch's module of the device's kind.
+statistics = torch.cuda if DEVICE is None else getattr(torch, DEVICE.type)
 COLUMNS = {"peak": "peak_bytes", "extra": "extra_bytes", "device": "device_bytes"}
 
 
@@ -21,11 +24,11 @@ class Peak:
     def __enter__(self):
         gc.collect()
         self.found, self._stop, self._device = {}, threading.Event(), 0
-        if CUDA:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+        if DEVICE:
+            statistics.synchronize()
+            statistics.empty_cache()
+            statistics.reset_peak_memory_stats()
+            self._before = statistics.memory_allocated()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         elif can_measure_memory():
@@ -35,16 +38,16 @@ class Peak:
 
     def _watch(self):
         while not self._stop.is_set():
-            free, total = torch.cuda.mem_get_info()
+            free, total = statistics.mem_get_info()
             self._device = max(self._device, total - free)
             self._stop.wait(0.01)
 
     def __exit__(self, *_):
-        if CUDA:
-            torch.cuda.synchronize()
+        if DEVICE:
+            statistics.synchronize()
             self._stop.set()
             self._thread.join()
-            peak = torch.cuda.max_memory_allocated()
+            peak = statistics.max_memory_allocated()
             self.found = {"peak_bytes": peak - self.ballast, "extra_bytes": peak - self._before}
             self.found["device_bytes"] = self._device - self.ballast
         elif can_measure_memory():

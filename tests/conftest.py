@@ -71,10 +71,13 @@ def demo_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy_host(tmp_path_factory, demo_checkpoint):
-    """The real host, imported into this process on the CPU, with the pack loaded by the host's own loader."""
+    """The real host, imported into this process on the CPU (or the device that tests/device.py simulates), with the
+    pack loaded by the host's own loader."""
+    from tests.device import SIMULATED
     from tests.host import InProcessHost
 
-    return InProcessHost(_from_environment("MACE_COMFYUI"), REPO, tmp_path_factory.mktemp("host"), demo_checkpoint)
+    comfy, base = _from_environment("MACE_COMFYUI"), tmp_path_factory.mktemp("host")
+    return InProcessHost(comfy, REPO, base, demo_checkpoint, cpu=not SIMULATED)
 
 
 @pytest.fixture(scope="session")

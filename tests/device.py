@@ -1,9 +1,19 @@
-"""The host on a real device, for the tests marked gpu, and the demo model there in three number formats."""
+"""The host on a device, for the tests marked gpu, and the demo model there in three number formats.
+
+A card's, or the one that devtools/simulated_device.py makes.
+"""
 
 import pytest
 import torch
 
-ON_DEVICE = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+from devtools.identity_layers import skip_identity_layers
+from devtools.simulated_device import SIZE, find_device
+
+SIMULATED = bool(SIZE)
+DEVICE = find_device()
+# torch's module of the device's kind: memory_allocated(), synchronize() and the like.
+statistics = torch.cuda if DEVICE is None else getattr(torch, DEVICE.type)
+ON_DEVICE = [pytest.mark.gpu, pytest.mark.skipif(DEVICE is None, reason="no CUDA device")]
 FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LIST = "dog | pooch -> sky\nship -> ground"
 
@@ -14,12 +24,16 @@ def gpu_models(gpu_host):
     import comfy.sd
 
     with torch.inference_mode():
-        return {
+        loaded = {
             name: comfy.sd.load_checkpoint_guess_config(
                 str(gpu_host.demo_checkpoint), output_vae=True, output_clip=True, model_options={"dtype": dtype}
             )[:3]
             for name, dtype in FORMATS.items()
         }
+    if SIMULATED:
+        for _, clip, _ in loaded.values():
+            skip_identity_layers(clip)
+    return loaded
 
 
 @pytest.fixture(scope="module", params=FORMATS)

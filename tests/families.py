@@ -62,6 +62,7 @@ def build(name: str, monkeypatch, dtype: torch.dtype = torch.float32, **sizes):
 
     sizes: of the configuration, in place of the file's.
     """
+    from comfy import model_management
     from comfy.model_patcher import ModelPatcher
 
     if name == "anima":
@@ -71,7 +72,7 @@ def build(name: str, monkeypatch, dtype: torch.dtype = torch.float32, **sizes):
         whole, small = anima.LLMAdapter, dict(source_dim=20, target_dim=24, model_dim=24, num_layers=2, num_heads=2)
         monkeypatch.setattr(anima, "LLMAdapter", lambda **options: whole(**small, **options))
     network = _network(FAMILIES[name]["class"], FAMILIES[name], dtype, sizes)
-    return ModelPatcher(network, load_device=CPU, offload_device=CPU)
+    return ModelPatcher(network, load_device=model_management.get_torch_device(), offload_device=CPU)
 
 
 def load_detected(name: str):

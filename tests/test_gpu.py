@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from tests.device import ON_DEVICE
+from tests.device import DEVICE, ON_DEVICE, SIMULATED, statistics
 from tests.stages import images, report, train
 from tests.test_forward import batch_of, gradient, losses_of, stack_of
 from tests.test_refine_node import concepts, refine, weights_hash
@@ -61,16 +61,29 @@ def cosine(a, b):
 def test_the_host_runs_on_the_device_with_its_own_memory_manager(gpu_host, gpu_models):
     from comfy import model_management
 
-    assert model_management.get_torch_device().type == "cuda"
+    assert model_management.get_torch_device().type == DEVICE.type
+    if SIMULATED:
+        return
     assert gpu_host.dynamic, "the host's dynamic memory did not start: comfy-aimdo is missing or does not work here"
     assert all(model.is_dynamic() for model, _, _ in gpu_models.values())
+
+
+def test_the_device_mixes_with_no_other_and_ends():
+    """What the tests of this lane rest on."""
+    ours = torch.ones(3, 3, device=DEVICE)
+    with pytest.raises(RuntimeError, match="same device"):
+        ours @ torch.ones(3, 3)
+    free, total = statistics.mem_get_info()
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(total + 1, dtype=torch.uint8, device=DEVICE)
+    assert 0 < free <= total
 
 
 def test_the_copy_is_plain_whole_and_trains(gpu_host, gpu_demo):
     model, clip, _ = gpu_demo
     before = weights_hash(model)
     losses, flat, facts = gradients_of(gpu_host, model, clip)
-    assert not facts["dynamic"] and facts["devices"] == {"cuda"} and not facts["inference"]
+    assert not facts["dynamic"] and facts["devices"] == {DEVICE.type} and not facts["inference"]
     assert torch.isfinite(losses).all() and torch.isfinite(flat).all() and float(flat.norm()) > 0
     assert weights_hash(model) == before
 
@@ -127,10 +140,10 @@ def test_recomputing_takes_less_and_gives_the_same(gpu_host, gpu_models):
                 for pair in stacked.values():
                     for p in pair:
                         p.grad = None
-                torch.cuda.synchronize(device)
-                before = torch.cuda.memory_allocated(device)
+                statistics.synchronize(device)
+                before = statistics.memory_allocated(device)
                 losses = losses_of(forward, copied, large, stacked)
-                held.append(torch.cuda.memory_allocated(device) - before)
+                held.append(statistics.memory_allocated(device) - before)
                 losses.sum().backward()
 
             if saving:
@@ -192,7 +205,7 @@ def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_
     device = model_management.get_torch_device()
     # The copy, and two and a half times what one concept takes. The texts are encoded and kept by now.
     left = int(model.model_size() + 2.5 * planned[0])
-    ballast = torch.empty(max(torch.cuda.mem_get_info(device)[0] - left, 0), dtype=torch.uint8, device=device)
+    ballast = torch.empty(max(statistics.mem_get_info(device)[0] - left, 0), dtype=torch.uint8, device=device)
     try:
         tight, told = trained("tight")
     finally:
@@ -250,11 +263,11 @@ def test_the_plan_holds(gpu_host, gpu_models, monkeypatch, tmp_path):
         planned.append(self._each)
 
     def noted_train(self, copied, settings, items, states):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        statistics.synchronize()
+        statistics.reset_peak_memory_stats()
+        before = statistics.memory_allocated()
         found = run(self, copied, settings, items, states)
-        peaks.append((len(items), torch.cuda.max_memory_allocated() - before))
+        peaks.append((len(items), statistics.max_memory_allocated() - before))
         return found
 
     monkeypatch.setattr(training.Trainer, "_plan", noted_plan)
@@ -277,5 +290,5 @@ def test_fusion_on_the_device_equals_the_cpu(gpu_host, gpu_models):
     pack = moments.pack
     made = moments.ConceptMoments(maps.mT @ targets, pack(targets.mT @ targets), pack(total.mT @ total), 300, 10)
     weights = module.RefineWeights(0.0, 0.0, 10.0)
-    found = [module.refinement((made,), weights, None, None, device=torch.device(d)).cpu() for d in ("cpu", "cuda")]
+    found = [module.refinement((made,), weights, None, None, device=torch.device(d)).cpu() for d in ("cpu", DEVICE)]
     torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
