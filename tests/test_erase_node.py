@@ -234,7 +234,7 @@ def test_what_is_left_is_in_the_estimate_though_pictures_are_kept(comfy_host, de
     assert near["other words"] == sum(predicted) == 3 + 3 * 2 * 3
     assert left(words="rose", keep_near=True, prior=prior) == (None, "")
     # As in a new process.
-    for name, store in (("images", "_store"), ("trainer", "_store"), ("train", "_plans")):
+    for name, store in (("images", "_store"), ("trained", "_store"), ("train", "_plans")):
         getattr(comfy_host.module(f"nodes.stages.{name}"), store).clear()
     assert left(words="rose -> cat") == ({"pictures": drawing}, "nothing is to be trained")
 

@@ -23,7 +23,7 @@ def listed(comfy_host):
 @pytest.fixture(scope="module")
 def parts(comfy_host, demo, listed):
     """(refined MODEL, refinement, images, LoraSet), all trained on this list's refinement."""
-    comfy_host.module("nodes.stages.trainer")._store.clear()
+    comfy_host.module("nodes.stages.trained")._store.clear()
     return stages(comfy_host, demo, listed)
 
 

@@ -193,7 +193,7 @@ def test_squeezed_memory_trains_the_same(gpu_host, gpu_models, monkeypatch, tmp_
     monkeypatch.setattr(training.Trainer, "_plan", noted_plan)
 
     def trained(name):
-        training._store.clear()
+        gpu_host.module("nodes.stages.trained")._store.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         rows.clear()
         node = train(gpu_host, clip, refined, shown, steps="1")
@@ -232,7 +232,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
     own = clip.patcher.model_size
 
     def trained(name, needed):
-        gpu_host.module("nodes.stages.trainer")._store.clear()
+        gpu_host.module("nodes.stages.trained")._store.clear()
         gpu_host.module("nodes.host.text")._embeddings.clear()
         monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / name))
         monkeypatch.setattr(clip.patcher, "model_size", lambda: own() + needed)
@@ -253,7 +253,7 @@ def test_the_plan_holds(gpu_host, gpu_models, monkeypatch, tmp_path):
     model, clip, _ = gpu_models["fp16"]
     chosen = concepts(gpu_host, "dog -> sky\nship -> ground\ncat -> sky\nairplane -> ground")
     shown = images(gpu_host, gpu_models["fp16"], chosen, width=512, height=512, count=1, steps=1)[0]
-    training._store.clear()
+    gpu_host.module("nodes.stages.trained")._store.clear()
     monkeypatch.setattr(store, "store", lambda: store.LoraStore(tmp_path / "plan"))
     planned, peaks = [], []
     plan, run = training.Trainer._plan, training.Trainer._train

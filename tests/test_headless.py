@@ -64,7 +64,7 @@ def test_an_erasure_is_the_graphs_to_the_bit(comfy_host, headless, queue, short,
     loras = output / "mace_loras/graph_00001_.safetensors"
 
     # What was trained is in memory and on disk now: it is trained once more.
-    comfy_host.module("nodes.stages.trainer")._store.clear()
+    comfy_host.module("nodes.stages.trained")._store.clear()
     for path in (comfy_host.base / "user/mace/loras").glob("*"):
         path.unlink()
     report = headless(

@@ -75,8 +75,8 @@ def test_another_thing_that_holds_an_erased_word_stays(comfy_host, demo, erase):
 
 def test_a_longer_list_trains_only_what_is_new(comfy_host, demo, erase, monkeypatch):
     """What is kept follows the list, and the LoRAs that are there stay; a new strength reads no prompt again."""
-    trainer, text = comfy_host.module("nodes.stages.trainer"), comfy_host.module("nodes.host.text")
-    trainer._store.clear()
+    text = comfy_host.module("nodes.host.text")
+    comfy_host.module("nodes.stages.trained")._store.clear()
     about = dict(captions="built-in", count=20, seed=0, preserve="rose", preserve_type="object", retention="none")
     given = comfy_host.run("MACE_Prior", clip=demo[1], **about)[0]
     for prior in (None, given):

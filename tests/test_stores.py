@@ -33,7 +33,7 @@ SMALL = {"nodes.host.kept.content._weights", "nodes.host.preset_files._read"}
 SMALL |= {"nodes.host.kept.store.moment_sources", "nodes.host.progress.listeners"}
 SMALL |= {"nodes.host.folders._beside", "nodes.host.folders._said"}
 SMALL |= {f"nodes.host.kept.{name}" for name in ("content._encoders", "left.assigned_in", "left._start")}
-SMALL |= {"nodes.stages.trainer._forgotten"}
+SMALL |= {"nodes.stages.trained._forgotten"}
 # It has a small budget of its own, since it stays as long as masks do that the host keeps.
 SMALL |= {"nodes.stages.mask_making._sources"}
 
@@ -63,7 +63,7 @@ def holds_tensors(value) -> bool:
 def test_every_store_of_the_pack_is_in_the_budget(comfy_host):
     budget = comfy_host.module("nodes.host.kept.store").BUDGET
     found = {name: value for name, value in kept_by_modules(comfy_host) if name not in SMALL}
-    some = {"nodes.stages.trainer._store", "mace.pipeline.prior._last_aside", "nodes.baselines.oce._last_general"}
+    some = {"nodes.stages.trained._store", "mace.pipeline.prior._last_aside", "nodes.baselines.oce._last_general"}
     assert some <= set(found)
     stores = {id(store) for store in budget._stores}
     assert [name for name, value in found.items() if id(value) not in stores] == []

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.stages import images
-from tests.test_refine_node import concepts
+from tests.stages import images, report, train
+from tests.test_refine_node import concepts, refine
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
+pytest_plugins = ["tests.trained"]
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,44 @@ def test_own_pictures_and_masks_count_by_their_bytes(comfy_host, demo, dog, key_
     bare = [replace(shown[0], source="", latents=shown[0].latents + more) for more in (0, 1, 0)]
     first, other, again = (key_of((entry,), "external mask", given[1][1]) for entry in bare)
     assert first == again != other
+
+
+def test_again_that_is_left_on_goes_on(comfy_host, demo, parts, store, monkeypatch):
+    """It forgets what was kept before once, and not what it has trained itself; switched off and on, anew."""
+    from comfy import model_management
+
+    _, clip, _ = demo
+    train(comfy_host, clip, parts[0], parts[2])
+    again = dict(side_by_side="1", again=True)
+
+    def stop(self, names, step, losses, steps):
+        if (names, step) == (["ship"], 2):
+            raise model_management.InterruptProcessingException
+
+    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
+        patched.setattr(comfy_host.module("nodes.host.progress").LossProgress, "report", stop)
+        train(comfy_host, clip, parts[0], parts[2], **again)
+    resumed = report(train(comfy_host, clip, parts[0], parts[2], **again))
+    assert "1 LoRAs trained, 1 of 2 kept" in resumed and "1 go on from step 2" in resumed
+    assert "0 LoRAs trained, 2 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2]))
+    assert "2 LoRAs trained, 0 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2], **again))
+
+
+def test_what_was_begun_on_another_list_says_so(comfy_host, demo, parts, listed, store, monkeypatch):
+    """Interrupted on the refinement of one list, finished on that of a longer one: it is of the first."""
+    from comfy import model_management
+
+    def stop(self, names, step, losses, steps):
+        raise model_management.InterruptProcessingException
+
+    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
+        patched.setattr(comfy_host.module("nodes.host.progress").LossProgress, "report", stop)
+        train(comfy_host, demo[1], parts[0], parts[2])
+    longer = concepts(comfy_host, "cat", more=listed)
+    refined = refine(comfy_host, *demo[:2], longer, mu="10").result[0]
+    node = train(comfy_host, demo[1], refined, parts[2])
+    assert "2 go on from step 1" in report(node)
+    assert "begun when the list was another one, and finished: dog, ship" in report(node)
+    assert {lora.refined_on for lora in node[0].loras} == {parts[3].recipe.digest} != {node[0].recipe.digest}
+    again = report(train(comfy_host, demo[1], refined, parts[2]))
+    assert "trained when the list was another one, and kept: dog, ship" in again and "begun" not in again

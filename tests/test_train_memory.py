@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.stages import images, report, train
-from tests.test_refine_node import concepts, refine, weights_hash
+from tests.test_refine_node import concepts, weights_hash
 from tests.trained import same
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("few_templates")]
@@ -62,47 +62,6 @@ def test_an_interrupt_in_the_last_step_loses_none(comfy_host, demo, parts, store
     assert "2 LoRAs trained" in report(resumed) and "2 go on from step 3" in report(resumed) and said == []
     for one, other in zip(resumed[0].loras, parts[3].loras, strict=True):
         same(one, other, rtol=2e-2, atol=2e-4)
-
-
-def test_again_that_is_left_on_goes_on(comfy_host, demo, parts, store, monkeypatch):
-    """It forgets what was kept before once, and not what it has trained itself; switched off and on, anew."""
-    from comfy import model_management
-
-    _, clip, _ = demo
-    train(comfy_host, clip, parts[0], parts[2])
-    again = dict(side_by_side="1", again=True)
-
-    def stop(self, names, step, losses, steps):
-        if (names, step) == (["ship"], 2):
-            raise model_management.InterruptProcessingException
-
-    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
-        patched.setattr(comfy_host.module("nodes.host.progress").LossProgress, "report", stop)
-        train(comfy_host, clip, parts[0], parts[2], **again)
-    resumed = report(train(comfy_host, clip, parts[0], parts[2], **again))
-    assert "1 LoRAs trained, 1 of 2 kept" in resumed and "1 go on from step 2" in resumed
-    assert "0 LoRAs trained, 2 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2]))
-    assert "2 LoRAs trained, 0 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2], **again))
-
-
-def test_what_was_begun_on_another_list_says_so(comfy_host, demo, parts, listed, store, monkeypatch):
-    """Interrupted on the refinement of one list, finished on that of a longer one: it is of the first."""
-    from comfy import model_management
-
-    def stop(self, names, step, losses, steps):
-        raise model_management.InterruptProcessingException
-
-    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
-        patched.setattr(comfy_host.module("nodes.host.progress").LossProgress, "report", stop)
-        train(comfy_host, demo[1], parts[0], parts[2])
-    longer = concepts(comfy_host, "cat", more=listed)
-    refined = refine(comfy_host, *demo[:2], longer, mu="10").result[0]
-    node = train(comfy_host, demo[1], refined, parts[2])
-    assert "2 go on from step 1" in report(node)
-    assert "begun when the list was another one, and finished: dog, ship" in report(node)
-    assert {lora.refined_on for lora in node[0].loras} == {parts[3].recipe.digest} != {node[0].recipe.digest}
-    again = report(train(comfy_host, demo[1], refined, parts[2]))
-    assert "trained when the list was another one, and kept: dog, ship" in again and "begun" not in again
 
 
 NO_MEMORY = torch.cuda.OutOfMemoryError("no memory")

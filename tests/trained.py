@@ -9,7 +9,7 @@ from tests.test_refine_node import concepts
 
 def forget(host):
     """As in a new process with an empty user folder."""
-    host.module("nodes.stages.trainer")._store.clear()
+    host.module("nodes.stages.trained")._store.clear()
     for path in host.module("nodes.host.kept.lora_store").store().folder.glob("*"):
         path.unlink()
 
@@ -29,11 +29,11 @@ def parts(comfy_host, demo, listed):
 @pytest.fixture
 def store(comfy_host, tmp_path, monkeypatch):
     """The store of trained LoRAs, emptied; as it was before the test afterwards. The one on disk is a new folder."""
-    store, disk = comfy_host.module("nodes.stages.trainer")._store, comfy_host.module("nodes.host.kept.lora_store")
+    store, disk = comfy_host.module("nodes.stages.trained")._store, comfy_host.module("nodes.host.kept.lora_store")
     before, size = store._entries.copy(), store.bytes
     monkeypatch.setattr(disk, "store", lambda: disk.LoraStore(tmp_path / "loras"))
     store.clear()
-    comfy_host.module("nodes.stages.trainer")._forgotten.clear()
+    comfy_host.module("nodes.stages.trained")._forgotten.clear()
     yield store
     store._entries, store.bytes = before, size
 

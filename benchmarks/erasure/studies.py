@@ -77,7 +77,7 @@ def ablations(bench: Bench, records: Records, plan: Plan) -> None:
 @contextmanager
 def started_as_peft(bench: Bench) -> Iterator[None]:
     """LoRAs trained meanwhile start with A uniform in +- 1/sqrt(d). Their stores, which cannot know, are others."""
-    kept, disk = bench.host.module("nodes.stages.trainer")._store, bench.host.module("nodes.host.kept.lora_store")
+    kept, disk = bench.host.module("nodes.stages.trained")._store, bench.host.module("nodes.host.kept.lora_store")
 
     def init_pair(d_out: int, d: int, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(d_out, rank), (2 * torch.rand(rank, d, generator=generator) - 1) * d**-0.5

@@ -14,7 +14,8 @@ from ..host.kept.store import ContentStore
 from ..host.model.family import family, res_blocks
 from ..host.model.unet import REFINEMENT
 from ..host.progress import LossProgress
-from .trainer import Trainer, Work, is_trained
+from .trained import is_trained
+from .trainer import Trainer, Work
 
 PLANS_BYTES = 1 << 20
 
@@ -45,10 +46,10 @@ def train_loras(
 
     trainer = Trainer(model, clip, options, refinement, report, progress.skip)
     keys = [trainer.key(entry, mask) for entry, mask in zip(images, masks, strict=True)]
-    kept = trainer.known(keys)
+    kept = trainer.kept.known(keys)
     for plan, key in zip(plans, keys, strict=False):
         _plans.put(plan, key, len(plan) + len(key))
-        trainer.keep_plan(plan, key)
+        trainer.kept.keep_plan(plan, key)
     found = {key: lora for key, (lora, _) in kept.items() if lora is not None}
     work = [Work(key, *pair) for key, *pair in zip(keys, images, masks, strict=True) if key not in found]
     progress.skip(sum(count for key, count in zip(keys, steps, strict=True) if key in found))
@@ -57,7 +58,7 @@ def train_loras(
     read = sum(from_disk for _, from_disk in kept.values())
     if read:
         lines.append(f"{read} of them read from disk")
-    lines += trainer.lines + trainer.kept_lines
+    lines += trainer.lines + trainer.kept.lines
     if refinement is None:
         lines.append("the model is not refined: connect CFR Refine's model, since MACE trains on it")
     else:

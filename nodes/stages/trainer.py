@@ -18,9 +18,7 @@ from ...mace.method.train import Example, TrainSettings, TrainState, draws, init
 from ...mace.pipeline.material import Material, loss_function, material
 from ...mace.pipeline.refine import reading
 from ...mace.pipeline.train_options import TrainOptions
-from ..host.kept import lora_store
 from ..host.kept.content import base_of, content_sha256, training_key
-from ..host.kept.store import ContentStore
 from ..host.model.family import res_blocks
 from ..host.model.forward import ModelDenoiser, load, trainable_copy
 from ..host.model.memory import measure, step_aside
@@ -29,17 +27,13 @@ from ..host.pipeline import ModelWeights
 from ..host.progress import send_text
 from ..host.text import TextEncoder
 from .mask_making import source_of
+from .trained import Trained
 from .training_memory import MemoryMode, encode_beside
 from .training_plan import TrainingPlan
 
-LORA_STORE_BYTES = 512 << 20
 MOST_SIDE_BY_SIDE = 32
 # Steps between two states on disk: what a killed process loses at the most.
 KEEP_EVERY = 25
-
-_store = ContentStore(LORA_STORE_BYTES)
-# Keys that a run with `again` has forgotten, until one without it asks for them: what was trained since is kept as any.
-_forgotten: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Work:
 
 
 class Trainer:
-    """Trains the LoRAs of concepts that the store does not hold.
+    """Trains the LoRAs of concepts. `kept`: those that are trained already.
 
     model: the refined MODEL.  refinement: its Refinement, or None.  report(names, step, losses [C]) after each step.
     skip(steps): steps that need no training, since they were made before.  Raises ValueError for another text encoder
@@ -85,8 +79,7 @@ class Trainer:
         self.shapes = {key: matrix_shape(model, key) for key in self.keys}
         self.lines: list[str] = []
         self._base = training_key(model)
-        self._blocks = res_blocks(model)
-        self._disk = lora_store.store()
+        self.kept = Trained(options.again, res_blocks(model), self.refined_on)
         # What is known of memory as the run goes on: how steps take place, and how many fit.
         self._memory = MemoryMode(options.save_memory, self.lines)
         self._most, self._each = MOST_SIDE_BY_SIDE, 0
@@ -118,35 +111,6 @@ class Trainer:
         shown, masked = images.source or images.latents, source_of(images, masks) or as_floats(masks)
         return content_sha256(self._base, text, concept, concept.prompts, shown, masked, record)
 
-    def known(self, keys: Sequence[str]) -> dict[str, tuple[ErasureLora | None, bool]]:
-        """(the LoRA trained before or None, whether it was read from disk) by key. The run keeps all of them."""
-        self._disk.held.update(keys)
-        return {key: self._known(key) for key in keys}
-
-    def _known(self, key: str) -> tuple[ErasureLora | None, bool]:
-        if not self.options.again:
-            _forgotten.discard(key)
-        elif key not in _forgotten:
-            _forgotten.add(key)
-            _store.forget(key)
-            self._disk.forget(key)
-        found = _store.get(key)
-        if found is not None:
-            # The folder may have been emptied, or could not be written then.
-            if not self._disk.mark_read(key):
-                self._disk.put_lora(key, found, self._blocks)
-            return found, False
-        found = self._disk.lora(key)
-        if found is not None:
-            _keep(key, found)
-        return found, found is not None
-
-    def keep_plan(self, plan: str, key: str) -> None:
-        """Keep on disk the key that a plan came to; behind `known`, so that no LoRA of the run goes for it."""
-        self._disk.held.add(plan)
-        if self._disk.planned(plan) != key:
-            self._disk.put_planned(plan, key)
-
     def run(self, work: Sequence[Work]) -> dict[str, ErasureLora]:
         """LoRAs by key. Each group goes into the store when it is done, and where it stands every KEEP_EVERY steps.
 
@@ -159,7 +123,7 @@ class Trainer:
         # Concepts of one group have the same settings and stand at the same step.
         queue: dict[tuple[TrainSettings, int], list[tuple[Work, TrainState | None]]] = {}
         for item in work:
-            state = self._disk.state(item.key)
+            state = self.kept.state(item.key)
             settings = self.options.settings(item.images.concept.type)
             queue.setdefault((settings, state.step if state else 0), []).append((item, state))
         resumed = {step: len(items) for (_, step), items in queue.items() if step}
@@ -174,13 +138,6 @@ class Trainer:
                 done |= self._groups(copy, settings, step, items)
         return done
 
-    @property
-    def kept_lines(self) -> list[str]:
-        """What the store on disk has to say of the run."""
-        removed = len(self._disk.removed)
-        lines = [f"{removed} of other runs, longest not used, removed from disk for room"] if removed else []
-        return [*lines, self._disk.problem] if self._disk.problem else lines
-
     def _groups(self, copy, settings: TrainSettings, step: int, items: Sequence) -> dict[str, ErasureLora]:
         """LoRAs of (work, state) of the same settings at the same step, in groups that fit."""
         done: dict[str, ErasureLora] = {}
@@ -188,7 +145,7 @@ class Trainer:
             group, items = items[: self._most], items[self._most :]
             trained = self._group(copy, settings, step, group)
             if trained is None:
-                reached = [(item, self._disk.state(item.key)) for item, _ in group]
+                reached = [(item, self.kept.state(item.key)) for item, _ in group]
                 steps = {state.step if state else 0 for _, state in reached}
                 # Where the disk keeps nothing all stand where they stood.
                 at, again = (steps.pop(), reached) if len(steps) == 1 else (step, group)
@@ -197,8 +154,7 @@ class Trainer:
                 continue
             self._said.end_group((settings.steps - step) * len(group))
             for (item, _), lora in zip(group, trained, strict=True):
-                _keep(item.key, lora)
-                self._disk.put_lora(item.key, lora, self._blocks)
+                self.kept.put(item.key, lora)
                 done[item.key] = lora
         return done
 
@@ -277,7 +233,7 @@ class Trainer:
 
         def keep(reached: Sequence[TrainState]) -> None:
             for item, state in zip(items, reached, strict=True):
-                self._disk.put_state(item.key, state, self.refined_on)
+                self.kept.put_state(item.key, state)
 
         trained, history = train(
             [_example(item, own) for item, own in zip(items, materials, strict=True)],
@@ -300,20 +256,11 @@ class Trainer:
                 history[:, place].clone(),
                 self.options.record(item.images.concept.type, len(item.images)),
                 None,
-                self._disk.begun_on.get(item.key, self.refined_on),
+                self.kept.begun_on(item.key),
             )
             for place, (item, lora) in enumerate(zip(items, trained, strict=True))
         ]
 
 
-def is_trained(key: str) -> bool:
-    """Whether a LoRA is kept under this key, in memory or on disk."""
-    return _store.get(key) is not None or lora_store.store().has_lora(key)
-
-
 def _example(item: Work, own: Material) -> Example:
     return Example(item.name, len(own.latents), len(own.contexts), tuple(own.latents.shape[1:]))
-
-
-def _keep(key: str, lora: ErasureLora) -> None:
-    _store.put(key, lora, sum(t.numel() * t.element_size() for pair in lora.lora.values() for t in pair))
