@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.stages import short_of_memory
+
 pytestmark = pytest.mark.host
 
 
@@ -11,19 +13,11 @@ def test_memory_that_runs_out_while_measuring_stops_nothing(comfy_host, demo, mo
     """Two pictures, else one; where not even one fits an empty device, the estimate says what is not in it."""
     stage = comfy_host.module("nodes.stages.estimate")
     monkeypatch.setattr(stage, "_measured", comfy_host.module("mace.pipeline.store").LastResult())
-    model, clip, seen = demo[0].clone(), demo[1], []
-
-    def short_of_memory(apply, given):
-        seen.append(len(given["input"]))
-        if seen[-1] > fits:
-            raise torch.cuda.OutOfMemoryError("no memory")
-        return apply(given["input"], given["timestep"], **given["c"])
-
-    model.set_model_unet_function_wrapper(short_of_memory)
+    (model, asked), clip = short_of_memory(demo[0], fits), demo[1]
     text = comfy_host.module("nodes.host.text").TextEncoder(clip)
     with torch.inference_mode():
         speed = stage.measure_speed(model, clip, text, ["a dog", "a ship", "a cat"], 64, 64)
-    assert seen == tried and (speed.row > 0) == (fits > 0)
+    assert asked == tried and (speed.row > 0) == (fits > 0)
     parts = {"pictures": (0, 4), "reading": (3, 0)}
     said = stage.estimated(speed, parts, model, clip, 2, trains=False)
     left_out = [line for line in said.lines if line.startswith("pictures and training are not in this time")]
