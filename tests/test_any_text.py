@@ -1,8 +1,11 @@
-"""What drawn pictures of models that are no UNets are kept by: the text encoder itself, not the bits that it gives."""
+"""What is kept of models that are no UNets, by the text encoder itself and not by the bits that it gives."""
 
 import pytest
 import torch
 
+from tests.families import build
+from tests.port_cases import EDITED
+from tests.test_port_text import Few
 from tests.text_encoders import build_clip
 
 pytestmark = pytest.mark.host
@@ -85,3 +88,44 @@ def test_what_projects_the_pooled_text_counts_where_it_is_read(key_of):
     changed = build_clip("hidream")
     changed.cond_stage_model.clip_l.transformer.text_projection.weight.data.fill_(7)
     assert key_of(changed) != key_of(hidream)
+
+
+def test_moments_are_found_again_where_other_bits_are_read(comfy_host, monkeypatch):
+    """With the CLIP loaded again and the MODEL refined; not with another encoder, setting or what stands in front."""
+    ports = comfy_host.module("nodes.host.port_text")
+    concept = Few("dog", "cat", (("a photo of the {}", "dog"),))
+    (port,) = EDITED["anima"][0]
+    with torch.inference_mode():
+        model, clip = build("anima", monkeypatch), build_clip("anima")
+        ports.PortText(model, clip).moments(concept, print)
+
+        def known(model=model, clip=clip):
+            return ports.PortText(model, clip).knows(concept)
+
+        def changed(layer):
+            made, key = model.clone(), f"diffusion_model.{layer}.weight"
+            made.add_patches({key: ("diff", (torch.full_like(model.model.state_dict()[key], 0.01),))})
+            return made
+
+        layers = [
+            name for name, part in model.model.diffusion_model.named_modules() if isinstance(part, torch.nn.Linear)
+        ]
+        front, behind = (
+            next(name for name in layers if name.startswith(start)) for start in ("llm_adapter.blocks.0", "blocks.0")
+        )
+        assert known() and known(changed(behind)) and not known(changed(front))
+        skipped, again, other = clip.clone(), build_clip("anima"), build_clip("anima")
+        skipped.clip_layer(-2)
+        weight = next(part for name, part in other.cond_stage_model.named_parameters() if "mlp.up_proj" in name)
+        weight.data[0, 0] += 1
+        assert not known(clip=skipped) and not known(clip=other)
+        read = ports.PortText._at_ports
+
+        def other_bits(self, conditioning):
+            found = read(self, conditioning)
+            found.rows.values.mul_(1 + 1e-6)
+            return found
+
+        monkeypatch.setattr(ports.PortText, "_at_ports", other_bits)
+        ports._layouts.clear()
+        assert known() and known(clip=again) and known(changed(port))
