@@ -54,7 +54,8 @@ class Bench:
         self.arguments, self.base, self.rows, self.made = arguments, base, [], {}
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != REPO]
         comfy = Path(os.environ["MACE_COMFYUI"])
-        self.host = InProcessHost(comfy, REPO, base, None, cpu=not DEVICE, dynamic=arguments.dynamic)
+        options = ["--bf16-unet"] if arguments.bf16_unet else []
+        self.host = InProcessHost(comfy, REPO, base, None, not DEVICE, arguments.dynamic, options)
         self.pack = self.host.module
         self.ballast = torch.empty(0, dtype=torch.uint8)
         if DEVICE and arguments.ballast is not None:

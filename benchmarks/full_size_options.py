@@ -25,6 +25,7 @@ def read_options(about: str) -> argparse.Namespace:
     add("--kind", choices=random_models.KINDS, default="sd15")
     add("--small", action="store_true", help="the small variant of the kind, to try this program out")
     add("--precision", choices=PRECISIONS, default="fp16", help="number format of the file")
+    add("--bf16-unet", action="store_true", help="the host's option: the UNet in bf16, whatever it would choose")
     add("--size", type=int, default=512, help="width and height of the images, pixels")
     add("--images", type=int, default=8, help="images a concept")
     add("--draw-steps", type=int, default=20, help="sampling steps of the images")

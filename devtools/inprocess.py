@@ -1,6 +1,7 @@
 """The real ComfyUI in this process: for the tests, and for the benchmarks."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ class InProcessHost(Host):
 
     base: a fresh folder that becomes the host's base directory (models/, input/, output/ ...).  demo_checkpoint: the
     demo model, None to go without.  cpu: on the CPU, else on the device the host chooses.  dynamic: with the memory
-    manager that the host has on NVIDIA (main.py sets it up, which is not run here), where it works.
+    manager that the host has on NVIDIA (main.py sets it up, which is not run here), where it works.  options: more of
+    the host's own, as on its command line.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class InProcessHost(Host):
         demo_checkpoint: Path | None,
         cpu: bool = True,
         dynamic: bool = False,
+        options: Sequence[str] = (),
     ):
         self.base = base
         self.demo_checkpoint = demo_checkpoint
@@ -48,7 +51,7 @@ class InProcessHost(Host):
             (base / name).mkdir(parents=True, exist_ok=True)
         if demo_checkpoint is not None:
             (base / "models/checkpoints/mace_demo.safetensors").symlink_to(demo_checkpoint)
-        super().__init__(comfy, pack, [*(["--cpu"] if cpu else []), "--base-directory", str(base)], dynamic)
+        super().__init__(comfy, pack, [*(["--cpu"] if cpu else []), "--base-directory", str(base), *options], dynamic)
         self.folder_paths.add_model_folder_path("checkpoints", str(base / "output/checkpoints"))
 
     @staticmethod

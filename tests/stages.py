@@ -77,3 +77,17 @@ def report(node) -> str:
     """What a node says of its run."""
     ui = node.ui if isinstance(node.ui, dict) else node.ui.as_dict()
     return "\n".join(ui["text"])
+
+
+def short_of_memory(model, fits: int):
+    """(a MODEL that runs out of memory with more than `fits` latents at once, how many it was asked for each time)."""
+    made, asked = model.clone(), []
+
+    def wrapper(apply, given):
+        asked.append(len(given["input"]))
+        if asked[-1] > fits:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    made.set_model_unet_function_wrapper(wrapper)
+    return made, asked

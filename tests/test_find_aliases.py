@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from tests.kinds import conditioning, latents, unet
-from tests.stages import images, train
+from tests.stages import images, short_of_memory, train
 from tests.stages import report as whole_report
 from tests.test_refine_node import concepts
 
@@ -42,7 +42,7 @@ def shown(comfy_host, demo):
 def find(comfy_host, demo, shown):
     def run(entries=shown, **settings):
         given = dict(model=demo[0], clip=demo[1], images=entries)
-        return comfy_host.run("MACE_FindAliases", **given, **{**SETTINGS, **settings})
+        return comfy_host.run("MACE_FindAliases", **{**given, **SETTINGS, **settings})
 
     return run
 
@@ -165,15 +165,23 @@ def test_few_near_words_are_words_near(comfy_host, encoder):
     assert other == []
 
 
+def test_a_size_that_memory_has_no_room_for_is_tried_once(demo, find):
+    """For all concepts, and their longer names."""
+    model, asked = short_of_memory(demo[0], 2)
+    words = "stag, horse, wolf"
+    assert report(find(model=model, words=words)) == report(find(words=words))
+    assert [size for size in asked if size > 2] == [5] and len(asked) > 20
+
+
 def test_errors_are_those_of_the_noise(comfy_host, demo, search, encoder, shown):
     """The UNet called by hand, one picture and prompt at a time."""
     model, clip, _ = demo
     entry, prompts = shown[0], ["a photo of the deer", "", "a photo of the ship"]
     draws = search.draws_of(entry, 2, seed=3)
     assert [(draw.image, draw.timestep) for draw in draws] == [(i, t) for i in (0, 1) for t in (300, 500, 700)]
-    counted = []
+    counted, at_once = [], comfy_host.module("nodes.host.networks").Batches(2)
     with torch.inference_mode():
-        found = search.errors(model, encoder, entry, prompts, draws, counted.append)
+        found = search.errors(model, encoder, entry, prompts, draws, counted.append, at_once)
         expected = torch.zeros(3, 6, dtype=torch.float64)
         for row, prompt in enumerate(prompts):
             context = clip.encode_from_tokens(clip.tokenize(prompt))

@@ -224,7 +224,7 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
     """Encoding the texts takes the copy off the device as a whole, and it comes back before the first step."""
     from comfy import model_management
 
-    memory, store = gpu_host.module("nodes.host.model.memory"), gpu_host.module("nodes.host.kept.lora_store")
+    training, store = gpu_host.module("nodes.stages.trainer"), gpu_host.module("nodes.host.kept.lora_store")
     model, clip, _ = gpu_models["fp16"]
     chosen = concepts(gpu_host, "dog -> sky")
     shown = images(gpu_host, gpu_models["fp16"], chosen)[0]
@@ -239,10 +239,17 @@ def test_a_copy_that_leaves_no_room_for_the_text_encoder_trains(gpu_host, gpu_mo
         return train(gpu_host, clip, refined, shown, steps="4")[0].loras[0].lora
 
     beside = trained("beside", 0)
-    seen, load = [], memory.model_management.free_memory
-    monkeypatch.setattr(memory.model_management, "free_memory", lambda *a, **k: seen.append(k) or load(*a, **k))
+    copies, places, aside, load = [], [], training.step_aside, model_management.load_models_gpu
+
+    def noted(models, *given, **more):
+        if copies and clip.patcher in models:
+            places.append({own.device.type for own in copies[-1].model.parameters()})
+        return load(models, *given, **more)
+
+    monkeypatch.setattr(training, "step_aside", lambda copy, needed: copies.append(copy) or aside(copy, needed))
+    monkeypatch.setattr(model_management, "load_models_gpu", noted)
     away = trained("away", model_management.get_total_memory(model_management.get_torch_device()))
-    assert {} in seen, "the copy stayed where it was"
+    assert places and all(own == {"cpu"} for own in places), "the copy stayed where it was"
     for key, (up, down) in beside.items():
         assert float((up @ down - away[key][0] @ away[key][1]).norm()) <= 0.05 * float((up @ down).norm()) + 1e-6
 

@@ -110,7 +110,8 @@ def check_aliases(host, model, clip, vae):
     search = host.module("nodes.stages.alias_search")
     encoder = host.module("nodes.host.text").TextEncoder(clip)
     with torch.inference_mode():
-        wrong = search.errors(model, encoder, shown[0], ["a dog", "a ship"], search.draws_of(shown[0], 1, 0), print)
+        draws, at_once = search.draws_of(shown[0], 1, 0), host.module("nodes.host.networks").Batches(16)
+        wrong = search.errors(model, encoder, shown[0], ["a dog", "a ship"], draws, print, at_once)
     assert wrong.shape == (2, 3) and torch.isfinite(wrong).all() and (wrong > 0).all()
 
 

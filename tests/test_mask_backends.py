@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from tests.detector_models import bert_folder, dino_weights, sam_weights
 from tests.small_models import MAKERS
-from tests.stages import images, report, train
+from tests.stages import images, report, short_of_memory, train
 from tests.test_refine_node import concepts
 
 pytestmark = pytest.mark.host
@@ -24,12 +24,12 @@ def shown(comfy_host, demo):
 
 @pytest.fixture
 def mask(comfy_host, demo, shown):
-    def run(backend, pictures=shown, mask=None, boxes=None, **settings):
+    def run(backend, pictures=shown, mask=None, boxes=None, model=None, **settings):
         own = ("grow", "feather", "min_area", "nothing_found")
         common = {name: settings.pop(name) for name in own if name in settings}
         return comfy_host.run(
             "MACE_MaskConcept",
-            model=demo[0],
+            model=model or demo[0],
             clip=demo[1],
             images=pictures,
             backend={"backend": backend, **settings},
@@ -158,6 +158,28 @@ def test_attentions_masks_are_what_they_were(comfy_host, demo, mask, shown):
     node = mask("attention", shown[:1])
     filled = expected.flatten(1).any(dim=1)
     assert torch.equal(node[0][filled], expected[filled]) and node[0][~filled].all()
+
+
+def test_a_size_that_memory_has_no_room_for_is_tried_once(comfy_host, demo, mask, weights, small, shown, monkeypatch):
+    """For all concepts: by the model that looks, by the detector and by the segmenter."""
+    model, asked = short_of_memory(demo[0], 1)
+    mask("attention", model=model)
+    assert asked == [2, *[1] * 12]
+    plain = mask(GROUNDED, box_threshold=0.0)[0]
+    dino, sam = (comfy_host.module(f"nodes.host.detectors.{name}") for name in ("dino", "sam"))
+    detected, cut, detect, segment = [], [], dino.DinoDetector._forward, sam._masks
+
+    def one_fits(pictures, seen):
+        seen.append(len(pictures))
+        if len(pictures) > 1:
+            raise torch.cuda.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(
+        dino.DinoDetector, "_forward", lambda self, *given: one_fits(given[0], detected) or detect(self, *given)
+    )
+    monkeypatch.setattr(sam, "_masks", lambda *given: one_fits(given[1], cut) or segment(*given))
+    assert torch.equal(mask(GROUNDED, box_threshold=0.0)[0], plain)
+    assert detected == cut == [2, 1, 1, 1, 1]
 
 
 def test_styles_need_no_detector(comfy_host, demo, mask):

@@ -107,10 +107,11 @@ def test_a_batch_is_as_one_by_one_at_odd_sizes(models, kind, height, width):
     assert not same(together[0], together[1])
 
 
-def test_more_pictures_than_fit_and_none(models, module, monkeypatch):
+def test_more_pictures_than_fit_and_none(comfy_host, models, monkeypatch):
     pictures = noise(5)
     together = models["grounding-dino"].detect(pictures, "dog", 0.0, 0.25)
-    monkeypatch.setattr(module, "MOST_PICTURES", 2)
+    two = comfy_host.module("nodes.host.networks").Batches(2)
+    monkeypatch.setattr(models["grounding-dino"], "_together", two)
     apart = models["grounding-dino"].detect(pictures, "dog", 0.0, 0.25)
     assert len(apart) == 5 and all(map(same, apart, together))
     assert models["grounding-dino"].detect(pictures[:0], "dog", 0.0, 0.25) == []

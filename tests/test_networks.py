@@ -39,8 +39,16 @@ def too_much(limit, tried, error=NO_MEMORY):
 @pytest.mark.parametrize("error", [NO_MEMORY, RuntimeError("MPS backend out of memory")])
 def test_less_memory_means_smaller_batches(networks, error):
     tried = []
-    assert networks.in_batches(torch.arange(5), 4, too_much(lambda: 1, tried, error)) == [0, 1, 2, 3, 4]
+    assert networks.Batches(4).run(torch.arange(5), too_much(lambda: 1, tried, error)) == [0, 1, 2, 3, 4]
     assert tried == [4, 2, 1, 1, 1, 1, 1]
+
+
+def test_a_size_that_failed_is_not_tried_again(networks):
+    """Where there is less room for a while, there may be more later."""
+    tried, together = [], networks.Batches(8)
+    for count, room in ((4, 3), (9, None), (3, 2)):
+        assert together.run(torch.arange(count), too_much(lambda: 4, tried), room) == list(range(count))
+    assert tried == [3, 1, 8, 4, 4, 1, 2, 1]
 
 
 def test_a_full_device_is_emptied_once(networks, network):
@@ -51,10 +59,10 @@ def test_a_full_device_is_emptied_once(networks, network):
 
     network.loaded()
     tried = []
-    assert networks.in_batches(torch.arange(2), 1, too_much(limit, tried)) == [0, 1] and tried == [1, 1, 1]
+    assert networks.Batches(1).run(torch.arange(2), too_much(limit, tried)) == [0, 1] and tried == [1, 1, 1]
     tried = []
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        networks.in_batches(torch.arange(2), 2, too_much(lambda: 0, tried))
+        networks.Batches(2).run(torch.arange(2), too_much(lambda: 0, tried))
     assert tried == [2, 1, 1]
 
 
@@ -66,7 +74,7 @@ def test_what_is_no_lack_of_memory_is_raised_at_once(networks):
         raise ValueError("bad picture")
 
     with pytest.raises(ValueError, match="bad picture"):
-        networks.in_batches(torch.arange(4), 4, work)
+        networks.Batches(4).run(torch.arange(4), work)
     assert tried == [4]
 
 

@@ -125,6 +125,18 @@ def test_half_precision_finds_the_same(ports_module, monkeypatch, name, dtype):
     assert half == full
 
 
+def test_all_that_a_model_is_run_with_lies_on_its_device(ports_module, monkeypatch):
+    """Distilled models compare the schedule with the place in it."""
+    model, seen = build("hunyuan_image21_distilled", monkeypatch), []
+    model.load_device = torch.device("meta")
+    monkeypatch.setattr(ports_module, "call", lambda model, *given, **more: seen.extend(given))
+    ports_module.SmallRuns(model, 16).run(prompt("hunyuan_image21_distilled"))
+    x, sigmas, _, options = seen
+    schedule = options["transformer_options"]["sample_sigmas"]
+    assert {each.device for each in (x, sigmas, schedule)} == {torch.device("meta")}
+    assert sigmas.shape == (1,) and schedule.shape == (3,)
+
+
 def test_the_page_of_models_names_every_family(comfy_host):
     page = (REPO / "docs/models.md").read_text(encoding="utf-8")
     known = set(comfy_host.module("nodes.host.model.port_table").KNOWN) | {each["class"] for each in FAMILIES.values()}

@@ -1,16 +1,20 @@
 """A CLIP of any family, for what only draws with it."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 
 import torch
 
-from ...mace.method.prior import PROBE_PROMPTS
-from .kept.content import content_sha256
-from .model.unet import is_unet
+from .kept.content import content_sha256, text_sha256
+from .model.unet import is_unet, weights_sha256
 from .port_rows import Section
 from .prompts import tokens_of
 from .text import TextEncoder
 from .tokenizers import fits_at_once, token_name, tokenizer_options, vocabulary
+
+# How the host's encoders are set besides their weights and what is set anew for each prompt.
+SETTINGS = ("options_default", "special_tokens", "enable_attention_masks", "zero_out_masked")
+SETTINGS += ("layer_norm_hidden_state", "return_attention_masks")
 
 
 class AnyText:
@@ -20,9 +24,6 @@ class AnyText:
         if clip is None:
             raise ValueError("the CLIP input is empty: connect the text encoder that belongs to the model")
         self.clip = clip
-        probes = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in PROBE_PROMPTS]
-        digest = content_sha256([probe.to("cpu", torch.float32) for probe in probes])
-        self._content = (digest, clip.layer_idx, tokenizer_options(clip))
 
     def tokenize(self, text: str) -> tuple[Hashable, ...]:
         """All tokens of a prompt and their weights, of all its tokenizers."""
@@ -34,7 +35,21 @@ class AnyText:
 
     def content(self, *phrases: str) -> tuple:
         """As `TextEncoder.content`."""
-        return (*self._content, [self.tokenize(phrase) for phrase in phrases])
+        return (self._sha256, self.clip.layer_idx, tokenizer_options(self.clip), [*map(self.tokenize, phrases)])
+
+    @cached_property
+    def _sha256(self) -> str:
+        clip, module = self.clip, self.clip.cond_stage_model
+        encoders = [(name, part) for name, part in module.named_modules() if hasattr(part, "options_default")]
+        # `text_sha256` passes over projections, of which UNets read CLIP-G's alone. Other models read what an encoder
+        # gives projected; where it does not, there stands what the memory held before.
+        unread = [f"{name}.transformer.text_projection" for name, part in encoders if not part.options_default[2]]
+        projected = weights_sha256(
+            clip.patcher, None, lambda name: "text_projection" in name and not name.startswith(tuple(unread))
+        )
+        settings = [[name, *(getattr(part, own) for own in SETTINGS)] for name, part in encoders]
+        hooks = (clip.use_clip_schedule, clip.apply_hooks_to_conds)
+        return content_sha256(text_sha256(clip), projected, settings, hooks)
 
     def vocabulary(self) -> tuple[dict[int, str], torch.Tensor]:
         """`nodes.host.tokenizers.vocabulary` of the first encoder, CLIP's where there is one."""

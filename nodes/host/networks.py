@@ -52,13 +52,16 @@ class Network:
 
 
 class Batches:
-    """Work on many items at once: at most `most` together, fewer from where memory ran out on."""
+    """Work on many items at once: at most `most` together, fewer from where memory ran out on.
+
+    One for all work of a kind in a run: a size that failed is not tried again.
+    """
 
     def __init__(self, most: int):
         self.most = most
 
-    def run(self, items: Tensor, work: Callable[[Tensor], Sequence]) -> list:
-        """What `work` gives for each of items [n, ...].
+    def run(self, items: Tensor, work: Callable[[Tensor], Sequence], room: int | None = None) -> list:
+        """What `work` gives for each of items [n, ...]. room: for how many there is room now, if known.
 
         `work` loads its network itself: where not even one item fits, all models make way once, that network too.
         Raises the host's interrupt between batches, and its out-of-memory error where one alone does not fit an empty
@@ -68,23 +71,19 @@ class Batches:
         emptied = False
         while len(results) < len(items):
             model_management.throw_exception_if_processing_interrupted()
+            together = min(self.most, room or self.most)
             try:
-                results += work(items[len(results) : len(results) + self.most])
+                results += work(items[len(results) : len(results) + together])
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.most == 1 and emptied:
+                if together == 1 and emptied:
                     raise
             # Behind the except block, whose traceback holds the tensors of the batch that failed.
-            if self.most == 1:
+            if together == 1:
                 model_management.free_memory(1e30, model_management.get_torch_device())
                 emptied = True
-            self.most = max(1, min(self.most, len(items) - len(results)) // 2)
+            self.most = max(1, min(together, len(items) - len(results)) // 2)
             model_management.soft_empty_cache()
         return results
-
-
-def in_batches(items: Tensor, most: int, run: Callable[[Tensor], Sequence]) -> list:
-    """What `run` gives for each of items [n, ...], at most `most` together. See `Batches.run`."""
-    return Batches(most).run(items, run)

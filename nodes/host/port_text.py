@@ -5,12 +5,11 @@ the same methods for the closed forms. Features are read where the host's own fo
 norms, adapters, padding and concatenation are as the model has them.
 """
 
-import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import tee
+from itertools import chain, tee
 
 import torch
 from comfy import model_management
@@ -24,9 +23,12 @@ from ...mace.method.span import WIDE, RowMoments, row_moments
 from ...mace.method.tokens import Pairing, fill
 from ...mace.pipeline.batches import chunks
 from ...mace.pipeline.store import LastResult
+from .any_text import AnyText
+from .kept.content import content_sha256, model_sha256
 from .kept.on_disk import kept_moments
-from .kept.store import SHARE_OF_MEMORY, MomentStore
+from .kept.store import SHARE_OF_MEMORY, ContentStore, MomentStore
 from .model.ports import SmallRuns
+from .model.unet import weight_key
 from .port_layout import as_rows, find_layout, hidden_rows
 from .port_pairs import pair_rows, pairs_that_count
 from .port_rows import PROBE, PROBED, Rows, Section, find_blocks
@@ -36,10 +38,13 @@ from .tokenizers import fits_at_once, tokenizer_options
 
 # Of prompts' conditioning that waits for the model at once, and of features that are likely to be asked for again.
 WAITING_BYTES, CACHE_BYTES = 2**28, 2**28
+FINGERPRINT_BYTES = 16 << 20
 
 _store = MomentStore(int(model_management.get_total_memory(torch.device("cpu")) * SHARE_OF_MEMORY))
 # What was found of a MODEL's network with a CLIP, by what both depend on.
 _layouts = LastResult()
+# By content: a device may give the same rows with other bits the next time, and moments are kept by their fingerprint.
+_fingerprints = ContentStore(FINGERPRINT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ class PortText:
             heard = [place for place, own in enumerate(blocks) if own]
             if len(heard) < len(blocks):
                 self.layout = self.layout.of_texts(heard)
-            known = (self.layout, [blocks[place] for place in heard], self._fingerprint())
+            known = (self.layout, [blocks[place] for place in heard], *self._fingerprint())
             _layouts.put(model.model, key, known)
-        self.layout, self._blocks, self.fingerprint = known
+        self.layout, self._blocks, self.fingerprint, self._content = known
 
     @property
     def width(self) -> int:
@@ -163,8 +168,7 @@ class PortText:
         )
 
     def _key(self, concept: Concept, pooled: bool, own_words: bool) -> tuple:
-        digest = hashlib.sha256(self.fingerprint.numpy().tobytes()).hexdigest()
-        return (digest, concept, pooled, own_words)
+        return (self._content, concept, pooled, own_words)
 
     def read(self, prompts: Sequence[str]) -> None:
         """As `TextEncoder.read`; also of texts that are too wide for a prior."""
@@ -246,13 +250,21 @@ class PortText:
         clip = self.clip
         return (clip.patcher.patches_uuid, clip.layer_idx, tokenizer_options(clip), self.model.patches_uuid)
 
-    def _fingerprint(self) -> Tensor:
-        """The first rows of `PROBE_PROMPTS`, [3, PROBE_TOKENS, d] float32 on the CPU; see `mace.method.prior.probe`."""
-        found = []
-        for each in self._read(PROBE_PROMPTS):
-            rows = each.rows.kept[:PROBE_TOKENS].float().cpu()
-            found.append(torch.nn.functional.pad(rows, (0, 0, 0, PROBE_TOKENS - len(rows))))
-        return torch.stack(found)
+    def _fingerprint(self) -> tuple[Tensor, str]:
+        """The first rows of `PROBE_PROMPTS`, [3, PROBE_TOKENS, d] float32 on the CPU, see `mace.method.prior.probe`;
+        and what features depend on, by value."""
+        text, model = AnyText(self.clip).content(), self.model.clone()
+        # The layers that are edited stand behind what they read.
+        for name in (*self.layout.tokens, *self.layout.pooled, *chain(*self.layout.others)):
+            model.patches.pop(weight_key(name), None)
+        key = content_sha256(text, model_sha256(model))
+        found = _fingerprints.get(key)
+        if found is None:
+            rows = [each.rows.kept[:PROBE_TOKENS].float().cpu() for each in self._read(PROBE_PROMPTS)]
+            found = torch.stack([torch.nn.functional.pad(own, (0, 0, 0, PROBE_TOKENS - len(own))) for own in rows])
+            _fingerprints.put(key, found, found.nbytes)
+        # Of the MODEL not the key: most of what changes it stands behind the ports.
+        return found, content_sha256(text, found)
 
     def _conditioning(self, prompt: str) -> list:
         """The host's CONDITIONING of a prompt."""

@@ -23,7 +23,7 @@ from ..host.kept.content import content_sha256, model_sha256
 from ..host.kept.store import ContentStore
 from ..host.model.forward import ModelDenoiser
 from ..host.model.predict import noisy, predict_given
-from ..host.networks import in_batches
+from ..host.networks import Batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
 from .alias_choice import NEAR, Candidate, NamesSaid, NearWord, listed, near_words, told, told_of_names
@@ -90,10 +90,11 @@ def errors(
     prompts: Sequence[str],
     draws: Sequence[Draw],
     step: Callable,
+    at_once: Batches,
 ) -> Tensor:
     """Mean squared error of the predicted noise with each prompt in each draw, float64 [W, D] on the CPU.
 
-    step(count): progress, in predictions. Raises the host's interrupt.
+    step(count): progress, in predictions.  at_once: of all concepts in a run. Raises the host's interrupt.
     """
     found = []
     # Of prompts of other families fewer are kept encoded at once.
@@ -103,11 +104,11 @@ def errors(
         if isinstance(encoder, TextEncoder):
             contexts = torch.cat([encoder.encoded(some).cpu() for some in chunks(part)])
             pooled = encoder.pooled(part).cpu() if encoder.has_pooled(model) else None
-            found += _errors(model, images.latents, _by_rows(model, contexts, pooled), len(part), draws, step)
+            found += _errors(model, images.latents, _by_rows(model, contexts, pooled), len(part), draws, step, at_once)
             continue
         given = Prompts(encoder)
         for some in [part] if given.fit_together(part) else [[prompt] for prompt in part]:
-            found += _errors(model, images.latents, _by_prompts(model, given, some), len(some), draws, step)
+            found += _errors(model, images.latents, _by_prompts(model, given, some), len(some), draws, step, at_once)
     return torch.stack(found)
 
 
@@ -129,7 +130,7 @@ def _by_prompts(model, given: Prompts, prompts: Sequence[str]) -> Predict:
     )
 
 
-def _errors(model, latents, predicted: Predict, count: int, draws, step) -> list[Tensor]:
+def _errors(model, latents, predicted: Predict, count: int, draws, step, at_once: Batches) -> list[Tensor]:
     device = model.load_device
     each = model.memory_required([1, *latents.shape[1:]])
 
@@ -146,7 +147,7 @@ def _errors(model, latents, predicted: Predict, count: int, draws, step) -> list
             step(len(part))
         return list(torch.stack(rows, dim=1))
 
-    return in_batches(torch.arange(count), TOGETHER, run)
+    return at_once.run(torch.arange(count), run)
 
 
 def explained_by(
@@ -157,6 +158,7 @@ def explained_by(
     pictures: int,
     seed: int,
     step: Callable,
+    at_once: Batches,
 ) -> dict[str, float]:
     """What each of the words explains of the concept's pictures, best first; of those that are tried in all draws.
 
@@ -174,7 +176,7 @@ def explained_by(
 
     def scores(tried: Sequence[str], used: Sequence[Draw]) -> dict[str, float]:
         prompts = [fill(images.template, concept.target), "", *(fill(images.template, word) for word in tried)]
-        own, empty, *others = errors(model, encoder, images, prompts, used, step)
+        own, empty, *others = errors(model, encoder, images, prompts, used, step, at_once)
         try:
             values = explained(torch.stack(others), own, empty).tolist()
         except ValueError as error:
@@ -223,6 +225,7 @@ class _Asking:
 
     def __init__(self, model, encoder: TextEncoder | AnyText, images: Sequence[ConceptImages], s: AliasSettings):
         self._model, self._encoder, self._images, self._s = model, encoder, images, s
+        self._at_once = Batches(TOGETHER)
         self.asked, self.seconds = 0, 0.0
 
     def scores(self, words: Sequence[Sequence[str]], called: str) -> list[dict[str, float]]:
@@ -243,7 +246,8 @@ class _Asking:
             if own:
                 send_text(f"{entry.concept.target}: {len(own)} {called}")
             start = time.perf_counter()
-            found.append(explained_by(self._model, self._encoder, entry, own, s.pictures, s.seed, step))
+            asked = (self._model, self._encoder, entry, own, s.pictures, s.seed, step, self._at_once)
+            found.append(explained_by(*asked))
             self.seconds += time.perf_counter() - start
         return found
 

@@ -6,20 +6,22 @@ from dataclasses import dataclass
 import comfy.sample
 import torch
 from comfy import model_management
+from torch import Tensor
 
 from ...mace.pipeline.store import LastResult
 from ..host.any_text import text_to_draw_with
 from ..host.gallery import Prompts
 from ..host.model.family import sized
-from ..host.model.memory import measure
+from ..host.model.memory import is_out_of_memory, measure
 from ..host.model.predict import noisy, predict_given
+from ..host.networks import Batches
 from ..host.port_text import PortText
 from ..host.progress import duration, send_text, size
 from ..host.text import TextEncoder
 from .captions import SHOWN_FROM, seconds_a_prompt
 
 TIMESTEP = 500
-# Pictures whose prediction is timed.
+# Pictures whose prediction is timed, fewer where memory runs out.
 ROWS = 2
 # A prediction and its gradient take about as long as so many predictions.
 TRAINED = 3
@@ -55,7 +57,7 @@ class Estimate:
 
 
 def measure_speed(model, clip, text: TextEncoder | PortText, prompts: Sequence[str], width: int, height: int) -> Speed:
-    """What a prompt and a prediction take on this device. Kept for the loaded model.
+    """What a prompt and a prediction take on this device, no prediction where none fits. Kept for the loaded model.
 
     text: of this CLIP.  prompts: that pictures may have; none where nothing is drawn, and the model is not loaded.
     width, height: of the pictures in pixels, 0 for the model's own.
@@ -71,12 +73,22 @@ def measure_speed(model, clip, text: TextEncoder | PortText, prompts: Sequence[s
     given = Prompts(text_to_draw_with(clip, model))
     drawn = list(prompts[:ROWS]) if given.fit_together(prompts[:ROWS]) else [prompts[0]]
     device = model.load_device
-    empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(len(drawn), 4, height // 8, width // 8), 8)
-    model_management.load_models_gpu([model], memory_required=model.memory_required(list(empty.shape)))
-    noise = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    x, sigmas = noisy(model, empty.to(device), noise, [TIMESTEP] * len(drawn))
-    found = measure(device, lambda: predict_given(model, x, sigmas, given.conditioning(drawn)))
-    speed = Speed(seconds, found.seconds / len(drawn), found.memory // len(drawn))
+
+    def timed(rows: Tensor) -> list[Speed]:
+        shape = (len(rows), 4, height // 8, width // 8)
+        empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(shape), 8)
+        model_management.load_models_gpu([model], memory_required=model.memory_required(list(empty.shape)))
+        noise = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        x, sigmas = noisy(model, empty.to(device), noise, [TIMESTEP] * len(rows))
+        found = measure(device, lambda: predict_given(model, x, sigmas, given.conditioning(drawn[: len(rows)])))
+        return [Speed(seconds, found.seconds / len(rows), found.memory // len(rows))] * len(rows)
+
+    try:
+        *_, speed = Batches(len(drawn)).run(torch.arange(len(drawn)), timed)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return Speed(seconds)
     _measured.put(model.model, key, speed)
     return speed
 
@@ -97,4 +109,7 @@ def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, a
         memory += f", {size(2 * at_once * speed.memory)} to draw {at_once} pictures at once"
     if trains:
         memory += f"; a copy of the model, {size(own)}, while training"
-    return Estimate(seconds, (f"about {duration(total)}" + (f": {', '.join(of_each)}" if of_each else ""), memory))
+    told = [f"about {duration(total)}" + (f": {', '.join(of_each)}" if of_each else ""), memory]
+    if not speed.row and any(rows for _, rows in parts.values()):
+        told.append("pictures and training are not in this time: memory ran out at a single picture")
+    return Estimate(seconds, told)

@@ -23,8 +23,9 @@ from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_of, segmente
 from ..host.kept.content import content_sha256, model_sha256
 from ..host.kept.on_disk import written
 from ..host.kept.store import ContentStore
-from ..host.model.attention_maps import concept_maps
+from ..host.model.attention_maps import MOST_IMAGES, concept_maps
 from ..host.model.unet import is_unet
+from ..host.networks import Batches
 from ..host.progress import send_text
 from ..host.text import TextEncoder
 
@@ -57,13 +58,17 @@ class MaskSettings:
     nothing_found: str = WHOLE
 
 
-def attention_masks(model, encoder: TextEncoder, images: ConceptImages) -> Tensor:
-    """Masks [n, H, W] from the model's own cross-attention to the concept's tokens, cut by Otsu's threshold."""
+def attention_masks(model, encoder: TextEncoder, images: ConceptImages, together: Batches | None = None) -> Tensor:
+    """Masks [n, H, W] from the model's own cross-attention to the concept's tokens, cut by Otsu's threshold.
+
+    together: as of `concept_maps`.
+    """
     target = images.concept.target
     prompt = fill(images.template, target)
     positions = encoder.pair(images.template, target, images.concept.mapping).phrase
     pooled = encoder.pooled([prompt]) if encoder.has_pooled(model) else None
-    maps = concept_maps(model, images.latents, encoder.encode([prompt])[0], positions, pooled, target)
+    context = encoder.encode([prompt])[0]
+    maps = concept_maps(model, images.latents, context, positions, pooled, target, together=together)
     return mask_of_map(maps, *images.pictures.shape[1:3])
 
 
@@ -229,6 +234,7 @@ def make_masks(
         encoder = TextEncoder(clip)
         encoder.check_width(model)
         drawn_by = model_sha256(model)
+    together = Batches(MOST_IMAGES)
     for entry, phrase, own, seen in zip(images, phrases, things, found, strict=True):
         warning: list[str] = []
         if backend == WHOLE or (entry.concept.type == "style" and backend != EXTERNAL):
@@ -236,7 +242,7 @@ def make_masks(
             share = 1.0
         else:
             if backend == ATTENTION:
-                own = attention_masks(model, encoder, entry)[:, None]
+                own = attention_masks(model, encoder, entry, together)[:, None]
             made = torch.stack([one_mask(part, s.combine, s.min_area) for part in own])
             made = feather(grow(made, s.grow), s.feather)
             made, warning = no_empty(made, entry, s.nothing_found)

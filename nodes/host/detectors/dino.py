@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ....install import GROUNDED, MASK_PACKAGES, missing_packages
 from ....mace.concepts.phrases import caption_of
 from ....mace.masks.boxes import ordered
-from ..networks import Held, Network, in_batches
+from ..networks import Batches, Held, Network
 from .found import Found
 from .memory import of_queries
 from .weights import fill_network, read_weights
@@ -159,6 +159,7 @@ class DinoDetector:
         self._special = set(net.specical_tokens)
         self._window = net.max_text_len
         self._network = Network(Held(net))
+        self._together = Batches(MOST_TOGETHER)
 
     def detect(self, pictures: Tensor, phrase: str, box_threshold: float, text_threshold: float) -> list[Found]:
         """See `Detector`. Raises ValueError for a phrase that is empty or too long."""
@@ -183,8 +184,8 @@ class DinoDetector:
                 results.append(Found(*ordered(corners, scores[kept], labels, height, width)))
             return results
 
-        most = self._network.room_for(min(len(pictures), MOST_TOGETHER), self._bytes(height, width))
-        return in_batches(pictures, most, found)
+        room = self._network.room_for(min(len(pictures), self._together.most), self._bytes(height, width))
+        return self._together.run(pictures, found, room)
 
     def _bytes(self, height: int, width: int) -> float:
         """About what one picture takes."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....install import GROUNDED, MASK_PACKAGES, missing_packages
-from ..networks import Held, Network, in_batches
+from ..networks import Batches, Held, Network
 from .memory import of_places
 from .weights import fill_network, read_weights
 
@@ -96,6 +96,7 @@ class SamSegmenter:
             advice = missing() or f"install again: {MASK_PACKAGES}"
             raise ValueError(f"SAM cannot be used ({error}): {advice}") from error
         self._network = Network(Held(net))
+        self._together = Batches(MOST_TOGETHER)
 
     def segment(self, pictures: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
         """See `Segmenter`. Pictures without boxes are not looked at."""
@@ -110,8 +111,8 @@ class SamSegmenter:
         if len(shown):
             encoder = self._network.module.net.image_encoder
             each = of_places(encoder.img_size / PATCH, encoder.blocks[0].attn.num_heads, torch.float32.itemsize)
-            most = self._network.room_for(min(len(shown), MOST_TOGETHER), each)
-            for place, masks in zip(shown.tolist(), in_batches(shown, most, run), strict=True):
+            room = self._network.room_for(min(len(shown), self._together.most), each)
+            for place, masks in zip(shown.tolist(), self._together.run(shown, run, room), strict=True):
                 results[place] = masks
         return results
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ....install import CONFIG, DINO_FILES, SAM_FILES, TRANSFORMERS, lacking_files, missing_packages, read_config
 from ....mace.concepts.phrases import caption_of
 from ....mace.messages import MessageError
-from ..networks import Held, Network, in_batches
+from ..networks import Batches, Held, Network
 from .found import Found
 from .memory import of_places, of_queries
 
@@ -141,6 +141,7 @@ class Detector:
 
     def __init__(self, network: _Network, processor):
         self._network, self._processor = network, processor
+        self._together = Batches(MOST_PICTURES)
 
     def _bytes(self, height: int, width: int) -> float:
         """About what one picture takes."""
@@ -183,8 +184,8 @@ class Detector:
                 found.append(Found(own_boxes[order], best[: len(order)], tuple(labels)))
             return found
 
-        most = self._network.room_for(min(len(pictures), MOST_PICTURES), self._bytes(height, width))
-        return in_batches(_channels_first(pictures), most, run)
+        room = self._network.room_for(min(len(pictures), self._together.most), self._bytes(height, width))
+        return self._together.run(_channels_first(pictures), run, room)
 
     def _label(self, tokens: Sequence[int], chosen: Tensor) -> str:
         """The chosen words of the prompt. tokens: its own.  chosen: bool [at least as many]."""
@@ -206,6 +207,7 @@ class Segmenter:
 
     def __init__(self, network: _Network, processor):
         self._network, self._images = network, processor.image_processor
+        self._together = Batches(MOST_PICTURES)
         # SAM scales both sides alike and pads, SAM 2 scales each side to the model's.
         self._pads = network.config.model_type == "sam"
 
@@ -245,8 +247,8 @@ class Segmenter:
                 made.append(self._masks(network.net, own, boxes[place], (height, width), reshaped))
             return made
 
-        most = self._network.room_for(min(len(wanted), MOST_PICTURES), self._bytes())
-        for place, made in zip(wanted.tolist(), in_batches(wanted, most, run), strict=True):
+        room = self._network.room_for(min(len(wanted), self._together.most), self._bytes())
+        for place, made in zip(wanted.tolist(), self._together.run(wanted, run, room), strict=True):
             masks[place] = made
         return masks
 

@@ -11,7 +11,7 @@ from ....mace.method.loss import token_attention
 from ....mace.method.train import stream
 from ....mace.pipeline.attention_loss import attended
 from ....mace.pipeline.host import Attention
-from ..networks import in_batches
+from ..networks import Batches
 from .forward import ModelDenoiser
 from .predict import noisy
 
@@ -42,12 +42,14 @@ def concept_maps(
     pooled: Tensor | None,
     seed_name: str,
     timesteps: Sequence[int] = TIMESTEPS,
+    together: Batches | None = None,
 ) -> Tensor:
     """Attention maps [n, h, w] of n images, averaged over heads, layers and timesteps, on the CPU.
 
     MOST_IMAGES are looked at together, fewer where memory runs out; the noise stays the same. latents: [n, ch, h, w]
     in the VAE's scale.  context: embeddings [N, d] of the prompt the images show.  positions: the concept's tokens in
-    it.  pooled: [1, c] or None.  seed_name: of the stream that the noise is drawn from. Raises the host's interrupt.
+    it.  pooled: [1, c] or None.  seed_name: of the stream that the noise is drawn from.  together: of all concepts in a
+    run. Raises the host's interrupt.
     """
     device, generator = model.load_device, stream(0, seed_name, "maps")
     each = model.memory_required([1, *latents.shape[1:]])
@@ -69,4 +71,5 @@ def concept_maps(
             total.append(average_maps(watch.maps))
         return torch.stack(total).mean(dim=0).cpu()
 
-    return torch.stack(in_batches(torch.arange(len(latents)), MOST_IMAGES, run))
+    together = together or Batches(MOST_IMAGES)
+    return torch.stack(together.run(torch.arange(len(latents)), run))

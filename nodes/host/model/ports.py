@@ -42,9 +42,10 @@ class SmallRuns:
         else:
             x = parts[0]
         options = create_model_options_clone(self.model.model_options)
-        # Models that were distilled for few steps read where the next one stands.
-        options.setdefault("transformer_options", {})["sample_sigmas"] = torch.tensor([*self._sigmas, 0.0])
-        sigmas = torch.tensor([self._sigmas[latent]], dtype=torch.float32, device=device)
+        schedule = torch.tensor([*self._sigmas, 0.0], dtype=torch.float32, device=device)
+        # Models that were distilled for few steps look there for where the next one stands.
+        options.setdefault("transformer_options", {})["sample_sigmas"] = schedule
+        sigmas = schedule[latent : latent + 1]
         # Some models write into what they are given.
         given = [[_copied(value) for value in entry] for entry in conditioning]
         with torch.inference_mode():
