@@ -1,5 +1,7 @@
 """Mask Concept with detectors and boxes in the real host, and what training makes of its masks."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -71,6 +73,39 @@ def test_found_by_words_and_cut_out(mask, weights, small, shown):
     filled = mask(GROUNDED, shown[:1], box_threshold=0.0, segmenter="none: fill the boxes", choice="best")
     assert "dog: " in report(filled) and "2 boxes in 2 images" in report(filled)
     assert not torch.equal(filled[0], masks[:2])
+
+
+def test_masks_count_by_what_found_them(comfy_host, mask, weights, small, shown, monkeypatch):
+    """A device may draw them with other bits the next time; other words, settings and files are others."""
+    making = comfy_host.module("nodes.stages.mask_making")
+    sam = comfy_host.module("nodes.host.detectors.sam").SamSegmenter
+    pictures, weight = shown[:1], comfy_host.base / "models/sams/tiny.safetensors"
+
+    def source(masks=None, backend=GROUNDED, **settings):
+        settings = dict(box_threshold=0.0) | settings if backend == GROUNDED else settings
+        found = mask(backend, pictures, mask=masks, nothing_found="skip the image", **settings)[0]
+        (own,) = making.fitted([found], pictures)
+        return found, making.source_of(*making.without_skipped(pictures[0], own)[:2])
+
+    first, one = source()
+    segment = sam.segment
+
+    def other_bits(self, images, boxes):
+        things = segment(self, images, boxes)
+        for own in things:
+            own[:, 0, 0] = 1 - own[:, 0, 0]
+        return things
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sam, "segment", other_bits)
+        again, same = source()
+    assert not torch.equal(first, again) and one == same is not None
+    others = [source(phrase="hot dog"), source(box_threshold=0.01), source(segmenter="none: fill the boxes")]
+    os.utime(weight, ns=(0, weight.stat().st_mtime_ns + 1))
+    others.append(source())
+    assert len({one, *(found for _, found in others)}) == 5
+    # Masks that came from elsewhere have their bytes alone.
+    assert source(torch.ones(2, 64, 64).tril(), "external mask")[1] is None
 
 
 def test_found_and_cut_out_by_transformers(comfy_host, mask, shown):

@@ -19,7 +19,7 @@ from ...mace.method.tokens import fill
 from ...mace.pipeline.store import Budget
 from ..host.detectors.found import Found
 from ..host.detectors.model_files import AUTO, NO_SEGMENTER
-from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_of, segmenter_of
+from ..host.detectors.tools import GROUNDED, TRANSFORMERS, detector_of, files_of, segmenter_of
 from ..host.kept.content import content_sha256, model_sha256
 from ..host.kept.on_disk import written
 from ..host.kept.store import ContentStore
@@ -73,7 +73,8 @@ def attention_masks(model, encoder: TextEncoder, images: ConceptImages, together
 
 
 def source_of(images: ConceptImages, masks: Tensor) -> str | None:
-    """What the masks [n, H, W] of images were made from, as a key, where this process made them by attention.
+    """What the masks [n, H, W] of images were made from, as a key, where this process found them: by attention or by
+    a detector of its own.
 
     A device may make the same masks with other bits the next time.  images, masks: as of `without_skipped`.
     """
@@ -209,7 +210,7 @@ def make_masks(
     """
     s = settings or MaskSettings()
     progress = ProgressBar(len(images))
-    lines, masks, encoder, drawn_by = [], [], None, ""
+    lines, masks, encoder, found_by = [], [], None, None
     phrases = phrases_of(s.phrase, [entry.concept for entry in images])
     found: list[list[Found]] = [[] for _ in images]
     things: Iterable = [None] * len(images)
@@ -225,6 +226,8 @@ def make_masks(
             elif s.choice == BEST:
                 own[:] = [seen.first(1) for seen in own]
         things = _things_of(images, backend, found, s)
+        if boxes is None and any(len(seen.boxes) for own in found for seen in own):
+            found_by = files_of(backend, s.detector, s.segmenter)
     elif backend == ATTENTION and any(entry.concept.type != "style" for entry in images):
         if not is_unet(model):
             raise ValueError(
@@ -233,7 +236,7 @@ def make_masks(
             )
         encoder = TextEncoder(clip)
         encoder.check_width(model)
-        drawn_by = model_sha256(model)
+        found_by = model_sha256(model)
     together = Batches(MOST_IMAGES)
     for entry, phrase, own, seen in zip(images, phrases, things, found, strict=True):
         warning: list[str] = []
@@ -247,9 +250,11 @@ def make_masks(
             made = feather(grow(made, s.grow), s.feather)
             made, warning = no_empty(made, entry, s.nothing_found)
             share, made = float(made.mean()), written([as_bytes(made)])
-            if backend == ATTENTION and made.any():
-                read = encoder.content(entry.concept.target, entry.concept.mapping)
-                source = content_sha256(drawn_by, read, entry.source or entry.latents, entry.template, s)
+            if found_by and made.any():
+                read = phrase
+                if backend == ATTENTION:
+                    read = encoder.content(entry.concept.target, entry.concept.mapping)
+                source = content_sha256(found_by, read, entry.source or entry.latents, entry.template, s)
                 _sources.put(_place(*without_skipped(entry, made)[:2]), source, 2 * len(source))
         masks.append(made)
         lines.append(f"{entry.concept.target}: {share:.0%} of the image{_counted(seen)}")
