@@ -17,7 +17,7 @@ LANE = ("test_gpu.py", "test_gpu_nodes.py", "test_gpu_models.py")
 @pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {' and '.join(TOOLS)}")
 @pytest.mark.parametrize("name", LANE)
 def test_the_lane_of_devices(name):
-    command = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "-q", "-m", "gpu", f"tests/{name}"]
+    command = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "-q", "-rP", "-m", "gpu", f"tests/{name}"]
     done = subprocess.run(
         command, cwd=REPO, env=os.environ | {"MACE_SIMULATED_DEVICE": "8"}, stdout=subprocess.PIPE, text=True
     )
