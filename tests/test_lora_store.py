@@ -67,7 +67,8 @@ def test_on_a_full_disk_a_lora_takes_the_place_of_states_then_of_others(comfy_ho
     module = comfy_host.module("nodes.host.kept.lora_store")
     concept, write = comfy_host.module("mace.concepts.concept").Concept("dog", "sky", "object"), module.save_file
     trained = module.ErasureLora(concept, {"key": (torch.ones(2, 1), torch.ones(1, 3))}, torch.ones(1))
-    kept.put_state("b" * 64, kept.state(KEY), "")
+    state = kept.state(KEY)
+    kept.put_state("b" * 64, state, "")
     other = module.LoraStore(kept.folder)
     for letter in "cd":
         other.put_lora(letter * 64, trained, (1,))
@@ -86,6 +87,8 @@ def test_on_a_full_disk_a_lora_takes_the_place_of_states_then_of_others(comfy_ho
     assert names() == ["alora.", "bstate", "clora.", "dlora."] and kept.problem is None and not kept.removed
     kept.put_lora("e" * 64, trained, (1,))
     assert names() == ["alora.", "clora.", "dlora.", "elora."]
+    kept.put_state("f" * 64, state, "")
+    assert "No space left" in kept.problem
     kept.put_lora("f" * 64, trained, (1,))
     assert len(names()) == 4 and names()[0] == "alora." and len(kept.removed) == 1 and kept.problem is None
     before, said = names(), "Error while serializing: I/O error: Permission denied (os error 13)"

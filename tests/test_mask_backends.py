@@ -104,7 +104,10 @@ def test_masks_count_by_what_found_them(comfy_host, mask, weights, small, shown,
     os.utime(weight, ns=(0, weight.stat().st_mtime_ns + 1))
     others.append(source())
     assert len({one, *(found for _, found in others)}) == 5
-    # Masks that came from elsewhere have their bytes alone.
+    # Masks that came from elsewhere have their bytes alone, and so has the whole image, whatever looked for things.
+    found = mask(GROUNDED, pictures, box_threshold=1.0)[0]
+    (own,) = making.fitted([found], pictures)
+    assert found.all() and making.source_of(pictures[0], own) is None
     assert source(torch.ones(2, 64, 64).tril(), "external mask")[1] is None
 
 

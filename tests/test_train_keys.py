@@ -109,6 +109,10 @@ def test_again_that_is_left_on_goes_on(comfy_host, demo, parts, store, monkeypat
     with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
         patched.setattr(comfy_host.module("nodes.host.progress").LossProgress, "report", stop)
         train(comfy_host, clip, parts[0], parts[2], **again)
+    # As in a new process: the first one may have been killed.
+    module = comfy_host.module("nodes.stages.trained")
+    module._store.clear()
+    module._forgotten.clear()
     resumed = report(train(comfy_host, clip, parts[0], parts[2], **again))
     assert "1 LoRAs trained, 1 of 2 kept" in resumed and "1 go on from step 2" in resumed
     assert "0 LoRAs trained, 2 of 2 kept" in report(train(comfy_host, clip, parts[0], parts[2]))

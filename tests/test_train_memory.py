@@ -274,6 +274,31 @@ def test_out_of_memory_in_the_middle_makes_no_step_again(comfy_host, demo, parts
         same(one, other, rtol=2e-2, atol=2e-4)
 
 
+def test_states_that_are_gone_from_the_disk_are_gone_on_from(comfy_host, demo, parts, store, tmp_path, monkeypatch):
+    """A full disk took them while a group that was read from them did not fit: their steps are not made again."""
+    from comfy import model_management
+
+    _, clip, _ = demo
+
+    def stop(self, names, step, losses, steps):
+        if step == 2:
+            raise model_management.InterruptProcessingException
+
+    with monkeypatch.context() as patched, pytest.raises(model_management.InterruptProcessingException):
+        patched.setattr(comfy_host.module("nodes.host.progress").LossProgress, "report", stop)
+        train(comfy_host, clip, parts[0], parts[2])
+
+    def fits(size, saving):
+        if size == 2:
+            for path in (tmp_path / "loras").glob("*.state.*"):
+                path.unlink()
+        return size == 1
+
+    tried = counting(comfy_host, monkeypatch, fits)
+    assert "2 go on from step 2" in report(train(comfy_host, clip, parts[0], parts[2]))
+    assert tried == [1, 1, 2, 1, 1]
+
+
 def test_blocks_are_recomputed_where_one_alone_does_not_fit(comfy_host, demo, parts, store, monkeypatch):
     _, clip, _ = demo
     refined, _, shown, loras = parts

@@ -250,7 +250,8 @@ def make_masks(
             made = feather(grow(made, s.grow), s.feather)
             made, warning = no_empty(made, entry, s.nothing_found)
             share, made = float(made.mean()), written([as_bytes(made)])
-            if found_by and made.any():
+            # The whole image where nothing was found is one, whatever looked for it.
+            if found_by and made.any() and (backend == ATTENTION or any(len(part.boxes) for part in seen)):
                 read = phrase
                 if backend == ATTENTION:
                     read = encoder.content(entry.concept.target, entry.concept.mapping)

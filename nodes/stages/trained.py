@@ -11,6 +11,7 @@ LORA_STORE_BYTES = 512 << 20
 
 _store = ContentStore(LORA_STORE_BYTES)
 # Keys that a run with `again` has forgotten, until one without it asks for them: what was trained since is kept as any.
+# The disk knows them too: a training that was killed goes on.
 _forgotten: set[str] = set()
 
 
@@ -33,10 +34,11 @@ class Trained:
     def _known(self, key: str) -> tuple[ErasureLora | None, bool]:
         if not self._again:
             _forgotten.discard(key)
+            self._disk.end_forgetting(key)
         elif key not in _forgotten:
             _forgotten.add(key)
             _store.forget(key)
-            self._disk.forget(key)
+            self._disk.forget_once(key)
         found = _store.get(key)
         if found is not None:
             # The folder may have been emptied, or could not be written then.

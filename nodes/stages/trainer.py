@@ -147,8 +147,8 @@ class Trainer:
             if trained is None:
                 reached = [(item, self.kept.state(item.key)) for item, _ in group]
                 steps = {state.step if state else 0 for _, state in reached}
-                # Where the disk keeps nothing all stand where they stood.
-                at, again = (steps.pop(), reached) if len(steps) == 1 else (step, group)
+                # Where the disk keeps nothing any more all stand where they stood.
+                at, again = (steps.pop(), reached) if len(steps) == 1 and min(steps) >= step else (step, group)
                 self._said.begin_again(self._most, (at - step) * len(group))
                 done |= self._groups(copy, settings, at, again)
                 continue

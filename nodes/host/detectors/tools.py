@@ -83,7 +83,8 @@ def files_of(backend: str, detector: str, segmenter: str) -> list[tuple[str, int
     """What a detector and a segmenter are read from: (name, bytes, when it was written, in ns) of each file."""
     paths = [_detector_path(backend, detector), *([bert_folder()] if backend == GROUNDED else [])]
     paths += [_segmenter_path(backend, segmenter)] if segmenter != NO_SEGMENTER else []
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    # Not what tools leave in hidden folders.
+    files = [file for path in paths for file in (sorted(path.glob("[!.]*")) if path.is_dir() else [path])]
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 

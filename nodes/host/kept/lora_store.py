@@ -23,7 +23,7 @@ from ....mace.method.train import TrainState
 
 # A LoRA of rank 1 takes 0.2 MB in SD1.x and 1.6 MB in SDXL, where it stands in training three times that.
 LIMIT_BYTES = 2 << 30
-LORA, STATE, PLANNED = "lora", "state", "planned"
+LORA, STATE, PLANNED, AGAIN = "lora", "state", "planned", "again"
 BEGUN_ON = "refined_on"
 _KEY = re.compile(r"[0-9a-f]{64}")
 # ERROR_DISK_FULL is Windows' own.
@@ -55,6 +55,8 @@ class LoraStore:
         """Keep a trained LoRA, in place of where its training stood. blocks: num_res_blocks of its UNet."""
         tensors, metadata = set_to_file(LoraSet((lora,), None, blocks), with_moments=False)
         if self._write(key, LORA, tensors, metadata):
+            # Now there is room, or a right.
+            self.problem = None
             # A state that stays is not read beside its LoRA.
             with contextlib.suppress(OSError):
                 self._path(key, STATE).unlink(missing_ok=True)
@@ -109,6 +111,17 @@ class LoraStore:
         for kind in (LORA, STATE):
             with contextlib.suppress(OSError):
                 self._path(key, kind).unlink(missing_ok=True)
+
+    def forget_once(self, key: str) -> None:
+        """`forget`, where it was not done since `end_forgetting`: what was trained again is kept as any."""
+        if not self.mark_read(key, AGAIN):
+            self.forget(key)
+            self._write(key, AGAIN, {}, {})
+
+    def end_forgetting(self, key: str) -> None:
+        """See `forget_once`."""
+        with contextlib.suppress(OSError):
+            self._path(key, AGAIN).unlink(missing_ok=True)
 
     def _path(self, key: str, kind: str) -> Path:
         if not _KEY.fullmatch(key):
