@@ -242,6 +242,19 @@ def test_a_file_that_is_the_same_is_trained_on_in_any_dtype(modules, stored, hel
             pass
 
 
+def test_a_model_that_was_moved_with_gradients_on_is_trained_on(modules):
+    """Its weights are half inference tensors then, which refuse views."""
+    model = unet("sd15")
+    with torch.inference_mode(False):
+        model.model.double().float()
+    with pytest.raises(RuntimeError, match="Inference tensors"):
+        model.get_model_object(modules["unet"].cross_attention_keys(model)[0])[:1]
+    with modules["forward"].trainable_copy(model) as copy:
+        contexts = conditioning(copy)[0].requires_grad_(True)
+        modules["forward"].predict(copy, latents(1), torch.tensor([1.0]), contexts).sum().backward()
+    assert contexts.grad.any()
+
+
 def test_a_damaged_file_is_told_as_that(modules, plain, tmp_path):
     from comfy.sd import load_diffusion_model
 

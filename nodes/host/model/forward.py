@@ -141,7 +141,8 @@ def _same_weights(model, copy) -> bool:
         if dtype in FP8 and weights[0].dtype != dtype:
             continue
         # Where one stands in another dtype than the file's, in the same for both.
-        first, second = (torch.atleast_1d(weight)[:ROWS].to("cpu", dtype).float() for weight in weights)
+        # What was moved with gradients on refuses views, but for those of its data.
+        first, second = (torch.atleast_1d(weight.data)[:ROWS].to("cpu", dtype).float() for weight in weights)
         if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
             return False
     return found
