@@ -216,7 +216,7 @@ def test_a_file_that_changed_since_it_was_loaded_is_not_trained_on(modules, plai
     # What the host put into the network that is loaded is no part of its file, as the same change shows.
     loaded.add_patches({key: ("diff", (torch.ones_like(plain.model.state_dict()[key]),))})
     load(loaded)
-    with pytest.raises(ValueError, match="file has changed since it was loaded.*Unload Models and Execution Cache"):
+    with pytest.raises(ValueError, match="file has changed since it was loaded, or another node.* Unload Models"):
         with modules["forward"].trainable_copy(loaded):
             pass
     loaded.cached_patcher_init = plain.cached_patcher_init
@@ -239,6 +239,21 @@ def test_a_file_that_is_the_same_is_trained_on_in_any_dtype(modules, stored, hel
     for loaded in (model, changed):
         load(loaded)
         with modules["forward"].trainable_copy(changed):
+            pass
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_model_that_another_node_cast_in_its_place_is_trained_on(modules, dtype):
+    """As packs do that save memory. What one changes in place is lost with the file read again, and is said."""
+    model = unet("sd15")
+    with torch.inference_mode():
+        model.model.diffusion_model.to(dtype)
+    with modules["forward"].trainable_copy(model):
+        pass
+    with torch.inference_mode():
+        model.get_model_object(modules["unet"].cross_attention_keys(model)[0])[0].zero_()
+    with pytest.raises(ValueError, match="or another node changed its weights in place.* leave such a node out"):
+        with modules["forward"].trainable_copy(model):
             pass
 
 

@@ -56,8 +56,9 @@ def trainable_copy(model) -> Iterator:
         _in_the_hosts_dtypes(copy.model)
         if not _same_weights(model, copy):
             raise ValueError(
-                "the model's file has changed since it was loaded, and training reads it again: choose Unload Models "
-                "and Execution Cache in ComfyUI's menu, or restart ComfyUI"
+                "the model's file has changed since it was loaded, or another node changed its weights in place, and "
+                "training reads the file again: choose Unload Models and Execution Cache in ComfyUI's menu, and leave "
+                "such a node out"
             )
         copy.model.requires_grad_(False)
         before, frozen = model_management.in_training, []
@@ -140,10 +141,11 @@ def _same_weights(model, copy) -> bool:
         dtype = weights[1].dtype
         if dtype in FP8 and weights[0].dtype != dtype:
             continue
-        # Where one stands in another dtype than the file's, in the same for both.
         # What was moved with gradients on refuses views, but for those of its data.
-        first, second = (torch.atleast_1d(weight.data)[:ROWS].to("cpu", dtype).float() for weight in weights)
-        if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+        rows = [torch.atleast_1d(weight.data)[:ROWS].cpu() for weight in weights]
+        # One may stand in another dtype than the file's: by the host, or as another node cast it in its place.
+        rounded = [[part.to(dtype).float() for part in rows] for dtype in {part.dtype for part in rows}]
+        if not any(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in rounded):
             return False
     return found
 
