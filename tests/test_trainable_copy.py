@@ -159,6 +159,23 @@ def test_a_method_bound_to_a_part_of_the_model_runs_that_of_the_copy(modules, pl
     assert model.object_patches[f"{path}.forward"].__self__ is owner
 
 
+def test_a_method_bound_to_what_others_put_in_stays_bound_to_it(modules, plain):
+    """Whether or not it is in the network just now; and one bound to what stood there runs that of the copy."""
+    block = modules["unet"].cross_attention_keys(plain)[0].removesuffix(".attn2.to_k.weight")
+    original = plain.get_model_object(f"{block}.attn1")
+    model, theirs = plain.clone(), torch.nn.Sequential(torch.nn.Identity())
+    model.add_object_patch(f"{block}.attn1", theirs)
+    model.add_object_patch(f"{block}.norm1.forward", MethodType(lambda self, x: x, theirs))
+    model.add_object_patch(f"{block}.norm2.forward", MethodType(lambda self, x: x, original))
+    for put_in in (False, True):
+        if put_in:
+            load(model)
+        with modules["forward"].trainable_copy(model) as copy:
+            bound = [copy.object_patches[f"{block}.{name}.forward"].__self__ for name in ("norm1", "norm2")]
+            assert bound[0] is theirs and type(bound[1]) is type(original) and bound[1] is not original
+    load(plain)
+
+
 def test_the_copy_of_a_model_in_dynamic_memory_is_plain(modules, plain):
     """The host's own manager needs a device; what it says of itself is what the host makes clones by."""
     from comfy.model_patcher import ModelPatcher

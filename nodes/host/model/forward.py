@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....mace.pipeline.host import Attend, Attention
 from ..progress import size
+from .bare import bare_network
 from .fp8 import FP8, own_wide_layers
 from .memory import is_out_of_memory, make_way
 from .predict import noisy, predict, together, uncompiled
@@ -52,7 +53,7 @@ def trainable_copy(model) -> Iterator:
     with torch.inference_mode(False), torch.enable_grad():
         copy = _read_again(model)
         own_wide_layers(copy)
-        _bind_to_its_own(copy, model.model)
+        _bind_to_its_own(copy, model)
         _in_the_hosts_dtypes(copy.model)
         if not _same_weights(model, copy):
             raise ValueError(
@@ -150,9 +151,10 @@ def _same_weights(model, copy) -> bool:
     return found
 
 
-def _bind_to_its_own(copy, network: torch.nn.Module) -> None:
-    """Methods that other nodes put into the model, bound to a part of its `network`, to the same part of the copy's."""
-    paths = {part: path for path, part in network.named_modules()}
+def _bind_to_its_own(copy, model) -> None:
+    """Methods that other nodes put into the MODEL, bound to a part of its network, to the same part of the copy's."""
+    with bare_network(model):
+        paths = {part: path for path, part in model.model.named_modules()}
     for name, method in copy.object_patches.items():
         if isinstance(method, MethodType) and isinstance(method.__self__, torch.nn.Module) and method.__self__ in paths:
             own = copy.model.get_submodule(paths[method.__self__])
