@@ -1,5 +1,7 @@
 """What a step takes of memory, on devices that do not tell their peak (nodes.host.model.memory)."""
 
+import errno
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -73,7 +75,13 @@ def test_the_peak_is_what_the_allocator_says(memory, recomputed):
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried"), True),
         (OSError("The paging file is too small for this operation to complete. (os error 1455)"), True),
+        (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("Could not allocate tensor. There is not enough GPU video memory available!"), True),
+        (RuntimeError("unable to mmap 8 bytes from file <unet>: Cannot allocate memory (12)"), True),
+        (OSError("Cannot allocate memory (os error 12)"), True),
+        (OSError(errno.ENOMEM, "in the system's own language"), True),
         (MemoryError(), True),
+        (RuntimeError("out of memory while training 'dog' alone: use smaller images"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("not enough memory in the shop"), False),
     ],

@@ -1,5 +1,6 @@
 """What other nodes put into a MODEL that a copy to train on lacks or gradients cannot pass, and no room for a copy."""
 
+import errno
 from contextlib import nullcontext
 from types import MethodType
 
@@ -93,6 +94,7 @@ def test_a_lora_in_bypass_mode_is_not_passed_over(comfy_host, modules, plain):
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
         torch.OutOfMemoryError("out of memory"),
         MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
 def test_no_room_for_a_copy_is_told_as_that(modules, plain, error):
