@@ -110,6 +110,9 @@ def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, a
     if trains:
         memory += f"; a copy of the model, {size(own)}, while training"
     told = [f"about {duration(total)}" + (f": {', '.join(of_each)}" if of_each else ""), memory]
-    if not speed.row and any(rows for _, rows in parts.values()):
-        told.append("pictures and training are not in this time: memory ran out at a single picture")
+    unknown = [name for name, (_, rows) in parts.items() if rows and not speed.row]
+    if unknown:
+        told.append(
+            f"the model's predictions for {', '.join(unknown)} are not in this time: memory ran out at a single picture"
+        )
     return Estimate(seconds, told)
