@@ -1,6 +1,8 @@
 """What a step takes of memory, on devices that do not tell their peak (nodes.host.model.memory)."""
 
 import errno
+import gc
+import weakref
 
 import pytest
 import torch
@@ -88,6 +90,26 @@ def test_the_peak_is_what_the_allocator_says(memory, recomputed):
 )
 def test_every_device_says_in_its_own_words_that_memory_ran_out(memory, error, is_one):
     assert memory.is_out_of_memory(error) == is_one
+
+
+def test_the_tensors_of_what_ran_out_of_memory_are_gone_behind_it(memory):
+    """By then, and not with the next garbage collection; other errors pass."""
+    held = []
+
+    def run(kind):
+        own = torch.ones(1)
+        held.append(weakref.ref(own))
+        raise kind("said")
+
+    gc.disable()
+    try:
+        with memory.suppress_out_of_memory():
+            run(MemoryError)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+    with pytest.raises(ValueError, match="said"), memory.suppress_out_of_memory():
+        run(ValueError)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ....mace.pipeline.host import Attend, Attention
 from ..progress import size
 from .bare import bare_network
 from .fp8 import FP8, own_wide_layers
-from .memory import is_out_of_memory, make_way
+from .memory import is_out_of_memory, make_way, suppress_out_of_memory
 from .predict import noisy, predict, together, uncompiled
 from .unet import cross_attention_keys, is_quantised, key_patches
 from .unsaved import unsaved
@@ -89,12 +89,9 @@ def trainable_copy(model) -> Iterator:
 
 def _place(copy) -> None:
     """`load`, for the first time. Raises ValueError, with what is free, where the device has no room for the copy."""
-    try:
+    with suppress_out_of_memory():
         return load(copy)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Behind the except block, whose traceback holds tensors; and without the part of the copy that had come.
+    # The part of the copy that had come goes too.
     copy.detach()
     model_management.soft_empty_cache()
     free = model_management.get_free_memory(copy.load_device)

@@ -3,7 +3,8 @@
 import errno
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+@contextmanager
+def suppress_out_of_memory() -> Iterator[None]:
+    """As `contextlib.suppress`, of errors that say memory ran out. Behind it their tracebacks are gone, and with them
+    the tensors that those hold."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 @dataclass(frozen=True)
