@@ -148,6 +148,31 @@ def test_what_is_loaded_puts_into_the_network_is_its_own(comfy_host, demo, conte
     assert content.content_sha256(plain.model.diffusion_model) == content.content_sha256(demo[0].model.diffusion_model)
 
 
+@pytest.mark.parametrize("make", [other_part, new_attribute])
+def test_a_network_gets_back_what_stood_there_also_where_taking_parts_off_fails(comfy_host, content, monkeypatch, make):
+    """As for want of memory, at the weight that is patched in a part or at the part itself."""
+    from comfy import model_management, utils
+
+    model = comfy_host.load_checkpoint(comfy_host.demo_checkpoint)[0]
+    changed = make(model)
+    key = content.model_sha256(changed)
+    model_management.load_models_gpu([changed], force_full_load=True)
+    before = [dict(model.backup), dict(model.object_patches_backup)]
+    real, failing = utils.set_attr, [MemoryError()]
+
+    def set_attr(*given):
+        if failing:
+            raise failing.pop()
+        return real(*given)
+
+    monkeypatch.setattr(utils, "set_attr", set_attr)
+    with pytest.raises(MemoryError):
+        content.model_sha256(changed)
+    assert [model.backup, model.object_patches_backup] == before
+    assert all(utils.get_attr(model.model, name) is part for name, part in changed.object_patches.items())
+    assert content.model_sha256(changed) == key
+
+
 def sampling_of(model, factor):
     """Another pack's sampling: a class of its own with a method of its own."""
     theirs = type(model.model.model_sampling)

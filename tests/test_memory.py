@@ -1,5 +1,9 @@
 """What a step takes of memory, on devices that do not tell their peak (nodes.host.model.memory)."""
 
+import errno
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -73,13 +77,39 @@ def test_the_peak_is_what_the_allocator_says(memory, recomputed):
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried"), True),
         (OSError("The paging file is too small for this operation to complete. (os error 1455)"), True),
+        (RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("Could not allocate tensor. There is not enough GPU video memory available!"), True),
+        (RuntimeError("unable to mmap 8 bytes from file <unet>: Cannot allocate memory (12)"), True),
+        (OSError("Cannot allocate memory (os error 12)"), True),
+        (OSError(errno.ENOMEM, "in the system's own language"), True),
         (MemoryError(), True),
+        (RuntimeError("out of memory while training 'dog' alone: use smaller images"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("not enough memory in the shop"), False),
     ],
 )
 def test_every_device_says_in_its_own_words_that_memory_ran_out(memory, error, is_one):
     assert memory.is_out_of_memory(error) == is_one
+
+
+def test_the_tensors_of_what_ran_out_of_memory_are_gone_behind_it(memory):
+    """By then, and not with the next garbage collection; other errors pass."""
+    held = []
+
+    def run(kind):
+        own = torch.ones(1)
+        held.append(weakref.ref(own))
+        raise kind("said")
+
+    gc.disable()
+    try:
+        with memory.suppress_out_of_memory():
+            run(MemoryError)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+    with pytest.raises(ValueError, match="said"), memory.suppress_out_of_memory():
+        run(ValueError)
 
 
 @pytest.mark.parametrize(

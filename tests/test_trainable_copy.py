@@ -1,5 +1,6 @@
 """What other nodes put into a MODEL that a copy to train on lacks or gradients cannot pass, and no room for a copy."""
 
+import errno
 from contextlib import nullcontext
 from types import MethodType
 
@@ -93,6 +94,7 @@ def test_a_lora_in_bypass_mode_is_not_passed_over(comfy_host, modules, plain):
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
         torch.OutOfMemoryError("out of memory"),
         MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
 def test_no_room_for_a_copy_is_told_as_that(modules, plain, error):
@@ -159,6 +161,23 @@ def test_a_method_bound_to_a_part_of_the_model_runs_that_of_the_copy(modules, pl
     assert model.object_patches[f"{path}.forward"].__self__ is owner
 
 
+def test_a_method_bound_to_what_others_put_in_stays_bound_to_it(modules, plain):
+    """Whether or not it is in the network just now; and one bound to what stood there runs that of the copy."""
+    block = modules["unet"].cross_attention_keys(plain)[0].removesuffix(".attn2.to_k.weight")
+    original = plain.get_model_object(f"{block}.attn1")
+    model, theirs = plain.clone(), torch.nn.Sequential(torch.nn.Identity())
+    model.add_object_patch(f"{block}.attn1", theirs)
+    model.add_object_patch(f"{block}.norm1.forward", MethodType(lambda self, x: x, theirs))
+    model.add_object_patch(f"{block}.norm2.forward", MethodType(lambda self, x: x, original))
+    for put_in in (False, True):
+        if put_in:
+            load(model)
+        with modules["forward"].trainable_copy(model) as copy:
+            bound = [copy.object_patches[f"{block}.{name}.forward"].__self__ for name in ("norm1", "norm2")]
+            assert bound[0] is theirs and type(bound[1]) is type(original) and bound[1] is not original
+    load(plain)
+
+
 def test_the_copy_of_a_model_in_dynamic_memory_is_plain(modules, plain):
     """The host's own manager needs a device; what it says of itself is what the host makes clones by."""
     from comfy.model_patcher import ModelPatcher
@@ -216,7 +235,7 @@ def test_a_file_that_changed_since_it_was_loaded_is_not_trained_on(modules, plai
     # What the host put into the network that is loaded is no part of its file, as the same change shows.
     loaded.add_patches({key: ("diff", (torch.ones_like(plain.model.state_dict()[key]),))})
     load(loaded)
-    with pytest.raises(ValueError, match="file has changed since it was loaded.*Unload Models and Execution Cache"):
+    with pytest.raises(ValueError, match="file has changed since it was loaded, or another node.* Unload Models"):
         with modules["forward"].trainable_copy(loaded):
             pass
     loaded.cached_patcher_init = plain.cached_patcher_init
@@ -240,6 +259,34 @@ def test_a_file_that_is_the_same_is_trained_on_in_any_dtype(modules, stored, hel
         load(loaded)
         with modules["forward"].trainable_copy(changed):
             pass
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_model_that_another_node_cast_in_its_place_is_trained_on(modules, dtype):
+    """As packs do that save memory. What one changes in place is lost with the file read again, and is said."""
+    model = unet("sd15")
+    with torch.inference_mode():
+        model.model.diffusion_model.to(dtype)
+    with modules["forward"].trainable_copy(model):
+        pass
+    with torch.inference_mode():
+        model.get_model_object(modules["unet"].cross_attention_keys(model)[0])[0].zero_()
+    with pytest.raises(ValueError, match="or another node changed its weights in place.* leave such a node out"):
+        with modules["forward"].trainable_copy(model):
+            pass
+
+
+def test_a_model_that_was_moved_with_gradients_on_is_trained_on(modules):
+    """Its weights are half inference tensors then, which refuse views."""
+    model = unet("sd15")
+    with torch.inference_mode(False):
+        model.model.double().float()
+    with pytest.raises(RuntimeError, match="Inference tensors"):
+        model.get_model_object(modules["unet"].cross_attention_keys(model)[0])[:1]
+    with modules["forward"].trainable_copy(model) as copy:
+        contexts = conditioning(copy)[0].requires_grad_(True)
+        modules["forward"].predict(copy, latents(1), torch.tensor([1.0]), contexts).sum().backward()
+    assert contexts.grad.any()
 
 
 def test_a_damaged_file_is_told_as_that(modules, plain, tmp_path):

@@ -12,7 +12,7 @@ from ...mace.pipeline.store import LastResult
 from ..host.any_text import text_to_draw_with
 from ..host.gallery import Prompts
 from ..host.model.family import sized
-from ..host.model.memory import is_out_of_memory, measure
+from ..host.model.memory import measure, suppress_out_of_memory
 from ..host.model.predict import noisy, predict_given
 from ..host.networks import Batches
 from ..host.port_text import PortText
@@ -83,14 +83,11 @@ def measure_speed(model, clip, text: TextEncoder | PortText, prompts: Sequence[s
         found = measure(device, lambda: predict_given(model, x, sigmas, given.conditioning(drawn[: len(rows)])))
         return [Speed(seconds, found.seconds / len(rows), found.memory // len(rows))] * len(rows)
 
-    try:
+    with suppress_out_of_memory():
         *_, speed = Batches(len(drawn)).run(torch.arange(len(drawn)), timed)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return Speed(seconds)
-    _measured.put(model.model, key, speed)
-    return speed
+        _measured.put(model.model, key, speed)
+        return speed
+    return Speed(seconds)
 
 
 def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, at_once: int, trains: bool) -> Estimate:
@@ -110,6 +107,9 @@ def estimated(speed: Speed, parts: Mapping[str, tuple[int, int]], model, clip, a
     if trains:
         memory += f"; a copy of the model, {size(own)}, while training"
     told = [f"about {duration(total)}" + (f": {', '.join(of_each)}" if of_each else ""), memory]
-    if not speed.row and any(rows for _, rows in parts.values()):
-        told.append("pictures and training are not in this time: memory ran out at a single picture")
+    unknown = [name for name, (_, rows) in parts.items() if rows and not speed.row]
+    if unknown:
+        told.append(
+            f"the model's predictions for {', '.join(unknown)} are not in this time: memory ran out at a single picture"
+        )
     return Estimate(seconds, told)

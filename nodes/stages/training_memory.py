@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from comfy import model_management
 
-from ..host.model.memory import how_many_fit, is_out_of_memory, step_aside
+from ..host.model.memory import how_many_fit, is_out_of_memory, step_aside, suppress_out_of_memory
 from ..host.model.recompute import recomputed_blocks
 from ..host.progress import listed
 
@@ -28,13 +28,8 @@ class MemoryMode:
 
     def run_together(self, copy, run: Callable):
         """What run() gives, of several concepts; None where memory did not hold it."""
-        try:
-            with self.on(copy):
-                return run()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        # Behind the except block, whose traceback holds the tensors.
+        with suppress_out_of_memory(), self.on(copy):
+            return run()
         model_management.soft_empty_cache()
         return None
 
@@ -82,12 +77,8 @@ def encode_beside(copy, names: Sequence[str], encode: Callable):
 
     Raises RuntimeError, naming the concepts, where it does not fit an empty device either.
     """
-    try:
+    with suppress_out_of_memory():
         return encode()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Behind the except block, whose traceback holds the tensors.
     step_aside(copy, math.inf)
     try:
         return encode()

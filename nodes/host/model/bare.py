@@ -24,15 +24,18 @@ def bare_network(model) -> Iterator[None]:
         before = {name: old for name, old in all_before.items() if not isinstance(utils.get_attr(network, name), Wide)}
         # Patched weights there are those of the parts that are taken off, which get their own back meanwhile.
         inside = tuple(f"{name}." for name in before)
-        own = {key: backup.pop(key) for key in list(backup) if key.startswith(inside)}
-        patched = {key: utils.set_attr_param(network, key, kept.weight) for key, kept in own.items()}
-        put = {name: utils.set_attr(network, name, replaced.pop(name)) for name in reversed(before)}
+        own, patched, put = {}, {}, {}
         try:
+            for key in [key for key in backup if key.startswith(inside)]:
+                own[key] = backup.pop(key)
+                patched[key] = utils.set_attr_param(network, key, own[key].weight)
+            for name in reversed(before):
+                put[name] = utils.set_attr(network, name, replaced.pop(name))
             yield
         finally:
-            for name in before:
+            replaced |= all_before
+            backup |= own
+            for name in reversed(put):
                 utils.set_attr(network, name, put[name])
             for key, weight in patched.items():
                 utils.set_attr(network, key, weight)
-            replaced |= all_before
-            backup |= own

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ....mace.pipeline.host import Attend, Attention
 from ..progress import size
+from .bare import bare_network
 from .fp8 import FP8, own_wide_layers
-from .memory import is_out_of_memory, make_way
+from .memory import is_out_of_memory, make_way, suppress_out_of_memory
 from .predict import noisy, predict, together, uncompiled
 from .unet import cross_attention_keys, is_quantised, key_patches
 from .unsaved import unsaved
@@ -52,12 +53,13 @@ def trainable_copy(model) -> Iterator:
     with torch.inference_mode(False), torch.enable_grad():
         copy = _read_again(model)
         own_wide_layers(copy)
-        _bind_to_its_own(copy, model.model)
+        _bind_to_its_own(copy, model)
         _in_the_hosts_dtypes(copy.model)
         if not _same_weights(model, copy):
             raise ValueError(
-                "the model's file has changed since it was loaded, and training reads it again: choose Unload Models "
-                "and Execution Cache in ComfyUI's menu, or restart ComfyUI"
+                "the model's file has changed since it was loaded, or another node changed its weights in place, and "
+                "training reads the file again: choose Unload Models and Execution Cache in ComfyUI's menu, and leave "
+                "such a node out"
             )
         copy.model.requires_grad_(False)
         before, frozen = model_management.in_training, []
@@ -87,12 +89,9 @@ def trainable_copy(model) -> Iterator:
 
 def _place(copy) -> None:
     """`load`, for the first time. Raises ValueError, with what is free, where the device has no room for the copy."""
-    try:
+    with suppress_out_of_memory():
         return load(copy)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Behind the except block, whose traceback holds tensors; and without the part of the copy that had come.
+    # The part of the copy that had come goes too.
     copy.detach()
     model_management.soft_empty_cache()
     free = model_management.get_free_memory(copy.load_device)
@@ -140,16 +139,19 @@ def _same_weights(model, copy) -> bool:
         dtype = weights[1].dtype
         if dtype in FP8 and weights[0].dtype != dtype:
             continue
-        # Where one stands in another dtype than the file's, in the same for both.
-        first, second = (torch.atleast_1d(weight)[:ROWS].to("cpu", dtype).float() for weight in weights)
-        if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+        # What was moved with gradients on refuses views, but for those of its data.
+        rows = [torch.atleast_1d(weight.data)[:ROWS].cpu() for weight in weights]
+        # One may stand in another dtype than the file's: by the host, or as another node cast it in its place.
+        rounded = [[part.to(dtype).float() for part in rows] for dtype in {part.dtype for part in rows}]
+        if not any(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in rounded):
             return False
     return found
 
 
-def _bind_to_its_own(copy, network: torch.nn.Module) -> None:
-    """Methods that other nodes put into the model, bound to a part of its `network`, to the same part of the copy's."""
-    paths = {part: path for path, part in network.named_modules()}
+def _bind_to_its_own(copy, model) -> None:
+    """Methods that other nodes put into the MODEL, bound to a part of its network, to the same part of the copy's."""
+    with bare_network(model):
+        paths = {part: path for path, part in model.model.named_modules()}
     for name, method in copy.object_patches.items():
         if isinstance(method, MethodType) and isinstance(method.__self__, torch.nn.Module) and method.__self__ in paths:
             own = copy.model.get_submodule(paths[method.__self__])

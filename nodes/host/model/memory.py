@@ -1,8 +1,10 @@
 """What a piece of work takes of a device's memory, measured, and how much of it fits."""
 
+import errno
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +15,36 @@ from torch.utils._pytree import tree_leaves
 
 # Of the memory that is free: allocators split it up, and other programs take some.
 SHARE_OF_FREE = 0.85
-# How Apple's devices, CPUs and Windows' files say that memory ran out, which the host does not take for that.
-_NO_MEMORY = ("MPS backend out of memory", "can't allocate memory", "not enough memory", "os error 1455")
+# How devices, CPUs and files say that memory ran out, which the host does not take for that. The pack's own words for
+# the artist begin with "out of memory", and are passed on as they are.
+_NO_MEMORY = (
+    " out of memory",
+    "can't allocate memory",
+    "annot allocate memory",
+    "not enough memory",
+    "not enough GPU video memory",
+    "os error 1455",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of any device."""
     if isinstance(error, MemoryError) or model_management.is_oom(error):
         return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+@contextmanager
+def suppress_out_of_memory() -> Iterator[None]:
+    """As `contextlib.suppress`, of errors that say memory ran out. Behind it their tracebacks are gone, and with them
+    the tensors that those hold."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 @dataclass(frozen=True)
