@@ -113,9 +113,10 @@ def test_a_lock_holds_nothing(content, name):
         lambda factor: torch.full((2,), factor).numpy(),
         lambda factor: eval(f"lambda x: x * {factor}"),
         lambda factor: lambda x, by=factor: x * by,
+        lambda factor: set_on(lambda x: x, factor),
         lambda factor: torch.nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(factor)).weight,
     ],
-    ids=["closure", "object", "nested", "method", "partial", "array", "code", "default", "parameter"],
+    ids=["closure", "object", "nested", "method", "partial", "array", "code", "default", "attribute", "parameter"],
 )
 def test_functions_and_objects_count_by_what_they_hold(content, made):
     assert content.content_sha256(made(0.5)) == content.content_sha256(made(0.5))
@@ -175,9 +176,9 @@ def zeroed(module):
         torch.nn.init.zeros_(parameter)
 
 
-def set_on(module, factor):
-    module.factor = factor
-    return module
+def set_on(holder, factor):
+    holder.factor = factor
+    return holder
 
 
 def hooked(module, factor):

@@ -1,10 +1,11 @@
 """What a value holds, to be hashed: tensors, containers, and what other packs hang on a MODEL: functions and objects.
 
-A function is its code, its defaults, what it closes over and the globals it names; an object its class and attributes,
-or what it would be pickled as; a class of another pack its attributes and bases. What comes with Python, torch, numpy,
-the host itself or this pack is told by its name, which says nothing of where the pack lies: what is kept on the disk is
-found again when it is moved, and with another Python. What runs leave around functions is no part of them where that
-can be seen (see `left`). What can be told in no way is new every time, so that nothing is reused for it.
+A function is its code, its defaults and attributes, what it closes over and the globals it names; an object its class
+and attributes, or what it would be pickled as; a class of another pack its attributes and bases. What comes with
+Python, torch, numpy, the host itself or this pack is told by its name, which says nothing of where the pack lies: what
+is kept on the disk is found again when it is moved, and with another Python. What runs leave around functions is no
+part of them where that can be seen (see `left`). What can be told in no way is new every time, so that nothing is
+reused for it.
 """
 
 import copyreg
@@ -212,6 +213,8 @@ def _function_parts(function: types.FunctionType, came_up: set[int]) -> tuple[st
     if not is_host:
         named = _globals_of(function)
         parts += [named] if named else []
+    if vars(function):
+        parts.append(vars(function))
     return f"function {_home(function)}.{function.__qualname__}", parts
 
 
