@@ -1,6 +1,7 @@
 """What runs leave around functions, beside what may be a setting there."""
 
 import pytest
+import torch
 
 from tests.test_content import pack
 
@@ -147,3 +148,18 @@ def test_what_another_packs_node_sets_up_counts(content, name):
     """Where runs assign it too."""
     make = getattr(pack(SET_UP), name)
     assert content.content_sha256(make(2.0)) == content.content_sha256(make(2.0)) != content.content_sha256(make(3.0))
+
+
+def test_beside_functions_that_assign_variables_tensors_are_read_once(comfy_host, demo, content, monkeypatch):
+    values, read = comfy_host.module("nodes.host.kept.values"), []
+    bytes_of = values.tensor_bytes
+    monkeypatch.setattr(values, "tensor_bytes", lambda tensor: read.append(id(tensor)) or bytes_of(tensor))
+    weight = torch.full((4,), 0.1)
+    model, other = demo[0].clone(), demo[0].clone()
+    other.add_patches({"diffusion_model.out.2.bias": ("diff", (weight,))})
+    other.set_model_sampler_cfg_function(pack(MADE_IN_RUNS).counting(0.5))
+    model.set_model_sampler_cfg_function(lambda args: other)
+    for own in (other, model):
+        read.clear()
+        content.model_sha256(own)
+        assert read.count(id(weight)) == 1

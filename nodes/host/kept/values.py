@@ -55,10 +55,10 @@ _HEAP = 1 << 9
 
 
 class Feeder:
-    """Feeds values into a digest.
+    """Feeds values into a digest; with None it looks for what assigns variables alone, and reads no tensors.
 
     also(value): (kind, parts) of values that the caller knows better, or None.  came_up: what `left.assigned_by` gives;
-    of functions that come up it is added, and a digest counts when none was.
+    of functions that come up it is added, and a digest counts when it was all there before.
     """
 
     def __init__(self, digest, also=lambda value, inside: None, came_up: set[int] | None = None):
@@ -69,12 +69,14 @@ class Feeder:
 
     def feed(self, value, inside: tuple = ()) -> None:
         """inside: the ids of the objects that hold this one; one that holds itself counts by how far up it is."""
+        if self._digest is None and isinstance(value, Tensor | np.ndarray | bytes):
+            return
         if isinstance(value, Tensor):
             for raw in tensor_bytes(value):
                 self._digest.update(raw)
             return
         if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
-            self._digest.update(f"{type(value).__name__} {value!r};".encode(errors="surrogatepass"))
+            self._say(f"{type(value).__name__} {value!r}")
             return
         if _is_named(value):
             named = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or repr(value)
@@ -108,7 +110,8 @@ class Feeder:
                 self.feed(part, inside)
 
     def _say(self, words: str) -> None:
-        self._digest.update(f"{words};".encode(errors="surrogatepass"))
+        if self._digest is not None:
+            self._digest.update(f"{words};".encode(errors="surrogatepass"))
 
 
 def _home(value) -> str:
