@@ -75,6 +75,12 @@ def test_another_encoder_or_setting_has_another_key(key_of, clip, monkeypatch):
     assert len(set(keys)) == len(keys) and key_of(clip) == keys[0]
 
 
+def test_padding_with_the_number_of_its_word(key_of):
+    clip = build_clip("longcat")
+    assert {len(token) for token in clip.tokenize("a dog")["qwen25_7b"][0]} == {2, 3}
+    assert len(key_of(clip)) == 64
+
+
 def test_another_t5_has_another_key(key_of, clip):
     """One number in it is another."""
     again = build_clip("flux")
@@ -88,6 +94,34 @@ def test_what_projects_the_pooled_text_counts_where_it_is_read(key_of):
     changed = build_clip("hidream")
     changed.cond_stage_model.clip_l.transformer.text_projection.weight.data.fill_(7)
     assert key_of(changed) != key_of(hidream)
+
+
+class Prefixed:
+    """Another pack's tokenizer, that puts words before a prompt."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def __getattr__(self, name):
+        return getattr(self.own, name)
+
+    def tokenize_with_weights(self, text, *args, **kwargs):
+        return self.own.tokenize_with_weights(f"masterpiece, {text}", *args, **kwargs)
+
+
+@pytest.mark.parametrize("loaded_again", [False, True])
+def test_another_tokenizer_has_moments_of_its_own(comfy_host, monkeypatch, loaded_again):
+    """Also one that was put beside the same encoder."""
+    ports = comfy_host.module("nodes.host.port_text")
+    concept = Few("dog", "cat", (("a photo of the {}", "dog"),))
+    with torch.inference_mode():
+        model, clip = build("anima", monkeypatch), build_clip("anima")
+        text = ports.PortText(model, clip)
+        text.moments(concept, print)
+        other = build_clip("anima") if loaded_again else clip.clone()
+        other.tokenizer = Prefixed(other.tokenizer)
+        prefixed = ports.PortText(model, other)
+        assert not prefixed.knows(concept) and not torch.equal(prefixed.fingerprint, text.fingerprint)
 
 
 def test_moments_are_found_again_where_other_bits_are_read(comfy_host, monkeypatch):

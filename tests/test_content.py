@@ -113,18 +113,19 @@ def test_a_lock_holds_nothing(content, name):
         lambda factor: torch.full((2,), factor).numpy(),
         lambda factor: eval(f"lambda x: x * {factor}"),
         lambda factor: lambda x, by=factor: x * by,
+        lambda factor: set_on(lambda x: x, factor),
         lambda factor: torch.nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(factor)).weight,
     ],
-    ids=["closure", "object", "nested", "method", "partial", "array", "code", "default", "parameter"],
+    ids=["closure", "object", "nested", "method", "partial", "array", "code", "default", "attribute", "parameter"],
 )
 def test_functions_and_objects_count_by_what_they_hold(content, made):
     assert content.content_sha256(made(0.5)) == content.content_sha256(made(0.5))
     assert content.content_sha256(made(0.5)) != content.content_sha256(made(0.25))
 
 
-def pack(source):
+def pack(source, name="their_pack"):
     """A module of another pack, by its source, as the host loads one."""
-    module = types.ModuleType("their_pack")
+    module = types.ModuleType(name)
     exec(source, vars(module))
     return module
 
@@ -136,6 +137,9 @@ HOLDERS = {
     ),
     "global of a function named": lambda factor: (
         pack(f"FACTOR = {factor}\ndef g(x): return x * FACTOR\ndef f(x): return g(x)").f
+    ),
+    "global of a function that wraps the host's": lambda factor: (
+        pack(f"import functools, torch\nFACTOR = {factor}\n@functools.wraps(torch.load)\ndef f(x): return x * FACTOR").f
     ),
     "functions that name one another": lambda factor: (
         pack(f"FACTOR = {factor}\ndef f(x): return g(x)\ndef g(x): return f(x) * FACTOR").f
@@ -172,9 +176,9 @@ def zeroed(module):
         torch.nn.init.zeros_(parameter)
 
 
-def set_on(module, factor):
-    module.factor = factor
-    return module
+def set_on(holder, factor):
+    holder.factor = factor
+    return holder
 
 
 def hooked(module, factor):
@@ -187,118 +191,6 @@ def test_what_other_packs_write_counts_by_value(content, case):
     made = HOLDERS[case]
     assert content.content_sha256(made(0.5)) == content.content_sha256(made(0.5))
     assert content.content_sha256(made(0.5)) != content.content_sha256(made(0.25))
-
-
-MADE_IN_RUNS = """
-def pair(factor):
-    made = None
-    def step(x):
-        def keep():
-            nonlocal made
-            made = lambda: x
-        keep()
-    def use():
-        return made() * factor
-    return use, step
-
-def falling(factor):
-    def step():
-        nonlocal factor
-        factor = factor / 2
-        return factor
-    return step
-
-def counting(factor):
-    count = 0
-    def step():
-        nonlocal count
-        count += 1
-        return factor
-    return step
-
-def scaled_after(factor):
-    scale = None
-    def set_up(value):
-        nonlocal scale
-        scale = value
-    def step():
-        nonlocal scale
-        scale = scale * 2
-    set_up(factor)
-    return step
-
-def filled(factor):
-    factors = []
-    factors.append(factor)
-    def step():
-        nonlocal factors
-        factors = factors[:1]
-    return step
-
-def chosen(factor):
-    count = 1 if factor > 0.3 else 2
-    def step():
-        nonlocal count
-        count += 1
-    return step
-"""
-
-
-def test_what_a_function_makes_while_it_runs_is_no_part_of_it(content):
-    """Of a variable around it that it assigns. One that may have started from a setting counts."""
-    theirs = pack(MADE_IN_RUNS)
-    one = theirs.pair(0.5)
-    key = content.content_sha256(one)
-    one[1](3.0)
-    assert content.content_sha256(one) == key != content.content_sha256(theirs.pair(0.25))
-    counting = theirs.counting(0.5)
-    key = content.content_sha256(counting)
-    counting()
-    assert content.content_sha256(counting) == key != content.content_sha256(theirs.counting(0.25))
-    for make in (theirs.falling, theirs.scaled_after, theirs.filled, theirs.chosen):
-        assert content.content_sha256(make(0.5)) != content.content_sha256(make(0.25))
-
-
-LEFT_IN_OBJECTS = """
-class Counting:
-    seen = None
-    def __init__(self, factor):
-        self.factor, self.scale = factor, 1
-        self.count = 0
-        self.kind = 1 if factor > 0.3 else 2
-        self.set_up = 0
-    def __call__(self, x):
-        self.count += 1
-        self.keep(x)
-        self.scale = self.scale * 2
-        self.kind += 1
-        self.set_up += 1
-    def keep(self, x):
-        self.seen = x
-    def set(self, value):
-        self.set_up = value
-
-class Quiet(Counting):
-    def __call__(self, x):
-        self.count += 1
-        self.keep(x)
-"""
-
-
-def test_what_calls_leave_in_an_object_is_no_part_of_it(content):
-    """Where it starts from one value and no other method assigns it; what may be a setting counts."""
-    theirs = pack(LEFT_IN_OBJECTS)
-    one = theirs.Quiet(0.5)
-    key = content.content_sha256(one)
-    one(torch.ones(2))
-    assert one.count == 1 and content.content_sha256(one) == key != content.content_sha256(theirs.Quiet(0.25))
-    for name in ("factor", "scale", "kind", "set_up"):
-        one, other = theirs.Counting(0.5), theirs.Counting(0.5)
-        setattr(other, name, 7)
-        assert content.content_sha256(one) != content.content_sha256(other), name
-    one, other = theirs.Counting(0.5), theirs.Counting(0.5)
-    other.count, other.seen = 3, torch.ones(2)
-    assert content.content_sha256(one) == content.content_sha256(other)
 
 
 def test_settings_of_a_module_of_the_pack(content, monkeypatch):

@@ -32,7 +32,7 @@ def test_stores_share_a_budget(comfy_host):
 SMALL = {"nodes.host.kept.content._weights", "nodes.host.preset_files._read"}
 SMALL |= {"nodes.host.kept.store.moment_sources", "nodes.host.progress.listeners"}
 SMALL |= {"nodes.host.folders._beside", "nodes.host.folders._said"}
-SMALL |= {f"nodes.host.kept.{name}" for name in ("content._encoders", "left.assigned_in", "left._start")}
+SMALL |= {f"nodes.host.kept.{name}" for name in ("content._encoders", "left._assigned_in", "left._start")}
 SMALL |= {"nodes.stages.trained._forgotten"}
 # It has a small budget of its own, since it stays as long as masks do that the host keeps.
 SMALL |= {"nodes.stages.mask_making._sources"}

@@ -29,7 +29,8 @@ class AnyText:
         """All tokens of a prompt and their weights, of all its tokenizers."""
         sections = tokens_of(self.clip, text)
         return tuple(
-            (name, tuple((token_name(token), weight) for part in parts for token, weight in part))
+            # LongCat's padding has a word's number too.
+            (name, tuple((token_name(token), weight) for part in parts for token, weight, *_ in part))
             for name, parts in sections.items()
         )
 

@@ -80,7 +80,9 @@ class PortText:
         self._cache: OrderedDict[str, Features] = OrderedDict()
         prompt = PROBE.replace("{}", PROBED)
         self._sections = {name: Section(clip, name) for name in clip.tokenize(prompt)}
-        key = (self.identity, weakref.ref(clip.cond_stage_model))
+        # The same encoder may be given another tokenizer.
+        tokens = [*map(AnyText(clip).tokenize, PROBE_PROMPTS)]
+        key = (self.identity, weakref.ref(clip.cond_stage_model), tokens)
         known = _layouts.get(model.model, key)
         if known is None:
             self.layout = find_layout(model, self._conditioning(prompt))
@@ -253,7 +255,7 @@ class PortText:
     def _fingerprint(self) -> tuple[Tensor, str]:
         """The first rows of `PROBE_PROMPTS`, [3, PROBE_TOKENS, d] float32 on the CPU, see `mace.method.prior.probe`;
         and what features depend on, by value."""
-        text, model = AnyText(self.clip).content(), self.model.clone()
+        text, model = AnyText(self.clip).content(*PROBE_PROMPTS), self.model.clone()
         # The layers that are edited stand behind what they read.
         for name in (*self.layout.tokens, *self.layout.pooled, *chain(*self.layout.others)):
             model.patches.pop(weight_key(name), None)

@@ -38,12 +38,19 @@ def content_sha256(*parts) -> str:
 
 def _digest(parts, inside: tuple) -> str:
     came_up: set[int] = set()
-    while True:
-        digest, known = hashlib.sha256(), len(came_up)
-        Feeder(digest, _known, came_up).feed(parts, inside)
-        # A variable may have been told before all functions that assign it came up.
-        if len(came_up) == known:
-            return digest.hexdigest()
+    known = None
+    # A variable may be told before all functions that assign it have come up. Tensors, which take long, are read last.
+    while len(came_up) != known:
+        known = len(came_up)
+        Feeder(None, _known_by_itself, came_up).feed(parts, inside)
+    digest = hashlib.sha256()
+    Feeder(digest, _known, came_up).feed(parts, inside)
+    return digest.hexdigest()
+
+
+def _known_by_itself(value, inside: tuple) -> tuple[str, tuple | list] | None:
+    """As `_known`, without a MODEL: it has a key of its own."""
+    return ("model", ()) if isinstance(value, ModelPatcher) else _known(value, inside)
 
 
 def _known(value, inside: tuple) -> tuple[str, list] | None:

@@ -1,10 +1,11 @@
 """What a value holds, to be hashed: tensors, containers, and what other packs hang on a MODEL: functions and objects.
 
-A function is its code, its defaults, what it closes over and the globals it names; an object its class and attributes,
-or what it would be pickled as; a class of another pack its attributes and bases. What comes with Python, torch, numpy,
-the host itself or this pack is told by its name, which says nothing of where the pack lies: what is kept on the disk is
-found again when it is moved, and with another Python. What runs leave in functions and objects is no part of them (see
-`left`). What can be told in no way is new every time, so that nothing is reused for it.
+A function is its code, its defaults and attributes, what it closes over and the globals it names; an object its class
+and attributes, or what it would be pickled as; a class of another pack its attributes and bases. What comes with
+Python, torch, numpy, the host itself or this pack is told by its name, which says nothing of where the pack lies: what
+is kept on the disk is found again when it is moved, and with another Python. What runs leave around functions is no
+part of them where that can be seen (see `left`). What can be told in no way is new every time, so that nothing is
+reused for it.
 """
 
 import copyreg
@@ -54,10 +55,10 @@ _HEAP = 1 << 9
 
 
 class Feeder:
-    """Feeds values into a digest.
+    """Feeds values into a digest; with None it looks for what assigns variables alone, and reads no tensors.
 
-    also(value): (kind, parts) of values that the caller knows better, or None.  came_up: ids of the codes of functions
-    that assign variables around them; those that come up are added, and a digest counts when none was.
+    also(value): (kind, parts) of values that the caller knows better, or None.  came_up: what `left.assigned_by` gives;
+    of functions that come up it is added, and a digest counts when it was all there before.
     """
 
     def __init__(self, digest, also=lambda value, inside: None, came_up: set[int] | None = None):
@@ -68,12 +69,14 @@ class Feeder:
 
     def feed(self, value, inside: tuple = ()) -> None:
         """inside: the ids of the objects that hold this one; one that holds itself counts by how far up it is."""
+        if self._digest is None and isinstance(value, Tensor | np.ndarray | bytes):
+            return
         if isinstance(value, Tensor):
             for raw in tensor_bytes(value):
                 self._digest.update(raw)
             return
         if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
-            self._digest.update(f"{type(value).__name__} {value!r};".encode(errors="surrogatepass"))
+            self._say(f"{type(value).__name__} {value!r}")
             return
         if _is_named(value):
             named = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or repr(value)
@@ -92,8 +95,7 @@ class Feeder:
                 return
             self._told[id(value)] = len(self._told)
         if isinstance(value, types.FunctionType):
-            if left.assigned_in(value.__code__):
-                self._came_up.add(id(value.__code__))
+            self._came_up |= left.assigned_by(value)
             kind, parts = _function_parts(value, self._came_up)
         else:
             kind, parts = self._also(value, inside) or _parts(value)
@@ -108,7 +110,8 @@ class Feeder:
                 self.feed(part, inside)
 
     def _say(self, words: str) -> None:
-        self._digest.update(f"{words};".encode(errors="surrogatepass"))
+        if self._digest is not None:
+            self._digest.update(f"{words};".encode(errors="surrogatepass"))
 
 
 def _home(value) -> str:
@@ -166,9 +169,7 @@ def _object_parts(value) -> tuple[str, Mapping | list]:
     # Classes written in Python keep what they hold where it can be seen; a subclass of anything else may not.
     if hasattr(value, "__dict__") and all(base.__flags__ & _HEAP for base in own.__mro__[:-1]):
         slots = {slot for base in own.__mro__ for slot in _slots(base) if hasattr(value, slot)}
-        held = {**{slot: getattr(value, slot) for slot in slots}, **vars(value)}
-        passing = left.left_by_calls(own) if callable(value) else ()
-        return name, {**{attribute: part for attribute, part in held.items() if attribute not in passing}, **more}
+        return name, {**{slot: getattr(value, slot) for slot in slots}, **vars(value), **more}
     if isinstance(value, Mapping):
         return name, [dict(value), vars(value), *more.values()]
     reduced = _reduced(value)
@@ -208,11 +209,15 @@ def is_settled(value) -> bool:
 
 
 def _function_parts(function: types.FunctionType, came_up: set[int]) -> tuple[str, list]:
-    held = left.closure_of(function, came_up)
+    # Not by `__module__`: a pack's function takes that of the host's that it wraps.
+    is_host = function.__globals__.get("__name__", "").partition(".")[0] in _SETTLED
+    held = left.closure_of(function, is_host, came_up)
     parts = [_code(function.__code__), function.__defaults__, function.__kwdefaults__, held]
-    if (function.__module__ or "").partition(".")[0] not in _SETTLED:
+    if not is_host:
         named = _globals_of(function)
         parts += [named] if named else []
+    if vars(function):
+        parts.append(vars(function))
     return f"function {_home(function)}.{function.__qualname__}", parts
 
 
