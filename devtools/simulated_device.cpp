@@ -1,4 +1,4 @@
-// A device for torch that lies in the machine's memory: every operation is computed by the CPU's kernels on copies.
+// A device for torch that lies in the machine's memory: every operation is computed by the CPU's kernels.
 //
 // What it has of a card: tensors that do not mix with the CPU's, memory that is counted and ends (the limit is set by
 // the test), and running out of it.
@@ -100,6 +100,13 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   }
 };
 
+// As on a card, a tensor of the CPU's is taken beside the device's only where it has no shape.
+void check_device(const std::string& name, const at::Tensor& tensor) {
+  TORCH_CHECK(
+      !tensor.defined() || tensor.is_privateuseone() || tensor.dim() == 0,
+      "Expected all tensors to be on the same device: ", name, " got one of ", tensor.device(), " beside ", DEVICE);
+}
+
 // The same memory as a tensor of the CPU.
 at::Tensor seen(const at::Tensor& tensor) {
   if (!tensor.is_privateuseone())
@@ -110,6 +117,7 @@ at::Tensor seen(const at::Tensor& tensor) {
 
 // As it is multiplied: a CPU is slow in half precision, and a card adds such products up in float32 too.
 at::Tensor multiplied(const at::Tensor& tensor) {
+  check_device("a product", tensor);
   auto found = seen(tensor);
   return found.scalar_type() == at::kHalf ? found.to(at::kFloat) : found;
 }
@@ -211,14 +219,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
     return found.defined() ? found.to(DEVICE, gradient.scalar_type()) : found;
   };
   auto [one, two, three] = at::convolution_backward(
-      multiplied(gradient), multiplied(input), multiplied(weight), at::IntArrayRef(weight.size(0)), stride, padding, dilation,
-      transposed, output_padding, groups, mask);
+      multiplied(gradient), multiplied(input), multiplied(weight), at::IntArrayRef(weight.size(0)), stride, padding,
+      dilation, transposed, output_padding, groups, mask);
   return {moved(one), moved(two), moved(three)};
-}
-
-// Operations that take tensors of the CPU beside those of a card, as CUDA does: indices, and what has no shape.
-bool may_mix(const std::string& name) {
-  return name.rfind("aten::index", 0) == 0 || name.rfind("aten::_index_put_impl", 0) == 0;
 }
 
 bool multiplies(const std::string& name) {
@@ -226,20 +229,13 @@ bool multiplies(const std::string& name) {
 }
 
 void check_device(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
-  const auto& name = op.schema().name();
-  if (may_mix(name))
-    return;
-  auto refuse = [&](const at::Tensor& tensor) {
-    TORCH_CHECK(
-        !tensor.defined() || tensor.is_privateuseone() || tensor.dim() == 0,
-        "Expected all tensors to be on the same device: ", name, " got one of ", tensor.device(), " beside ", DEVICE);
-  };
   for (const auto& value : stack) {
     if (value.isTensor())
-      refuse(value.toTensor());
+      check_device(op.schema().name(), value.toTensor());
+    // Lists of indices are of another kind: a card takes the CPU's too.
     else if (value.isTensorList())
       for (const at::Tensor& tensor : value.toTensorVector())
-        refuse(tensor);
+        check_device(op.schema().name(), tensor);
   }
 }
 
