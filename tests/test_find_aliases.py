@@ -165,6 +165,7 @@ def test_few_near_words_are_words_near(comfy_host, encoder):
     assert other == []
 
 
+@pytest.mark.long
 def test_a_size_that_memory_has_no_room_for_is_tried_once(demo, find):
     """For all concepts, and their longer names."""
     model, asked = short_of_memory(demo[0], 2)
