@@ -206,8 +206,8 @@ class Bench:
         a = self.arguments
         settings = TRAIN | dict(steps=str(a.steps), side_by_side=a.side_by_side, save_memory=a.save_memory)
         given = dict(model=self[f"refined {count}"][0], clip=self["loaded"][1], images=self[f"images {count}"])
-        # `again` trains a concept anew once, and every count is to train all of its own.
-        self.pack("nodes.stages.trained")._forgotten.clear()
+        # Every count is to train all of its own.
+        self.host.forget_trained()
         start = time.perf_counter()
         node = self.host.run("MACE_TrainErasureLora", **given, masks=self[f"masks {count}"], **settings)
         said = text_of(node)

@@ -12,7 +12,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float
 REFINE = dict(strength=1.0, lambda1="1e-4", lambda3="0", mu="0.1", projections="both", lambda1_form="paper")
 IMAGES = dict(prompt="auto", negative="", seed=0, cfg=7.0, sampler_name="euler", scheduler="normal")
 TRAIN = dict(preset="paper (Table 10)", rank="auto", learning_rate="auto", loss="auto", end_of_text="auto")
-TRAIN |= dict(focus="auto", projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, again=True)
+TRAIN |= dict(focus="auto", projections="both", cfis=True, t1=200, t2=400, gamma=0.05, seed=0, again=False)
 ALIASES = dict(words="", keep="", threshold=0.5, most=8, seed=0, neighbours=8)
 FUSE = dict(method="closed form (Eq. 7)", strengths="", lambda2="auto", lambda3="auto", mu="auto")
 FUSE |= dict(pull="refined weights (release)")

@@ -4,14 +4,11 @@ import gc
 import threading
 from pathlib import Path
 
-import torch
-
 from benchmarks.measure import can_measure_memory, resident
-from devtools.simulated_device import find_device
+from devtools.simulated_device import find_device, statistics_of
 
 DEVICE = find_device()
-# torch's module of the device's kind.
-statistics = torch.cuda if DEVICE is None else getattr(torch, DEVICE.type)
+statistics = statistics_of(DEVICE)
 COLUMNS = {"peak": "peak_bytes", "extra": "extra_bytes", "device": "device_bytes"}
 
 

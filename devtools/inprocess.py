@@ -66,6 +66,14 @@ class InProcessHost(Host):
             skip_identity_layers(loaded[1])
         return loaded
 
+    def forget_trained(self) -> None:
+        """Forget trained LoRAs and trainings that were stopped, as in a new process with an empty user folder."""
+        trained = self.module("nodes.stages.trained")
+        trained._store.clear()
+        trained._forgotten.clear()
+        for path in self.module("nodes.host.kept.lora_store").store().folder.glob("*"):
+            path.unlink()
+
     @staticmethod
     def encode(clip, prompt: str):
         """CONDITIONING of a prompt, as CLIPTextEncode gives it."""

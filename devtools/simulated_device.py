@@ -25,6 +25,11 @@ def find_device() -> torch.device | None:
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
+def statistics_of(device: torch.device | None) -> ModuleType:
+    """torch's module of a device's kind, CUDA's without one: memory_allocated(), synchronize() and the like."""
+    return torch.cuda if device is None else getattr(torch, device.type)
+
+
 def start(limit: int) -> torch.device:
     """Make the device known to torch, once in a process and before the host is imported. limit: its memory, bytes.
 

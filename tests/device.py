@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from devtools.identity_layers import skip_identity_layers
-from devtools.simulated_device import SIZE, find_device
+from devtools.simulated_device import SIZE, find_device, statistics_of
 
 SIMULATED = bool(SIZE)
 DEVICE = find_device()
-# torch's module of the device's kind: memory_allocated(), synchronize() and the like.
-statistics = torch.cuda if DEVICE is None else getattr(torch, DEVICE.type)
+statistics = statistics_of(DEVICE)
 ON_DEVICE = [pytest.mark.gpu, pytest.mark.skipif(DEVICE is None, reason="no CUDA device")]
 FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LIST = "dog | pooch -> sky\nship -> ground"

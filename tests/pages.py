@@ -4,6 +4,7 @@ import re
 
 from playwright.sync_api import Page
 
+from mace.concepts.text import TextError
 from tests import graphs
 
 # What the pages that are watched said is wrong with the pack, since it was last taken.
@@ -28,6 +29,26 @@ def take_errors() -> list[str]:
     taken = list(_errors)
     _errors.clear()
     return taken
+
+
+def parsed_in_page(page, function: str, field: str, texts: list[str]) -> dict[str, dict | None]:
+    """By text: the field of what a parser of the page reads, by its keys, None where it refuses. function: in
+    JavaScript."""
+    found = page.evaluate(
+        f"""async texts => {{ const parse = {function};
+            return texts.map(parse).map(
+                found => found && Object.fromEntries([...found].map(([key, entry]) => [key, entry.{field}]))); }}""",
+        texts,
+    )
+    return dict(zip(texts, found, strict=True))
+
+
+def or_refused(parse, text: str):
+    """What a parser of the nodes reads, None where it refuses."""
+    try:
+        return parse(text)
+    except TextError:
+        return None
 
 
 def wait_for_pictures(page, nodes: int = 2, each: int = graphs.FEW) -> None:

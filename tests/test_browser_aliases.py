@@ -5,9 +5,9 @@ import pytest
 from devtools.graph import to_prompt
 from devtools.pages import load, press_queue
 from mace.concepts.subjects import parse_chosen
-from mace.concepts.text import TextError, normalised
+from mace.concepts.text import normalised
 from tests import graphs
-from tests.pages import queued, reports, saved, without_titles
+from tests.pages import or_refused, parsed_in_page, queued, reports, saved, without_titles
 
 pytestmark = pytest.mark.browser
 
@@ -164,18 +164,10 @@ def test_in_a_subgraph(page):
 
 def test_the_page_reads_what_is_chosen_as_the_node_does(page):
     def read(text):
-        try:
-            return {normalised(target): words for target, words in parse_chosen(text).items()}
-        except TextError:
-            return None
+        return {normalised(target): words for target, words in parse_chosen(text).items()}
 
-    found = page.evaluate(
-        f"""async texts => {{ const {{ parseChosen }} = await {MODULE};
-            return texts.map(parseChosen).map(
-                found => found && Object.fromEntries([...found].map(([key, entry]) => [key, entry.words]))); }}""",
-        LINES,
-    )
-    assert dict(zip(LINES, found, strict=True)) == {text: read(text) for text in LINES}
+    found = parsed_in_page(page, f"(await {MODULE}).parseChosen", "words", LINES)
+    assert found == {text: or_refused(read, text) for text in LINES}
 
 
 def test_a_concepts_line_is_rewritten_alone(page):

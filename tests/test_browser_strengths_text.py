@@ -7,7 +7,8 @@ import pytest
 from mace.concepts.concept import parse_concepts
 from mace.concepts.notation import written
 from mace.concepts.strengths import parse_strengths
-from mace.concepts.text import TextError, normalised
+from mace.concepts.text import normalised
+from tests.pages import or_refused, parsed_in_page
 from tests.test_notation import nasty
 
 pytestmark = pytest.mark.browser
@@ -51,19 +52,8 @@ def page(kept_page):
 
 
 def test_the_page_reads_strengths_as_the_node_does(page):
-    def read(lines):
-        try:
-            return parse_strengths(lines)
-        except TextError:
-            return None
-
-    found = page.evaluate(
-        f"""async texts => {{ const {{ parseStrengths }} = await {MODULE};
-            return texts.map(parseStrengths).map(
-                found => found && Object.fromEntries([...found].map(([key, entry]) => [key, entry.value]))); }}""",
-        LINES,
-    )
-    assert dict(zip(LINES, found, strict=True)) == {lines: read(lines) for lines in LINES}
+    found = parsed_in_page(page, f"(await {MODULE}).parseStrengths", "value", LINES)
+    assert found == {lines: or_refused(parse_strengths, lines) for lines in LINES}
 
 
 def test_the_page_reads_concepts_as_the_node_does(page):

@@ -33,6 +33,8 @@ def check_rows(rows, most):
     """Nothing failed, and of both closed forms each was timed alone, for every number of concepts."""
     assert not [row for row in rows if "error" in row]
     assert [row["concepts"] for row in rows if row["stage"] == "Find Aliases"] == [1, 2]
+    trained = [row["said"][0] for row in rows if row["stage"] == "Train Erasure LoRA"]
+    assert trained == [f"{count} LoRAs trained, 0 of {count} kept from before" for count in (1, 2)]
     for node in ("CFR Refine", "Fuse LoRAs"):
         own = [place for place, row in enumerate(rows) if row["stage"] == node]
         assert [rows[place]["concepts"] for place in own] == [1, 2, most]

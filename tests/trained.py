@@ -7,13 +7,6 @@ from tests.stages import stages
 from tests.test_refine_node import concepts
 
 
-def forget(host):
-    """As in a new process with an empty user folder."""
-    host.module("nodes.stages.trained")._store.clear()
-    for path in host.module("nodes.host.kept.lora_store").store().folder.glob("*"):
-        path.unlink()
-
-
 @pytest.fixture(scope="module")
 def listed(comfy_host):
     return concepts(comfy_host, "dog | pooch -> sky\nship -> ground")
@@ -22,7 +15,7 @@ def listed(comfy_host):
 @pytest.fixture(scope="module")
 def parts(comfy_host, demo, listed):
     """(refined MODEL, refinement, images, LoraSet), all trained on this list's refinement."""
-    forget(comfy_host)
+    comfy_host.forget_trained()
     return stages(comfy_host, demo, listed)
 
 

@@ -46,6 +46,10 @@ class Network:
         self.loaded(count * each)
         return max(1, min(count, int(model_management.get_free_memory(self.device) // each)))
 
+    def run(self, together: "Batches", items: Tensor, work: Callable[[Tensor], Sequence], each: float) -> list:
+        """`Batches.run` with as many at once as there is room for beside the network. each: bytes that one takes."""
+        return together.run(items, work, self.room_for(min(len(items), together.most), each))
+
     def release(self) -> None:
         """Off the device again."""
         self._patcher.detach()

@@ -250,11 +250,10 @@ def make_masks(
             made = feather(grow(made, s.grow), s.feather)
             made, warning = no_empty(made, entry, s.nothing_found)
             share, made = float(made.mean()), written([as_bytes(made)])
+            by_attention = backend == ATTENTION
             # The whole image where nothing was found is one, whatever looked for it.
-            if found_by and made.any() and (backend == ATTENTION or any(len(part.boxes) for part in seen)):
-                read = phrase
-                if backend == ATTENTION:
-                    read = encoder.content(entry.concept.target, entry.concept.mapping)
+            if found_by and made.any() and (by_attention or any(len(part.boxes) for part in seen)):
+                read = encoder.content(entry.concept.target, entry.concept.mapping) if by_attention else phrase
                 source = content_sha256(found_by, read, entry.source or entry.latents, entry.template, s)
                 _sources.put(_place(*without_skipped(entry, made)[:2]), source, 2 * len(source))
         masks.append(made)

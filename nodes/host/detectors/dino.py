@@ -184,8 +184,7 @@ class DinoDetector:
                 results.append(Found(*ordered(corners, scores[kept], labels, height, width)))
             return results
 
-        room = self._network.room_for(min(len(pictures), self._together.most), self._bytes(height, width))
-        return self._together.run(pictures, found, room)
+        return self._network.run(self._together, pictures, found, self._bytes(height, width))
 
     def _bytes(self, height: int, width: int) -> float:
         """About what one picture takes."""

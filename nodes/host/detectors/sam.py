@@ -111,8 +111,8 @@ class SamSegmenter:
         if len(shown):
             encoder = self._network.module.net.image_encoder
             each = of_places(encoder.img_size / PATCH, encoder.blocks[0].attn.num_heads, torch.float32.itemsize)
-            room = self._network.room_for(min(len(shown), self._together.most), each)
-            for place, masks in zip(shown.tolist(), self._together.run(shown, run, room), strict=True):
+            found = self._network.run(self._together, shown, run, each)
+            for place, masks in zip(shown.tolist(), found, strict=True):
                 results[place] = masks
         return results
 

@@ -184,8 +184,7 @@ class Detector:
                 found.append(Found(own_boxes[order], best[: len(order)], tuple(labels)))
             return found
 
-        room = self._network.room_for(min(len(pictures), self._together.most), self._bytes(height, width))
-        return self._together.run(_channels_first(pictures), run, room)
+        return self._network.run(self._together, _channels_first(pictures), run, self._bytes(height, width))
 
     def _label(self, tokens: Sequence[int], chosen: Tensor) -> str:
         """The chosen words of the prompt. tokens: its own.  chosen: bool [at least as many]."""
@@ -247,8 +246,8 @@ class Segmenter:
                 made.append(self._masks(network.net, own, boxes[place], (height, width), reshaped))
             return made
 
-        room = self._network.room_for(min(len(wanted), self._together.most), self._bytes())
-        for place, made in zip(wanted.tolist(), self._together.run(wanted, run, room), strict=True):
+        found = self._network.run(self._together, wanted, run, self._bytes())
+        for place, made in zip(wanted.tolist(), found, strict=True):
             masks[place] = made
         return masks
 

@@ -58,8 +58,7 @@ class LoraStore:
             # Now there is room, or a right.
             self.problem = None
             # A state that stays is not read beside its LoRA.
-            with contextlib.suppress(OSError):
-                self._path(key, STATE).unlink(missing_ok=True)
+            _remove(self._path(key, STATE))
 
     def state(self, key: str) -> TrainState | None:
         """Where the training under this key was stopped, or None."""
@@ -109,8 +108,7 @@ class LoraStore:
         """Remove what is kept under this key."""
         self.begun_on.pop(key, None)
         for kind in (LORA, STATE):
-            with contextlib.suppress(OSError):
-                self._path(key, kind).unlink(missing_ok=True)
+            _remove(self._path(key, kind))
 
     def forget_once(self, key: str) -> None:
         """`forget`, where it was not done since `end_forgetting`: what was trained again is kept as any."""
@@ -120,8 +118,7 @@ class LoraStore:
 
     def end_forgetting(self, key: str) -> None:
         """See `forget_once`."""
-        with contextlib.suppress(OSError):
-            self._path(key, AGAIN).unlink(missing_ok=True)
+        _remove(self._path(key, AGAIN))
 
     def _path(self, key: str, kind: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -142,8 +139,7 @@ class LoraStore:
             return None
         except (SafetensorError, ValueError, KeyError) as error:
             logging.warning("MACE: %s cannot be read and is removed: %s", path.name, error)
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            _remove(path)
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -158,8 +154,7 @@ class LoraStore:
                 self.problem = f"trained LoRAs cannot be kept in {self.folder}: {error}"
                 logging.warning("MACE: %s", self.problem)
                 return False
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            _remove(path)
         return True
 
     def _try_to_write(
@@ -173,8 +168,7 @@ class LoraStore:
             os.replace(temporary, path)
             self._make_room()
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            _remove(temporary)
             return error
         return None
 
@@ -211,6 +205,12 @@ class LoraStore:
                     left -= size
                     if key:
                         self.removed.add(key)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that may be gone; what cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _key_of(path: Path) -> str:
